@@ -1,0 +1,14 @@
+"""mmfocalnet: Focal Modulation Networks as a backbone for OpenMMLab 2.x.
+
+Importing the package registers everything: ``type='FocalNet'`` works in any mmdet or mmseg
+config after ``custom_imports = dict(imports=['mmfocalnet'])``.
+"""
+
+from mmfocalnet.compat import ensure_mmcv_ops
+
+ensure_mmcv_ops()  # before anything imports mmcv.ops
+
+from mmfocalnet.models import FocalModulation, FocalNet  # noqa: E402
+
+__version__ = '0.1.0'
+__all__ = ['FocalModulation', 'FocalNet', '__version__']

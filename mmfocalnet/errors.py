@@ -1,0 +1,15 @@
+"""What a user can get wrong. The tools print such an error as one sentence and exit with 2."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input that its message explains: what, where, what was expected, what to do next."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be found, read or fitted to the model."""
+
+
+class ConfigError(UserError):
+    """A config that is missing, or that names something that is missing."""

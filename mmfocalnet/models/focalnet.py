@@ -1,0 +1,438 @@
+"""FocalNet, the backbone (Section 3.3 of the paper): blocks, stages, patch embedding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mmfocalnet.checkpoints import load_pretrained
+from mmfocalnet.models.archs import find_arch
+from mmfocalnet.models.focal_modulation import FocalModulation, check_focal_window
+
+_DEFAULTS: dict[str, Any] = dict(
+    patch_size=4,
+    embed_dim=96,
+    depths=(2, 2, 6, 2),
+    focal_levels=2,
+    focal_windows=9,
+    use_conv_embed=False,
+    use_postln=False,
+    use_layerscale=False,
+    use_postln_in_modulation=False,
+    normalize_modulator=False,
+)
+
+
+class Mlp(nn.Module):
+    """The feed-forward half of a block: Linear, GELU, Linear.
+
+    Args:
+        dim: Number of channels C.
+        hidden_dim: Width of the hidden layer.
+        drop: Dropout rate after each linear layer. Defaults to 0.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class FocalNetBlock(nn.Module):
+    """One FocalNet block: focal modulation and an MLP, each on a residual branch.
+
+    Args:
+        dim: Number of channels C.
+        modulation: Further arguments of `FocalModulation` (window, levels, ...).
+        mlp_ratio: Hidden width of the MLP as a multiple of C. Defaults to 4.
+        drop: Dropout rate of the projection and the MLP. Defaults to 0.
+        drop_path: Stochastic depth: probability that a sample skips a branch. Defaults to 0.
+        use_postln: Normalise each branch at its end instead of its start (post-norm, the
+            22K models). Defaults to False.
+        layerscale_value: Initial value of a learned per-channel factor on each branch;
+            None leaves the factor out. Defaults to None.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        modulation: dict[str, Any],
+        mlp_ratio: float = 4.0,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        use_postln: bool = False,
+        layerscale_value: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.use_postln = use_postln
+        self.norm1 = nn.LayerNorm(dim)
+        self.modulation = FocalModulation(dim, proj_drop=drop, **modulation)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.gamma_1 = self.gamma_2 = None
+        if layerscale_value is not None:
+            self.gamma_1 = nn.Parameter(layerscale_value * torch.ones(dim))
+            self.gamma_2 = nn.Parameter(layerscale_value * torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        x = x + self._branch(x, self.modulation, self.norm1, self.gamma_1)
+        return x + self._branch(x, self.mlp, self.norm2, self.gamma_2)
+
+    def _branch(self, x: Tensor, layer: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
+        x = norm(layer(x)) if self.use_postln else layer(norm(x))
+        return self.drop_path(x if gamma is None else gamma * x)
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image or a feature map into patches and embed each (the downsampling).
+
+    Plain embedding takes patches side by side; the overlapped one ("conv embedding",
+    Table 2) a 7x7 kernel at the stem and a 3x3 kernel between stages. The input is padded
+    with zeros on the right and bottom to a multiple of the stride.
+
+    Args:
+        in_chans: Channels of the input.
+        embed_dim: Channels C of the output.
+        patch_size: Stride, and kernel size of the plain embedding.
+        overlap: Kernel size of the overlapped embedding; None for the plain one.
+            Defaults to None.
+        norm: Whether to normalise the result. Defaults to True.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        patch_size: int,
+        overlap: int | None = None,
+        norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        # The released checkpoints were trained with these paddings (2 for 7x7/4, 1 for
+        # 3x3/2); the 3 of the released dense code shifts the stem's samples.
+        padding = 0 if overlap is None else (overlap - patch_size + 1) // 2
+        self.proj = nn.Conv2d(in_chans, embed_dim, overlap or patch_size, patch_size, padding)
+        self.norm = nn.LayerNorm(embed_dim) if norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed patches of stride S.
+
+        Args:
+            x: Input (B, C_in, H, W), of any memory layout.
+
+        Returns:
+            Features (B, ceil(H / S), ceil(W / S), C).
+        """
+        bottom, right = (-x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size)
+        # A trace records no branches: it pads always, so that it takes other sizes too.
+        if torch.jit.is_tracing() or bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        x = self.proj(x).permute(0, 2, 3, 1)  # [B, C, H, W] -> [B, H, W, C]
+        return x if self.norm is None else self.norm(x)
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, and the patch embedding that leads to the next.
+
+    Args:
+        blocks: The blocks of the stage.
+        downsample: Embedding into the next stage; None for the last one.
+        use_checkpoint: Keep only the blocks' inputs for backward and compute the rest
+            again there. Defaults to False.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterable[FocalNetBlock],
+        downsample: PatchEmbed | None,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C); the caller applies ``downsample``."""
+        for block in self.blocks:
+            if self.use_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+@MODELS.register_module()
+class FocalNet(BaseModule):
+    """Focal Modulation Network as a backbone for dense prediction.
+
+    Argument and parameter names are those of the published code, so that its configs and
+    checkpoints carry over. Whatever ``arch`` gives, an argument given beside it wins.
+    A value for all stages may be written once instead of as a list.
+
+    Args:
+        arch: Name of an architecture (`mmfocalnet.models.ARCHS`), such as ``'tiny_lrf'``.
+            Defaults to None: the arguments' own defaults.
+        in_chans: Channels of the input. Defaults to 3.
+        patch_size: Stride of the stem. Defaults to 4.
+        embed_dim: Channels of the first stage; they double per stage. Defaults to 96.
+        depths: Number of blocks per stage; as many stages as numbers.
+            Defaults to (2, 2, 6, 2).
+        focal_levels: Focal levels L per stage. Defaults to 2.
+        focal_windows: Kernel size at the first focal level per stage. Defaults to 9.
+        focal_factor: Growth of the kernel size per focal level. Defaults to 2.
+        mlp_ratio: Hidden width of the MLPs as a multiple of C. Defaults to 4.
+        drop_rate: Dropout rate. Defaults to 0.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over
+            all blocks. Defaults to 0.2.
+        patch_norm: Normalise after the stem. Defaults to True.
+        use_conv_embed: Overlapped patch embedding. Defaults to False.
+        use_postln: Post-norm blocks. Defaults to False.
+        use_layerscale: Learned per-channel factors on the branches. Defaults to False.
+        layerscale_value: Their initial value. Defaults to 1e-4.
+        use_postln_in_modulation: Normalise inside the modulation. Defaults to False.
+        normalize_modulator: Divide the gated context by L + 1. Defaults to False.
+        out_indices: Stages to return, each after a LayerNorm of its own (``norm0``, ...).
+            Defaults to None: all of them.
+        frozen_stages: Freeze the stem and the first ``frozen_stages`` stages; 0 freezes the
+            stem alone, -1 nothing. Output norms stay trainable. Defaults to -1.
+        use_checkpoint: Activation checkpointing: less memory for more time, same numbers.
+            Defaults to False.
+        init_cfg: None for random weights, or ``dict(type='Pretrained', checkpoint=...,
+            prefix=...)``; see `mmfocalnet.checkpoints.load_pretrained`. Defaults to None.
+
+    Raises:
+        ValueError: If an argument does not fit; the sentence names it.
+    """
+
+    def __init__(
+        self,
+        arch: str | None = None,
+        *,
+        in_chans: int = 3,
+        patch_size: int | None = None,
+        embed_dim: int | None = None,
+        depths: Sequence[int] | None = None,
+        focal_levels: int | Sequence[int] | None = None,
+        focal_windows: int | Sequence[int] | None = None,
+        focal_factor: int = 2,
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        patch_norm: bool = True,
+        use_conv_embed: bool | None = None,
+        use_postln: bool | None = None,
+        use_layerscale: bool | None = None,
+        layerscale_value: float = 1e-4,
+        use_postln_in_modulation: bool | None = None,
+        normalize_modulator: bool | None = None,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        use_checkpoint: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        given = dict(
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depths=depths,
+            focal_levels=focal_levels,
+            focal_windows=focal_windows,
+            use_conv_embed=use_conv_embed,
+            use_postln=use_postln,
+            use_layerscale=use_layerscale,
+            use_postln_in_modulation=use_postln_in_modulation,
+            normalize_modulator=normalize_modulator,
+        )
+        cfg = {
+            **_DEFAULTS,
+            **({} if arch is None else find_arch(arch)),
+            **{key: value for key, value in given.items() if value is not None},
+        }
+        depths = _check_depths(cfg['depths'])
+        levels = _per_stage('focal_levels', cfg['focal_levels'], depths)
+        windows = _per_stage('focal_windows', cfg['focal_windows'], depths)
+        for window, level in zip(windows, levels, strict=True):
+            check_focal_window(window, level, focal_factor)
+        if cfg['use_conv_embed'] and cfg['patch_size'] != 4:
+            raise ValueError(
+                'use_conv_embed=True is defined for patch_size=4 only (a 7x7 kernel of stride 4), '
+                f'got patch_size={cfg["patch_size"]}.'
+            )
+        self.out_indices = _check_out_indices(out_indices, len(depths))
+        self.frozen_stages = _check_frozen_stages(frozen_stages, len(depths))
+        self.num_features = [cfg['embed_dim'] * 2**i for i in range(len(depths))]
+
+        self.patch_embed = PatchEmbed(
+            in_chans,
+            cfg['embed_dim'],
+            cfg['patch_size'],
+            overlap=7 if cfg['use_conv_embed'] else None,
+            norm=patch_norm,
+        )
+        self.pos_drop = nn.Dropout(drop_rate)
+        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
+        self.layers = nn.ModuleList()
+        for i, dim in enumerate(self.num_features):
+            blocks = [
+                FocalNetBlock(
+                    dim,
+                    modulation=dict(
+                        focal_window=windows[i],
+                        focal_level=levels[i],
+                        focal_factor=focal_factor,
+                        use_postln_in_modulation=cfg['use_postln_in_modulation'],
+                        normalize_modulator=cfg['normalize_modulator'],
+                    ),
+                    mlp_ratio=mlp_ratio,
+                    drop=drop_rate,
+                    drop_path=next(drop_paths),
+                    use_postln=cfg['use_postln'],
+                    layerscale_value=layerscale_value if cfg['use_layerscale'] else None,
+                )
+                for _ in range(depths[i])
+            ]
+            downsample = None
+            if i + 1 < len(depths):
+                overlap = 3 if cfg['use_conv_embed'] else None
+                downsample = PatchEmbed(dim, 2 * dim, patch_size=2, overlap=overlap)
+            self.layers.append(Stage(blocks, downsample, use_checkpoint))
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', nn.LayerNorm(self.num_features[i]))
+        self._freeze_stages()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features of the stages in ``out_indices``.
+
+        Args:
+            x: Images (B, in_chans, H, W) of any size; padded with zeros on the right and
+                bottom to a multiple of the stride at each embedding.
+
+        Returns:
+            One feature map (B, C_i, H_i, W_i) per output, in channels-last memory; with the
+            default four stages of strides 4, 8, 16 and 32.
+        """
+        x = self.pos_drop(self.patch_embed(x))
+        outs = []
+        for i, stage in enumerate(self.layers):
+            x = stage(x)
+            if i in self.out_indices:
+                out = getattr(self, f'norm{i}')(x)
+                outs.append(out.permute(0, 3, 1, 2))  # [B, H, W, C] -> [B, C, H, W]
+            if stage.downsample is not None:
+                x = stage.downsample(x.permute(0, 3, 1, 2))
+        return tuple(outs)
+
+    def init_weights(self) -> None:
+        """Load the pretrained weights that ``init_cfg`` names, else draw random ones.
+
+        MMEngine's own initialiser only warns when a kernel does not fit, and would leave it
+        random; here everything that is not understood raises.
+
+        Raises:
+            ValueError: If ``init_cfg`` is of another type, or the checkpoint does not fit
+                (`mmfocalnet.checkpoints.CheckpointError`).
+        """
+        if self.is_init:
+            print_log('FocalNet.init_weights was called twice; nothing done.', 'current')
+            return
+        self.apply(_init_module)
+        if self.init_cfg:
+            load_pretrained(self, **_check_init_cfg(self.init_cfg))
+        self.is_init = True
+
+    def train(self, mode: bool = True) -> FocalNet:
+        """Set training mode; frozen stages stay in eval mode. Returns self."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        return [self.patch_embed, self.pos_drop, *self.layers[: self.frozen_stages]]
+
+    def _freeze_stages(self) -> None:
+        for module in self._frozen_modules():
+            module.eval()
+            module.requires_grad_(False)
+
+
+def _init_module(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_init_cfg(init_cfg: Any) -> dict[str, Any]:
+    if not isinstance(init_cfg, dict) or init_cfg.get('type') not in ('Pretrained',):
+        raise ValueError(
+            f"FocalNet takes init_cfg=None or dict(type='Pretrained', checkpoint=...), "
+            f'got {init_cfg!r}.'
+        )
+    options = {key: value for key, value in init_cfg.items() if key != 'type'}
+    unknown = sorted(options.keys() - {'checkpoint', 'prefix', 'map_location'})
+    if unknown or 'checkpoint' not in options:
+        raise ValueError(
+            f'FocalNet takes checkpoint= and prefix= in init_cfg of type Pretrained, '
+            f'got {", ".join(sorted(options)) or "neither"}.'
+        )
+    # Weights always go through the CPU and are copied to wherever the model is.
+    options.pop('map_location', None)
+    return options
+
+
+def _check_depths(depths: Sequence[int]) -> tuple[int, ...]:
+    depths = tuple(depths)
+    if not depths or any(not isinstance(d, int) or d < 1 for d in depths):
+        raise ValueError(f'depths must be one positive number of blocks per stage, got {depths}.')
+    return depths
+
+
+def _per_stage(name: str, value: int | Sequence[int], depths: Sequence[int]) -> tuple[int, ...]:
+    values = (value,) * len(depths) if isinstance(value, int) else tuple(value)
+    if len(values) != len(depths):
+        raise ValueError(
+            f'{name} has {len(values)} values but depths has {len(depths)}: '
+            f'give one per stage, got {name}={list(values)} and depths={list(depths)}.'
+        )
+    return values
+
+
+def _check_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
+    indices = tuple(range(num_stages)) if out_indices is None else tuple(out_indices)
+    if not indices or sorted(set(indices) & set(range(num_stages))) != list(indices):
+        raise ValueError(
+            f'out_indices must be increasing stage numbers from 0 to {num_stages - 1}, '
+            f'got {list(indices)}.'
+        )
+    return indices
+
+
+def _check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
+    if not -1 <= frozen_stages <= num_stages:
+        raise ValueError(
+            f'frozen_stages must be from -1 (nothing) to {num_stages} (all), got {frozen_stages}.'
+        )
+    return frozen_stages

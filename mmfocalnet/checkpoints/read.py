@@ -1,0 +1,140 @@
+"""Finding a checkpoint and reading it without running any code that it may hold."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, get_rank
+from torch import Tensor
+
+from mmfocalnet.errors import CheckpointError
+
+_WRAPPERS = ('state_dict', 'model', 'teacher')
+
+
+def fetch(source: str | os.PathLike) -> Path:
+    """Find a checkpoint on disk; download it once if it is a URL.
+
+    Downloads go to torch.hub's checkpoint folder under a temporary name and are renamed
+    when complete. In distributed runs rank 0 goes first and the others find its file; on
+    another machine they download their own.
+
+    Args:
+        source: Path or http(s) URL.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        CheckpointError: If there is no such file, or it cannot be downloaded.
+    """
+    text = os.fspath(source)
+    if urlparse(text).scheme not in ('http', 'https'):
+        if not Path(text).expanduser().is_file():
+            raise CheckpointError(
+                f'There is no checkpoint file {text!r}: give the path of a .pth file '
+                'or an http(s) URL.'
+            )
+        return Path(text).expanduser()
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(text).path).name
+    if get_rank() == 0:
+        _download(text, path)
+    barrier()
+    _download(text, path)
+    return path
+
+
+def read_checkpoint(source: str | os.PathLike) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, memory-mapped where the format allows.
+
+    Wrappers seen in the wild (``state_dict``, ``model``, ``teacher``) are peeled off.
+
+    Args:
+        source: Path or http(s) URL.
+
+    Returns:
+        The state dict, key to tensor on the CPU.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, no checkpoint, or holds anything
+            but tensors and plain containers.
+    """
+    path = fetch(source)
+    return _unwrap(_load(path), path)
+
+
+def _download(url: str, path: Path) -> None:
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=get_rank() == 0)
+    except Exception as error:  # urllib raises a dozen unrelated types here
+        raise CheckpointError(
+            f'Could not download {url} ({error}): check the network and the address, or '
+            f'download it elsewhere and put it at {path}.'
+        ) from error
+
+
+def _load(path: Path) -> Any:
+    with path.open('rb') as file:
+        start = file.read(512)
+    if start.lstrip()[:1] == b'<':
+        raise CheckpointError(
+            f'{path} is a web page (HTML), not a checkpoint: the download was redirected; '
+            'delete it and fetch the file itself.'
+        )
+    is_zip = start.startswith(b'PK')
+    if is_zip and not zipfile.is_zipfile(path):
+        raise CheckpointError(_truncated(path))
+    try:
+        # Only the zip format can be mapped; the one before PyTorch 1.6 is read whole.
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refused(path, error)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(_truncated(path)) from error
+
+
+def _truncated(path: Path) -> str:
+    return (
+        f'{path} ({path.stat().st_size} bytes) is truncated or is no PyTorch checkpoint: '
+        'download or copy it again.'
+    )
+
+
+def _refused(path: Path, error: Exception) -> str:
+    if 'GLOBAL' not in str(error):
+        return _truncated(path)
+    name = str(error).split('GLOBAL ')[1].split()[0]
+    return (
+        f'{path} holds a Python object ({name}) besides tensors, which is refused because '
+        'unpickling it could run code: save its state dict alone, '
+        "torch.save(checkpoint['state_dict'], PATH), in the program that wrote it."
+    )
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(content, dict):
+        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
+        if wrapper is None:
+            break
+        content = content[wrapper]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(
+            f'{path} holds {type(content).__name__} where a state dict was expected: '
+            'save model.state_dict() instead.'
+        )
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(
+            f'{path} holds no state dict under {", ".join(_WRAPPERS)} and has entries that are '
+            f'no tensors ({", ".join(others[:10])}): save model.state_dict() instead.'
+        )
+    return content

@@ -1,4 +1,4 @@
-"""Fitting a checkpoint to a model of other windows or more levels: dict to dict, no side effects."""
+"""Fitting a checkpoint to other windows or more levels: dict to dict, no side effects."""
 
 from __future__ import annotations
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
 from torch import Tensor
 
 from mmfocalnet.errors import CheckpointError
@@ -66,7 +70,7 @@ def read_checkpoint(source: str | os.PathLike) -> dict[str, Tensor]:
             but tensors and plain containers.
     """
     path = fetch(source)
-    return _unwrap(_load(path), path)
+    return _unwrap(load_file(path), path)
 
 
 def _download(url: str, path: Path) -> None:
@@ -82,7 +86,21 @@ def _download(url: str, path: Path) -> None:
         ) from error
 
 
-def _load(path: Path) -> Any:
+def load_file(path: Path) -> Any:
+    """Load a checkpoint file, memory-mapped where the format allows, running none of its code.
+
+    Besides tensors and plain containers only the harmless types of MMEngine's own training
+    checkpoints are allowed (PyTorch 2.6 and later can be told of them).
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content, tensors on the CPU.
+
+    Raises:
+        CheckpointError: If it is truncated, no checkpoint, or holds other objects.
+    """
     with path.open('rb') as file:
         start = file.read(512)
     if start.lstrip()[:1] == b'<':
@@ -94,12 +112,48 @@ def _load(path: Path) -> Any:
     if is_zip and not zipfile.is_zipfile(path):
         raise CheckpointError(_truncated(path))
     try:
-        # Only the zip format can be mapped; the one before PyTorch 1.6 is read whole.
-        return torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip)
+        with _training_types_allowed():
+            # Only the zip format can be mapped; the one before PyTorch 1.6 is read whole.
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refused(path, error)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(_truncated(path)) from error
+
+
+def reads_training_checkpoints() -> bool:
+    """Whether this PyTorch (2.6 or later) can be told of MMEngine's types by name."""
+    return digit_version(torch.__version__) >= digit_version('2.6')
+
+
+def _training_types_allowed() -> AbstractContextManager:
+    if not reads_training_checkpoints():
+        return nullcontext()
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    numpy_functions = [
+        (getattr(multiarray, function), f'{module}.multiarray.{function}')
+        for module in ('numpy.core', 'numpy._core')  # the name before and since NumPy 2
+        for function in ('_reconstruct', 'scalar')
+    ]
+    kinds = (np.float32, np.float64, np.int32, np.int64, np.uint32, np.bool_)
+    return torch.serialization.safe_globals(
+        [
+            HistoryBuffer,
+            (_history_method, 'builtins.getattr'),
+            (_history_method, '__builtin__.getattr'),
+            np.ndarray,
+            np.dtype,
+            *{type(np.dtype(kind)) for kind in kinds},
+            *numpy_functions,
+        ]
+    )
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """All that a training checkpoint needs `getattr` for: the statistics of its loss history."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr of {owner!r}')
+    return getattr(HistoryBuffer, name)
 
 
 def _truncated(path: Path) -> str:

@@ -1,0 +1,44 @@
+# Two commands do all the set-up on a machine with Python, pip, make and git:
+#   make demo    install, draw sample data, train, evaluate, draw pictures
+#   make test    install, lint, test
+# Both install once, into $(VENV); an interrupted installation is repaired by the next call.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What pip gets to install PyTorch. For a GPU, for example:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
+# The maintained forks; `openmmlab` is upstream (see docs/install.md).
+STACK ?= onedl
+
+BIN := $(VENV)/bin
+SETTINGS := $(shell printf '%s' '$(TORCH) $(STACK)' | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(SETTINGS)
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(BIN)/python tools/demo.py
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Without the mark of a finished installation the environment may be half there: start afresh.
+$(READY): pyproject.toml setup.py
+	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	@rm -f $(VENV)/.ready-*
+	$(BIN)/python -m pip install -q --retries 1 $(TORCH)
+	$(BIN)/python -m pip install -q -e '.[$(STACK),test]'
+# opencv-python needs the system's libGL, which servers lack; its headless twin does not.
+	@$(BIN)/python -c 'import cv2' 2> /dev/null || $(BIN)/python -m pip install -q \
+	    --force-reinstall --no-deps "opencv-python-headless==$$($(BIN)/python -c \
+	    'from importlib.metadata import version; print(version("opencv-python"))')"
+	$(BIN)/python -c 'import mmfocalnet, mmdet.models, mmseg.models' 2> /dev/null
+	@touch $@
+
+clean:
+	rm -rf $(VENV) work_dirs data/shapes

@@ -1,0 +1,56 @@
+"""What MMEngine does on GPUs only: several processes, and mixed precision, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+from mmfocalnet.errors import ConfigError
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):
+    """Mixed precision on the CPU: bfloat16 autocast, which needs no loss scale.
+
+    MMEngine's ``AmpOptimWrapper`` refuses to start without a GPU.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run the forward pass in bfloat16 where autocast allows it."""
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+            yield
+
+
+def init_cpu_processes(cfg: Config) -> None:
+    """Join the gloo process group of a launch without GPUs.
+
+    MMEngine's own start-up calls ``torch.cuda.set_device`` whatever the backend is; a
+    process group that exists already is left alone by its Runner.
+
+    Args:
+        cfg: The config, with ``launcher`` set; its model wrapper is set to one without
+            devices.
+
+    Raises:
+        ConfigError: If the launcher is not ``pytorch`` (torchrun).
+    """
+    if cfg.launcher != 'pytorch':
+        raise ConfigError(
+            f'--launcher {cfg.launcher} needs GPUs, and none is visible: on CPUs use '
+            'tools/dist_train.sh CONFIG NUM_PROCESSES.'
+        )
+    cfg.env_cfg.dist_cfg = dict(backend='gloo')
+    torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )

@@ -1,0 +1,98 @@
+"""Every config file: loads, builds without memory, fits itself, and counts as the paper does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from mmfocalnet.models import ARCHS
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+LEAVES = sorted(p for p in CONFIGS.glob('*/*.py') if not p.parent.name.startswith('_'))
+
+# Millions of parameters counted with the published backbone inside mmdet 3, window 9.
+MASK_RCNN_PARAMS = {
+    'focalnet_t_srf': 48.675,
+    'focalnet_t': 49.426,
+    'focalnet_s_srf': 70.913,
+    'focalnet_s': 72.448,
+    'focalnet_b_srf': 109.543,
+    'focalnet_b': 111.589,
+}
+# Stochastic depth of the released configs.
+DROP_PATH = {
+    ('t', '1x'): 0.1, ('s', '1x'): 0.2, ('b', '1x'): 0.3,
+    ('t', '3x'): 0.3, ('s', '3x'): 0.5, ('b', '3x'): 0.5,
+}  # fmt: skip
+
+
+def build(cfg):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=lambda p: f'{p.parent.name}/{p.stem}')
+def test_config_builds_and_its_channels_fit(path):
+    cfg = Config.fromfile(path)
+    assert cfg.custom_imports.imports == ['mmfocalnet']
+    model = build(cfg)
+    outs = model.backbone(torch.empty(1, 3, 64, 96, device='meta'))
+    model.neck(outs)
+    assert [out.shape[1] for out in outs] == cfg.model.neck.in_channels
+
+
+def test_no_config_inherits_from_another_package():
+    for path in CONFIGS.rglob('*.py'):
+        assert '::' not in path.read_text(), path
+
+
+@pytest.mark.parametrize('schedule', ['1x', '3x'])
+@pytest.mark.parametrize('name', MASK_RCNN_PARAMS)
+def test_mask_rcnn_is_the_published_one(name, schedule):
+    cfg = Config.fromfile(CONFIGS / f'mask_rcnn/{name}_{schedule}.py')
+    params = sum(p.numel() for p in build(cfg).parameters())
+    assert round(params / 1e6, 3) == MASK_RCNN_PARAMS[name]
+    backbone = cfg.model.backbone
+    assert backbone.drop_path_rate == DROP_PATH[name.split('_')[1], schedule]
+    assert backbone.init_cfg.checkpoint == (
+        'https://github.com/microsoft/FocalNet/releases/download/v1.0.0/'
+        f'focalnet_{backbone.arch}.pth'
+    )
+    epochs, steps = {'1x': (12, [9, 11]), '3x': (36, [27, 33])}[schedule]
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
+    assert cfg.param_scheduler[1].milestones == steps
+
+
+@pytest.mark.parametrize(('size', 'drop_path'), [('t', 0.2), ('s', 0.2), ('b', 0.3)])
+def test_deeper_and_thinner(size, drop_path):
+    cfg = Config.fromfile(CONFIGS / f'mask_rcnn/focalnet_{size}_deep_1x.py')
+    assert ARCHS[cfg.model.backbone.arch]['focal_levels'] == 3
+    assert cfg.model.backbone.drop_path_rate == drop_path
+    assert cfg.model.backbone.init_cfg is None
+
+
+def test_recipe_of_the_paper():
+    cfg = Config.fromfile(CONFIGS / 'mask_rcnn/focalnet_t_1x.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    warmup = cfg.param_scheduler[0]
+    assert (warmup.start_factor, warmup.end, warmup.by_epoch) == (0.001, 500, False)
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    first, second = cfg.train_pipeline[3].transforms
+    assert [short for short, _ in first[0].scales] == list(range(480, 801, 32))
+    assert [short for short, _ in second[0].scales] == [400, 500, 600]
+    assert second[1].crop_size == (384, 600)
+
+
+def test_norm_layers_do_not_decay():
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = Config.fromfile(CONFIGS / 'mask_rcnn/focalnet_t_1x.py')
+    model = MODELS.build(dict(cfg.model.backbone, depths=[1, 1, 1, 1]))
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    decay = {id(group['params'][0]): group['weight_decay'] for group in wrapper.param_groups}
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.0 if 'norm' in name else 0.05), name

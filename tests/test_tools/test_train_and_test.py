@@ -1,0 +1,171 @@
+"""The command lines end to end, as a user runs them."""
+
+import pickle
+import re
+import sys
+
+import pytest
+import torch
+
+CONFIG = 'configs/demo/mask_rcnn.py'
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, tiny_options):
+    """A checkpoint of the tiny model."""
+    import subprocess
+
+    from tests.test_tools.conftest import ROOT
+
+    work_dir = tmp_path_factory.mktemp('trained')
+    subprocess.run(
+        [sys.executable, 'tools/train.py', CONFIG, '--work-dir', work_dir, '--cfg-options']
+        + tiny_options,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    return work_dir / 'iter_2.pth'
+
+
+def test_train_evaluate_save_and_resume(train, tmp_path):
+    first = train()
+    assert 'coco/bbox_mAP_50' in first.stdout
+    assert 'coco/segm_mAP_50' in first.stdout
+    assert first.stdout.count('mmcv ops:') == 1
+    assert (tmp_path / 'iter_2.pth').is_file()
+
+    resumed = train('--resume', options=['train_cfg.max_iters=3'])
+    assert re.search(r'resumed .*iter: 2', resumed.stdout)
+    assert 'Iter(train) [3/3]' in resumed.stdout
+
+    from_path = train('--resume', tmp_path / 'iter_3.pth', options=['train_cfg.max_iters=4'])
+    assert 'Iter(train) [4/4]' in from_path.stdout
+
+
+def test_amp_and_auto_scale_lr(train):
+    out = train('--amp', '--auto-scale-lr').stdout
+    assert 'AmpOptimWrapper' in out
+    # Two images per batch instead of sixteen: an eighth of the rate.
+    assert re.search(r'LR has been automatically scaled from 0.00\d* to', out)
+
+
+def test_test_with_every_flag(run, trained, tiny_options, tmp_path):
+    out = run(
+        sys.executable, 'tools/test.py', CONFIG, trained, '--work-dir', tmp_path,
+        '--out', tmp_path / 'predictions.pkl', '--show-dir', 'drawn', '--wait-time', '0',
+        '--cfg-options', *tiny_options,
+    ).stdout  # fmt: skip
+    assert 'coco/segm_mAP' in out
+    with open(tmp_path / 'predictions.pkl', 'rb') as file:
+        assert len(pickle.load(file)) == 3
+    assert len(list(tmp_path.glob('*/drawn/*.jpg'))) == 3
+
+
+def test_test_time_augmentation(run, trained, tiny_options, tmp_path):
+    out = run(
+        sys.executable, 'tools/test.py', CONFIG, trained, '--work-dir', tmp_path, '--tta',
+        '--cfg-options', *tiny_options,
+    ).stdout  # fmt: skip
+    assert 'coco/bbox_mAP' in out
+    assert 'segm_mAP' not in out
+
+
+def test_two_processes_train_evaluate_and_write_one_checkpoint(run, tiny_options, tmp_path):
+    out = run(
+        'tools/dist_train.sh', CONFIG, 2, '--work-dir', tmp_path,
+        '--cfg-options', *tiny_options, env={'PORT': '29611'},
+    ).stdout  # fmt: skip
+    assert out.count('Saving checkpoint at 2 iterations') == 1
+    assert 'coco/bbox_mAP' in out
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['iter_2.pth']
+    keys = torch.load(tmp_path / 'iter_2.pth', weights_only=False)['state_dict']
+    assert not any(key.startswith('module.') for key in keys)
+    out = run(
+        'tools/dist_test.sh', CONFIG, tmp_path / 'iter_2.pth', 2, '--work-dir', tmp_path,
+        '--cfg-options', *tiny_options, env={'PORT': '29612'},
+    ).stdout  # fmt: skip
+    assert 'coco/bbox_mAP' in out
+
+
+def test_mmdets_own_train_tool(run, tiny_options, tmp_path):
+    """A config's custom_imports is enough: nothing of ours needs to be imported first."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    package = Path(find_spec('mmdet').origin).parent
+    out = run(
+        sys.executable, package / '.mim/tools/train.py', CONFIG, '--work-dir', tmp_path,
+        '--cfg-options', *tiny_options,
+    ).stdout  # fmt: skip
+    assert 'coco/bbox_mAP_50' in out
+
+
+def test_collect_env(run):
+    out = run(sys.executable, 'tools/collect_env.py').stdout
+    for name in ('mmfocalnet:', 'Stack:', 'mmcv ops:', 'PyTorch:', 'Devices:', 'Threads:'):
+        assert name in out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['train.py', 'configs/none.py'], "no config file 'configs/none.py'"),
+        (['train.py', 'README.md'], 'README.md cannot be read as a config'),
+        (['train.py', CONFIG, '--cfg-options', 'model.backbone.depths.9.x=1'], 'does not fit'),
+        (['train.py', CONFIG, '--resume', 'none.pth'], "no checkpoint file 'none.pth'"),
+        (['test.py', CONFIG, 'none.pth'], "no checkpoint file 'none.pth'"),
+        (['test.py', CONFIG, 'README.md'], 'README.md .* is truncated or is no PyTorch'),
+        (['test.py', CONFIG, 'none.pth', '--out', 'x.json'], '--out x.json must end in .pkl'),
+    ],
+)
+def test_mistakes_end_in_one_sentence(run, tiny_options, tmp_path, arguments, message):
+    tool, *rest = arguments
+    if '--cfg-options' not in rest:
+        rest += ['--cfg-options', *tiny_options]
+    result = run(sys.executable, f'tools/{tool}', *rest, '--work-dir', tmp_path / 'work', code=2)
+    assert re.search(message, result.stderr)
+    assert 'Traceback' not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / 'work').exists()
+
+
+def test_missing_data_and_offline_checkpoint(run, tiny_options, tmp_path, shapes):
+    mask_rcnn = 'configs/mask_rcnn/focalnet_t_1x.py'
+    missing = run(
+        sys.executable, 'tools/train.py', mask_rcnn, '--work-dir', tmp_path / 'work',
+        '--cfg-options', 'train_dataloader.dataset.data_root=data/none/', code=2,
+    )  # fmt: skip
+    assert 'data/none/annotations/instances_train2017.json is missing' in missing.stderr
+    roots = [option for option in tiny_options if 'data_root' in option or 'ann_file' in option]
+    offline = run(
+        sys.executable, 'tools/train.py', mask_rcnn, '--work-dir', tmp_path / 'work',
+        '--cfg-options', *roots,
+        'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/focalnet_tiny_lrf.pth',
+        env={'TORCH_HOME': str(tmp_path / 'hub')}, code=2,
+    )  # fmt: skip
+    assert 'Could not download http://127.0.0.1:9/focalnet_tiny_lrf.pth' in offline.stderr
+    for result in (missing, offline):
+        assert 'Traceback' not in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / 'work').exists()
+    assert not list((tmp_path / 'hub').rglob('*.pth*'))
+
+
+def test_usage_of_the_shell_scripts(run):
+    for script in ('dist_train.sh', 'dist_test.sh', 'slurm_train.sh'):
+        assert 'usage:' in run(f'tools/{script}', code=2).stderr
+
+
+def test_slurm_script_hands_over(run, tmp_path):
+    (tmp_path / 'srun').write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    import os
+
+    out = run(
+        'tools/slurm_train.sh', 'gpu', 'job', CONFIG, 'out', '--amp',
+        env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '16'},
+    ).stdout  # fmt: skip
+    assert '--partition=gpu' in out
+    assert '--ntasks=16' in out
+    assert f'tools/train.py {CONFIG} --work-dir out --launcher slurm --amp' in out

@@ -1,0 +1,61 @@
+"""Print what a bug report needs: python tools/collect_env.py"""
+
+import argparse
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from mmengine.utils.dl_utils import collect_env
+
+import mmfocalnet
+from mmfocalnet.compat.mmcv_ops import ops_provider
+
+STACKS = {
+    'maintained forks (onedl)': (
+        'onedl-mmengine',
+        'onedl-mmcv',
+        'onedl-mmdetection',
+        'onedl-mmsegmentation',
+    ),
+    'upstream (openmmlab)': ('mmengine', 'mmcv', 'mmdet', 'mmsegmentation'),
+}
+
+
+def installed(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def stacks():
+    """Installed packages per stack; both at once overwrite each other and are a fault."""
+    found = {}
+    for stack, names in STACKS.items():
+        versions = {name: installed(name) for name in names if installed(name)}
+        if versions:
+            found[stack] = ', '.join(f'{name} {number}' for name, number in versions.items())
+    return found
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    info = {
+        key: value for key, value in collect_env().items() if key != 'PyTorch compiling details'
+    }
+    info['mmfocalnet'] = mmfocalnet.__version__
+    for stack, packages in stacks().items():
+        info[f'Stack: {stack}'] = packages
+    if len(stacks()) > 1:
+        info['WARNING'] = 'both stacks are installed; they overwrite each other: remove one'
+    info['mmcv ops'] = ops_provider()
+    info['Devices'] = (
+        ', '.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or 'CPU'
+    )
+    info['Threads'] = f'{torch.get_num_threads()} (of {os.cpu_count()} cores)'
+    for key, value in info.items():
+        print(f'{key}: {value}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,60 @@
+"""Test a model: python tools/test.py configs/mask_rcnn/focalnet_t_1x.py CHECKPOINT"""
+
+import argparse
+
+from mmengine.evaluator import DumpResults
+
+from mmfocalnet.errors import UserError
+from mmfocalnet.launch import (
+    add_common_flags,
+    build_runner,
+    check_data,
+    load_config,
+    one_sentence_errors,
+    use_drawing,
+    use_tta,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Test (and evaluate) a model')
+    add_common_flags(parser)
+    parser.add_argument('checkpoint', help='checkpoint file of the model')
+    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions there')
+    parser.add_argument('--show', action='store_true', help='show each prediction in a window')
+    parser.add_argument('--show-dir', help='draw predictions into WORK_DIR/TIMESTAMP/SHOW_DIR')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds that --show stays (default: 2)'
+    )
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return parser.parse_args()
+
+
+def dump_metric(path, scope):
+    if scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults  # packs masks, which fill a disk otherwise
+
+        return DumpDetResults(out_file_path=path)
+    return DumpResults(out_file_path=path)
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out {args.out} must end in .pkl: predictions are written as a pickle.')
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        use_drawing(cfg, args)
+    if args.tta:
+        use_tta(cfg)
+    check_data(cfg, ('test',))
+    runner = build_runner(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,49 @@
+"""Train a detector or segmentor: python tools/train.py configs/mask_rcnn/focalnet_t_1x.py"""
+
+import argparse
+
+from mmfocalnet.launch import (
+    add_common_flags,
+    build_runner,
+    check_data,
+    load_config,
+    one_sentence_errors,
+    scale_lr,
+    use_amp,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Train a detector or segmentor')
+    add_common_flags(parser)
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size'
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help="go on from a checkpoint: PATH, or the work dir's newest if none is given",
+    )
+    return parser.parse_args()
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        scale_lr(cfg)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_data(cfg, ('train', 'val'))
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()

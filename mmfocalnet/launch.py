@@ -153,10 +153,10 @@ def use_tta(cfg: Config) -> None:
             f'--tta needs tta_model and tta_pipeline in {cfg.filename}: see those in '
             'configs/_base_/datasets.'
         )
+    if cfg.tta_model.type == 'DetTTAModel':
+        _drop_masks(cfg)
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    if cfg.tta_model.type == 'DetTTAModel':
-        cfg.test_evaluator.metric = 'bbox'  # mmdet merges boxes of several views, not masks
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -210,6 +210,13 @@ def build_runner(cfg: Config) -> Runner:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     log_ops_provider()
     return runner
+
+
+def _drop_masks(cfg: Config) -> None:
+    # mmdet merges the boxes of several views and refuses predictions with masks.
+    if cfg.model.get('roi_head', {}).get('mask_head'):
+        cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
+        cfg.test_evaluator.metric = 'bbox'
 
 
 def _data_paths(loader: dict, cfg: Config) -> Iterator[str]:

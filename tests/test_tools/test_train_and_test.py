@@ -47,7 +47,7 @@ def test_amp_and_auto_scale_lr(train):
     out = train('--amp', '--auto-scale-lr').stdout
     assert 'AmpOptimWrapper' in out
     # Two images per batch instead of sixteen: an eighth of the rate.
-    assert re.search(r'LR has been automatically scaled from 0.00\d* to', out)
+    assert re.search(r'batch size is 2\. Scaling the original LR by 0\.125', out)
 
 
 def test_test_with_every_flag(run, trained, tiny_options, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmfocalnet.datasets import make_shapes
 from mmfocalnet.launch import one_sentence_errors
-from mmfocalnet.visualization import draw_curves, read_scalars
+from mmfocalnet.visualization import draw_curves, draw_sheet, read_scalars
 
 TOOLS = Path(__file__).resolve().parent
 METRICS = {'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP_50': 'mask AP50'}
@@ -38,12 +38,14 @@ def main():
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     detections = (work_dir / 'detections').resolve()
     run('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', detections)
+    draw_sheet(sorted(detections.glob('*.jpg'))[:8], work_dir / 'detections.png')
 
     reached = next(entry for entry in reversed(scalars) if next(iter(METRICS)) in entry)
     figures = ', '.join(f'{label} {100 * reached[key]:.1f}' for key, label in METRICS.items())
     print(f'\nReached on held-out images: {figures}.')
-    print(f'Detections (left the truth, right the prediction): {detections}')
-    print(f'Loss and AP: {(work_dir / "curves.png").resolve()}')
+    print(f'Detections (left the truth, right the prediction): {work_dir}/detections.png')
+    print(f'and one file per held-out image: {work_dir}/detections')
+    print(f'Loss and AP over the iterations: {work_dir}/curves.png')
 
 
 if __name__ == '__main__':

@@ -38,6 +38,8 @@ model = dict(
             fc_out_channels=256,
             roi_feat_size=5,
             num_classes=num_classes,
+            # Outlines are found long before they are told apart.
+            loss_cls=dict(loss_weight=2.0),
         ),
         mask_roi_extractor=dict(
             roi_layer=dict(output_size=10, sampling_ratio=2), out_channels=channels

@@ -8,12 +8,9 @@ VENV ?= .venv
 # What pip gets to install PyTorch. For a GPU, for example:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
-# The maintained forks; `openmmlab` is upstream (see docs/install.md).
-STACK ?= onedl
 
 BIN := $(VENV)/bin
-SETTINGS := $(shell printf '%s' '$(TORCH) $(STACK)' | cksum | cut -d' ' -f1)
-READY := $(VENV)/.ready-$(SETTINGS)
+READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 
 .PHONY: demo test lint clean
 
@@ -28,16 +25,19 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 # Without the mark of a finished installation the environment may be half there: start afresh.
+# Debian's Python has venv without pip in it; then the system's pip puts one there.
 $(READY): pyproject.toml setup.py
-	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	@test -e $@ || $(PYTHON) -m venv --clear $(VENV) 2> /dev/null || \
+	    { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	    $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
 	@rm -f $(VENV)/.ready-*
-	$(BIN)/python -m pip install -q --retries 1 $(TORCH)
-	$(BIN)/python -m pip install -q -e '.[$(STACK),test]'
+	$(BIN)/python -m pip install -q --retries 1 --no-deps $(TORCH)
+	$(BIN)/python -m pip install -q -e '.[onedl,test]'
 # opencv-python needs the system's libGL, which servers lack; its headless twin does not.
 	@$(BIN)/python -c 'import cv2' 2> /dev/null || $(BIN)/python -m pip install -q \
 	    --force-reinstall --no-deps "opencv-python-headless==$$($(BIN)/python -c \
 	    'from importlib.metadata import version; print(version("opencv-python"))')"
-	$(BIN)/python -c 'import mmfocalnet, mmdet.models, mmseg.models' 2> /dev/null
+	@$(BIN)/python -W ignore -c 'import mmfocalnet, mmdet.models, mmseg.models'
 	@touch $@
 
 clean:

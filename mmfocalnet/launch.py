@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,29 +13,64 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 
-from mmfocalnet.checkpoints import fetch, load_file, reads_training_checkpoints
+from mmfocalnet.checkpoints import (
+    check_file,
+    fetch,
+    fit_checkpoint,
+    load_file,
+    read_checkpoint,
+    reads_training_checkpoints,
+)
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
-from mmfocalnet.errors import ConfigError, UserError
+from mmfocalnet.errors import CheckpointError, ConfigError, UserError
+from mmfocalnet.models import FocalNet
+from mmfocalnet.models.focalnet import pretrained_options
 
 
 def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Let a command end a `UserError` with one sentence on stderr and exit code 2."""
+    """Let a command end mistakes of the user with one sentence on stderr and exit code 2.
+
+    These are `UserError` and what MMEngine raises itself for a setting that a class does not
+    take and for a class that it does not know. Everything else keeps its traceback.
+    """
 
     @functools.wraps(main)
     def wrapper() -> None:
         try:
             main()
-        except UserError as error:
-            # Every process of a launch fails alike; one says why.
-            if os.environ.get('RANK', '0') == '0':
-                print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
+        except Exception as error:
+            if not isinstance(error, UserError) and not _raised_by_builder(error):
+                raise
+            # Every process of a launch fails alike; one per machine says why.
+            if os.environ.get('LOCAL_RANK', '0') == '0':
+                sentence = ' '.join(str(error).split())
+                print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
             sys.exit(2)
 
     return wrapper
+
+
+def _raised_by_builder(error: Exception) -> bool:
+    """Whether MMEngine's builder itself raised, not the class that it was building."""
+    if not isinstance(error, (TypeError, KeyError)):
+        return False
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return frame.name == 'build_from_cfg'
+
+
+class _Options(DictAction):
+    """KEY=VALUE pairs; anything else is a usage error."""
+
+    def __call__(self, parser: ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__call__(parser, *args, **kwargs)
+        except Exception:  # ValueError, AssertionError, SyntaxError, by the kind of typing error
+            parser.error('--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_epochs=1')
 
 
 def add_common_flags(parser: ArgumentParser) -> None:
@@ -44,7 +80,7 @@ def add_common_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Options,
         help='override settings of the config: KEY=VALUE, lists as key="[a,b]" or key=a,b',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -62,7 +98,8 @@ def load_config(args: Namespace) -> Config:
         The config, with ``work_dir`` (default: ``work_dirs/CONFIG_NAME``) and ``launcher``.
 
     Raises:
-        ConfigError: If the file is missing or cannot be read, or an override does not fit.
+        ConfigError: If the file is missing, cannot be read or has no model, an override does
+            not fit, or the work dir is a file.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
@@ -74,8 +111,14 @@ def load_config(args: Namespace) -> Config:
                 f'--cfg-options {args.cfg_options} does not fit {args.config} ({error}): '
                 'give KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
             ) from error
+    if 'model' not in cfg:
+        raise ConfigError(
+            f'{args.config} has no model: it is no config to train or test, or lacks its _base_.'
+        )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
+        raise ConfigError(f'--work-dir {cfg.work_dir} is a file: give a folder.')
     return cfg
 
 
@@ -102,11 +145,14 @@ def read_config(path: str) -> Config:
 
 def use_amp(cfg: Config) -> None:
     """Switch mixed precision on: float16 with a loss scale on GPUs, bfloat16 on the CPU."""
+    wrapper = cfg.optim_wrapper
     if torch.cuda.is_available():
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
     else:
-        cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
+        wrapper.type = 'CpuAmpOptimWrapper'
+        for gpu_setting in ('loss_scale', 'dtype'):
+            wrapper.pop(gpu_setting, None)
 
 
 def scale_lr(cfg: Config) -> None:
@@ -170,62 +216,122 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         ConfigError: If an annotation file or image folder is missing.
     """
     for split in splits:
-        for path in _data_paths(cfg.get(f'{split}_dataloader') or {}, cfg):
-            if '://' not in path and not Path(path).exists():
-                raise ConfigError(
-                    f'{path} is missing ({split}_dataloader of {cfg.filename}): put or link the '
-                    f'data there, or point to yours with --cfg-options '
-                    f'{split}_dataloader.dataset.data_root=PATH.'
-                )
+        for part in (f'{split}_dataloader', f'{split}_evaluator'):
+            for path in _data_paths(cfg.get(part) or {}):
+                if '://' not in path and not Path(path).exists():
+                    raise ConfigError(
+                        f'{path} is missing ({part} of {cfg.filename}): put or link the data '
+                        'there (ln -s YOUR_COCO data/coco), or change data_root in a config of '
+                        'yours that inherits this one.'
+                    )
 
 
-def check_checkpoints(cfg: Config) -> None:
-    """Find or download every checkpoint that the config names, and try the one to start from.
+def check_start(cfg: Config) -> None:
+    """Try the checkpoint that a run starts from or resumes.
 
     MMEngine falls back to unpickling whatever it is given; a file that does not load safely
     never gets that far.
 
     Raises:
-        CheckpointError: If one is missing, cannot be downloaded or is unreadable.
+        CheckpointError: If it is missing, cannot be downloaded or is unreadable.
     """
-    if cfg.get('load_from'):
-        path = fetch(cfg.load_from)
-        if reads_training_checkpoints():
-            load_file(path)
-    for backbone in _dicts(cfg.model):
-        init_cfg = backbone.get('init_cfg')
-        if str(backbone.get('type', '')).endswith('FocalNet') and isinstance(init_cfg, dict):
-            fetch(init_cfg.get('checkpoint', ''))
+    source = cfg.get('load_from')
+    if cfg.get('resume') and not source:
+        source = _latest_checkpoint(Path(cfg.work_dir))
+    if source:
+        path = fetch(source)
+        load_file(path) if reads_training_checkpoints() else check_file(path)
+
+
+def check_model(cfg: Config) -> None:
+    """Build the model without memory and fit its pretrained weights, leaving nothing behind.
+
+    Raises:
+        ConfigError: If FocalNet does not take its settings.
+        CheckpointError: If a checkpoint cannot be found, read or fitted.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    for module in model.modules():
+        if isinstance(module, FocalNet) and module.init_cfg:
+            fit_checkpoint(target=module.state_dict(), **pretrained_options(module.init_cfg))
+
+
+def check_fits(model: nn.Module, checkpoint: str) -> None:
+    """Make sure that a checkpoint holds every weight of a model that is to be tested.
+
+    Args:
+        model: The model as MMEngine built it.
+        checkpoint: Path or http(s) URL of its checkpoint.
+
+    Raises:
+        CheckpointError: If weights are missing or have other shapes.
+    """
+    if not reads_training_checkpoints():
+        return
+    state = {
+        key.removeprefix('module.'): value for key, value in read_checkpoint(checkpoint).items()
+    }
+    wrong = [
+        key
+        for key, value in model.state_dict().items()
+        if (name := key.removeprefix('module.')) not in state or state[name].shape != value.shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f'{checkpoint} is not a checkpoint of this config: {len(wrong)} weights are missing '
+            f'or have another shape ({", ".join(wrong[:3])} ...); give the one that was trained '
+            'with it.'
+        )
 
 
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner; on machines without GPUs join a launch's gloo processes first.
 
     Raises:
-        CheckpointError: If a checkpoint that the config names is missing or unreadable.
+        ConfigError: If the launcher's environment is missing.
     """
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ConfigError(
+            '--launcher pytorch is for torchrun, which sets RANK and its like: use '
+            'tools/dist_train.sh CONFIG NUM_PROCESSES.'
+        )
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         init_cpu_processes(cfg)
-    check_checkpoints(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     log_ops_provider()
     return runner
+
+
+def _latest_checkpoint(work_dir: Path) -> str | None:
+    mark = work_dir / 'last_checkpoint'
+    if not mark.is_file():
+        return None
+    name = mark.read_text().strip()
+    if not Path(name).is_file():
+        raise CheckpointError(
+            f'{mark} names {name!r}, which is gone: give another one as --resume PATH, or '
+            f'delete {mark} to start afresh.'
+        )
+    return name
 
 
 def _drop_masks(cfg: Config) -> None:
     # mmdet merges the boxes of several views and refuses predictions with masks.
     if cfg.model.get('roi_head', {}).get('mask_head'):
         cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
-        cfg.test_evaluator.metric = 'bbox'
+        for evaluator in _dicts(cfg.test_evaluator):
+            if evaluator.get('type') == 'CocoMetric':
+                evaluator.metric = 'bbox'
 
 
-def _data_paths(loader: dict, cfg: Config) -> Iterator[str]:
-    for dataset in _dicts(loader):
-        root = dataset.get('data_root') or ''
-        prefixes = dataset.get('data_prefix') or {}
-        for part in (dataset.get('ann_file'), *prefixes.values()):
-            if isinstance(part, str) and part:
-                yield part if '://' in root else os.path.join(root, part)
+def _data_paths(part: dict | list) -> Iterator[str]:
+    for node in _dicts(part):
+        root = node.get('data_root') or ''
+        prefixes = node.get('data_prefix') or {}
+        for path in (node.get('ann_file'), *prefixes.values()):
+            if isinstance(path, str) and path:
+                yield path if '://' in root else os.path.join(root, path)
 
 
 def _dicts(node: Any) -> Iterator[dict]:

@@ -1,4 +1,4 @@
-"""Count parameters and FLOPs of the Mask R-CNN configs beside the paper's: python tools/paper_table.py"""
+"""Count the Mask R-CNN configs beside the paper's figures: python tools/paper_table.py"""
 
 import argparse
 import os

@@ -24,5 +24,5 @@ exec srun --partition="$partition" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" \
     --kill-on-bad-exit=1 \
     ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$(dirname "$0")/train.py" "$config" \
+    "${PYTHON:-$(command -v python || command -v python3)}" -u "$(dirname "$0")/train.py" "$config" \
     --work-dir "$work_dir" --launcher slurm "$@"

@@ -9,6 +9,8 @@ from mmfocalnet.launch import (
     add_common_flags,
     build_runner,
     check_data,
+    check_fits,
+    check_start,
     load_config,
     one_sentence_errors,
     use_drawing,
@@ -50,7 +52,9 @@ def main():
     if args.tta:
         use_tta(cfg)
     check_data(cfg, ('test',))
+    check_start(cfg)
     runner = build_runner(cfg)
+    check_fits(runner.model, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
     runner.test()

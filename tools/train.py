@@ -6,6 +6,8 @@ from mmfocalnet.launch import (
     add_common_flags,
     build_runner,
     check_data,
+    check_model,
+    check_start,
     load_config,
     one_sentence_errors,
     scale_lr,
@@ -42,6 +44,8 @@ def main():
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_data(cfg, ('train', 'val'))
+    check_start(cfg)
+    check_model(cfg)
     build_runner(cfg).train()
 
 

@@ -18,6 +18,7 @@ State = dict[str, Tensor]
 
 _STEM = 'patch_embed.proj.weight'
 _KERNEL = re.compile(r'layers\.(\d+)\.blocks\.\d+\.modulation\.focal_layers\.(\d+)\.0\.weight')
+_CONTEXT = re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.modulation\.f\.weight')
 _OUTPUT_NORM = re.compile(r'norm\d+\.(weight|bias)')
 _CLASSIFIER = ('norm.weight', 'norm.bias', 'head.weight', 'head.bias')
 
@@ -69,6 +70,7 @@ def fit_state(
     """
     report = FitReport()
     state = _drop(source, target, report)
+    _check_dimensions(state, target)
     _check_architecture(state, target)
     state = fit_levels(state, target, report)
     state = fit_kernels(state, target, report)
@@ -172,7 +174,7 @@ def fit_levels(
         CheckpointError: If the checkpoint has more levels than the model.
     """
     fitted = dict(state)
-    for key in [key for key in state if key.endswith('modulation.f.weight') and key in target]:
+    for key in [key for key in state if _CONTEXT.fullmatch(key) and key in target]:
         dim = state[key].shape[1]
         old, new = (tensor.shape[0] - 2 * dim - 1 for tensor in (state[key], target[key]))
         if old == new:
@@ -206,8 +208,7 @@ def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     stem = state[_STEM]
     kernels = {m.groups(): state[m.string].shape[-1] for m in map(_KERNEL.fullmatch, state) if m}
-    blocks = {tuple(key.split('.')[1:4:2]) for key in state if '.modulation.f.weight' in key}
-    depths = Counter(int(stage) for stage, _ in blocks)
+    depths = Counter(int(match[1]) for match in map(_CONTEXT.fullmatch, state) if match)
     stages = sorted(depths)
     conv_embed = stem.shape[-1] == 7
     return dict(
@@ -231,6 +232,15 @@ def _drop(source: Mapping[str, Tensor], target: Mapping[str, Tensor], report: Fi
         if key in _CLASSIFIER or (_OUTPUT_NORM.fullmatch(key) and key not in target)
     ]
     return {key: value for key, value in source.items() if key not in report.dropped}
+
+
+def _check_dimensions(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for key in state.keys() & target.keys():
+        if state[key].ndim != target[key].ndim:
+            raise CheckpointError(
+                f'has {key} of shape {tuple(state[key].shape)} where {target[key].ndim} '
+                'dimensions were expected: it is no FocalNet, or damaged.'
+            )
 
 
 def _check_architecture(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+import re
 import zipfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,9 +27,9 @@ _WRAPPERS = ('state_dict', 'model', 'teacher')
 def fetch(source: str | os.PathLike) -> Path:
     """Find a checkpoint on disk; download it once if it is a URL.
 
-    Downloads go to torch.hub's checkpoint folder under a temporary name and are renamed
-    when complete. In distributed runs rank 0 goes first and the others find its file; on
-    another machine they download their own.
+    Downloads go to torch.hub's checkpoint folder under a temporary name and are renamed when
+    they have been read as a whole checkpoint. In distributed runs rank 0 goes first and the
+    others find its file; on another machine they download their own.
 
     Args:
         source: Path or http(s) URL.
@@ -38,6 +40,10 @@ def fetch(source: str | os.PathLike) -> Path:
     Raises:
         CheckpointError: If there is no such file, or it cannot be downloaded.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise CheckpointError(
+            f'The checkpoint is {source!r}: give the path of a .pth file or an http(s) URL.'
+        )
     text = os.fspath(source)
     if urlparse(text).scheme not in ('http', 'https'):
         if not Path(text).expanduser().is_file():
@@ -46,7 +52,7 @@ def fetch(source: str | os.PathLike) -> Path:
                 'or an http(s) URL.'
             )
         return Path(text).expanduser()
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(text).path).name
+    path = _cached(text)
     if get_rank() == 0:
         _download(text, path)
     barrier()
@@ -73,17 +79,30 @@ def read_checkpoint(source: str | os.PathLike) -> dict[str, Tensor]:
     return _unwrap(load_file(path), path)
 
 
+def _cached(url: str) -> Path:
+    name = Path(urlparse(url).path).name or 'checkpoint.pth'
+    # Different projects name their files alike ("pytorch_model.bin").
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return Path(torch.hub.get_dir()) / 'checkpoints' / f'{digest}-{name}'
+
+
 def _download(url: str, path: Path) -> None:
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial-{os.getpid()}')
     try:
-        torch.hub.download_url_to_file(url, str(path), progress=get_rank() == 0)
+        torch.hub.download_url_to_file(url, str(partial), progress=get_rank() == 0)
+        load_file(partial)
+        partial.replace(path)
     except Exception as error:  # urllib raises a dozen unrelated types here
+        reason = str(error).replace(str(partial), 'what came')
         raise CheckpointError(
-            f'Could not download {url} ({error}): check the network and the address, or '
+            f'Could not download {url} ({reason}): check the network and the address, or '
             f'download it elsewhere and put it at {path}.'
         ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_file(path: Path) -> Any:
@@ -101,9 +120,32 @@ def load_file(path: Path) -> Any:
     Raises:
         CheckpointError: If it is truncated, no checkpoint, or holds other objects.
     """
+    is_zip = check_file(path)
+    try:
+        with _training_types_allowed():
+            # Only the zip format can be mapped; the one before PyTorch 1.6 is read whole.
+            return torch.load(str(path), map_location='cpu', weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refused(path, error)) from error
+    except Exception as error:  # damaged bytes surface as almost any type
+        raise CheckpointError(_truncated(path)) from error
+
+
+def check_file(path: Path) -> bool:
+    """Look at the outside of a checkpoint file, without reading its content.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether it has PyTorch's zip format, which can be memory-mapped.
+
+    Raises:
+        CheckpointError: If it is a web page, or a zip archive cut short.
+    """
     with path.open('rb') as file:
         start = file.read(512)
-    if start.lstrip()[:1] == b'<':
+    if start.removeprefix(b'\xef\xbb\xbf').lstrip()[:1] == b'<':
         raise CheckpointError(
             f'{path} is a web page (HTML), not a checkpoint: the download was redirected; '
             'delete it and fetch the file itself.'
@@ -111,14 +153,7 @@ def load_file(path: Path) -> Any:
     is_zip = start.startswith(b'PK')
     if is_zip and not zipfile.is_zipfile(path):
         raise CheckpointError(_truncated(path))
-    try:
-        with _training_types_allowed():
-            # Only the zip format can be mapped; the one before PyTorch 1.6 is read whole.
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refused(path, error)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(_truncated(path)) from error
+    return is_zip
 
 
 def reads_training_checkpoints() -> bool:
@@ -164,11 +199,12 @@ def _truncated(path: Path) -> str:
 
 
 def _refused(path: Path, error: Exception) -> str:
-    if 'GLOBAL' not in str(error):
+    # PyTorch's wording: "GLOBAL name was not an allowed global", before 2.4 "Unsupported class".
+    found = re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', str(error))
+    if not found:
         return _truncated(path)
-    name = str(error).split('GLOBAL ')[1].split()[0]
     return (
-        f'{path} holds a Python object ({name}) besides tensors, which is refused because '
+        f'{path} holds a Python object ({found[1]}) besides tensors, which is refused because '
         'unpickling it could run code: save its state dict alone, '
         "torch.save(checkpoint['state_dict'], PATH), in the program that wrote it."
     )
@@ -185,10 +221,19 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             f'{path} holds {type(content).__name__} where a state dict was expected: '
             'save model.state_dict() instead.'
         )
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    others = [str(key) for key, value in content.items() if not _is_weight(key, value)]
     if others:
         raise CheckpointError(
             f'{path} holds no state dict under {", ".join(_WRAPPERS)} and has entries that are '
-            f'no tensors ({", ".join(others[:10])}): save model.state_dict() instead.'
+            f'no plain tensors ({", ".join(others[:10])}): save model.state_dict() instead.'
         )
     return content
+
+
+def _is_weight(key: Any, value: Any) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized)
+    )

@@ -24,6 +24,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mmfocalnet.errors import UserError
+
 THINGS = ('circle', 'square', 'triangle', 'star')
 STUFF = ('stripes', 'dots', 'noise')
 CLASSES = THINGS + STUFF
@@ -160,10 +162,10 @@ def draw_image(
         The image, with 2 to 6 shapes on one or two textures, and its labels.
 
     Raises:
-        ValueError: An argument is out of range.
+        UserError: An argument is out of range.
     """
     if split not in _FOLDERS:
-        raise ValueError(f'split must be one of {", ".join(_FOLDERS)}, got {split!r}')
+        raise UserError(f'split must be one of {", ".join(_FOLDERS)}, got {split!r}')
     index = _whole_number('index', index, 0, _MAX_COUNT - 1)
     extent = _height_width(size)
     seed = _whole_number('seed', seed, 0, 2**63)
@@ -215,7 +217,7 @@ def make_shapes(
         The absolute path of ``out``.
 
     Raises:
-        ValueError: A number is out of range, or ``out`` holds something else, which is left
+        UserError: A number is out of range, or ``out`` holds something else, which is left
             as it is.
         OSError: The folder cannot be written.
     """
@@ -252,16 +254,16 @@ def _whole_number(name: str, value: int, low: int, high: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(f'{name} must be a whole number, got {value!r}') from None
+        raise UserError(f'{name} must be a whole number, got {value!r}') from None
     if not low <= number <= high:
-        raise ValueError(f'{name} must be from {low} to {high}, got {number}')
+        raise UserError(f'{name} must be from {low} to {high}, got {number}')
     return number
 
 
 def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2:
-        raise ValueError(f'size must be one side or (height, width), got {size!r}')
+        raise UserError(f'size must be one side or (height, width), got {size!r}')
     height, width = (_whole_number('size', side, _MIN_SIDE, _MAX_SIDE) for side in sides)
     return height, width
 
@@ -279,7 +281,7 @@ def _is_made(out: Path, parameters: dict) -> bool:
         return True
     wanted = json.dumps(parameters)
     what = 'something other than a set of shapes' if found is None else json.dumps(found)
-    raise ValueError(
+    raise UserError(
         f'{out} holds {what} where {wanted} was asked for: '
         'remove it yourself or choose another --out'
     )

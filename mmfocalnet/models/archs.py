@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from mmfocalnet.errors import ConfigError
+
 _SRF = dict(focal_levels=2, focal_windows=3)  # kernels 3, 5: the small receptive field
 _LRF = dict(focal_levels=3, focal_windows=3)  # kernels 3, 5, 7: the large one
 
@@ -69,10 +71,10 @@ def find_arch(name: str) -> dict[str, Any]:
         A copy of the constructor arguments of that architecture.
 
     Raises:
-        ValueError: If there is no such architecture; names the nearest ones.
+        ConfigError: If there is no such architecture; names the nearest ones.
     """
-    if name in ARCHS:
+    if isinstance(name, str) and name in ARCHS:
         return dict(ARCHS[name])
     near = difflib.get_close_matches(str(name), ARCHS, n=3, cutoff=0.4)
     hint = f'did you mean {" or ".join(map(repr, near))}?' if near else 'choose one.'
-    raise ValueError(f'Unknown arch {name!r}: {hint} The names are {", ".join(ARCHS)}.')
+    raise ConfigError(f'Unknown arch {name!r}: {hint} The names are {", ".join(ARCHS)}.')

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmfocalnet.errors import ConfigError
+
 
 class FocalModulation(nn.Module):
     """Focal modulation: aggregate the context first, then interact with it once.
@@ -28,7 +30,7 @@ class FocalModulation(nn.Module):
         normalize_modulator: Divide the gated sum by L + 1. Defaults to False.
 
     Raises:
-        ValueError: If a kernel size would be even or not positive, or ``focal_level`` is
+        ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
             negative.
     """
 
@@ -105,18 +107,18 @@ def check_focal_window(focal_window: int, focal_level: int, focal_factor: int = 
     """Refuse kernel sizes that cannot be centred on a location.
 
     Raises:
-        ValueError: If a kernel size would be even or not positive, or ``focal_level`` is
+        ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
             negative.
     """
-    if focal_level < 0:
-        raise ValueError(f'focal_level must be 0 or more, got {focal_level}.')
-    if focal_window < 1 or focal_window % 2 == 0:
-        raise ValueError(
+    if not isinstance(focal_level, int) or focal_level < 0:
+        raise ConfigError(f'focal_level must be a whole number, 0 or more, got {focal_level}.')
+    if not isinstance(focal_window, int) or focal_window < 1 or focal_window % 2 == 0:
+        raise ConfigError(
             f'focal_window must be an odd positive number, got {focal_window}: '
             'an even kernel has no centre; use e.g. 3, 5, 7 or 9.'
         )
-    if focal_factor < 0 or focal_factor % 2:
-        raise ValueError(
+    if not isinstance(focal_factor, int) or focal_factor < 0 or focal_factor % 2:
+        raise ConfigError(
             f'focal_factor must be an even number, 0 or more, got {focal_factor}: '
             'an odd step makes every second kernel even.'
         )

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmfocalnet.checkpoints import load_pretrained
+from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.archs import find_arch
 from mmfocalnet.models.focal_modulation import FocalModulation, check_focal_window
 
@@ -220,7 +221,7 @@ class FocalNet(BaseModule):
             prefix=...)``; see `mmfocalnet.checkpoints.load_pretrained`. Defaults to None.
 
     Raises:
-        ValueError: If an argument does not fit; the sentence names it.
+        ConfigError: If an argument does not fit; the sentence names it.
     """
 
     def __init__(
@@ -268,12 +269,17 @@ class FocalNet(BaseModule):
             **{key: value for key, value in given.items() if value is not None},
         }
         depths = _check_depths(cfg['depths'])
+        for name in ('embed_dim', 'patch_size'):
+            _positive(name, cfg[name])
+        _positive('in_chans', in_chans)
+        _check_rate('drop_rate', drop_rate)
+        _check_rate('drop_path_rate', drop_path_rate)
         levels = _per_stage('focal_levels', cfg['focal_levels'], depths)
         windows = _per_stage('focal_windows', cfg['focal_windows'], depths)
         for window, level in zip(windows, levels, strict=True):
             check_focal_window(window, level, focal_factor)
         if cfg['use_conv_embed'] and cfg['patch_size'] != 4:
-            raise ValueError(
+            raise ConfigError(
                 'use_conv_embed=True is defined for patch_size=4 only (a 7x7 kernel of stride 4), '
                 f'got patch_size={cfg["patch_size"]}.'
             )
@@ -356,7 +362,7 @@ class FocalNet(BaseModule):
             return
         self.apply(_init_module)
         if self.init_cfg:
-            load_pretrained(self, **_check_init_cfg(self.init_cfg))
+            load_pretrained(self, **pretrained_options(self.init_cfg))
         self.is_init = True
 
     def train(self, mode: bool = True) -> FocalNet:
@@ -377,23 +383,27 @@ class FocalNet(BaseModule):
             module.requires_grad_(False)
 
 
-def _init_module(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def pretrained_options(init_cfg: Any) -> dict[str, Any]:
+    """Read the arguments of `mmfocalnet.checkpoints.load_pretrained` off an ``init_cfg``.
 
+    Args:
+        init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``.
 
-def _check_init_cfg(init_cfg: Any) -> dict[str, Any]:
-    if not isinstance(init_cfg, dict) or init_cfg.get('type') not in ('Pretrained',):
-        raise ValueError(
+    Returns:
+        ``checkpoint`` and, where given, ``prefix``.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
+        raise ConfigError(
             f"FocalNet takes init_cfg=None or dict(type='Pretrained', checkpoint=...), "
             f'got {init_cfg!r}.'
         )
     options = {key: value for key, value in init_cfg.items() if key != 'type'}
     unknown = sorted(options.keys() - {'checkpoint', 'prefix', 'map_location'})
     if unknown or 'checkpoint' not in options:
-        raise ValueError(
+        raise ConfigError(
             f'FocalNet takes checkpoint= and prefix= in init_cfg of type Pretrained, '
             f'got {", ".join(sorted(options)) or "neither"}.'
         )
@@ -402,17 +412,34 @@ def _check_init_cfg(init_cfg: Any) -> dict[str, Any]:
     return options
 
 
+def _init_module(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def _check_depths(depths: Sequence[int]) -> tuple[int, ...]:
-    depths = tuple(depths)
-    if not depths or any(not isinstance(d, int) or d < 1 for d in depths):
-        raise ValueError(f'depths must be one positive number of blocks per stage, got {depths}.')
-    return depths
+    if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
+        raise ConfigError(f'depths must list the number of blocks per stage, got {depths!r}.')
+    return tuple(_positive('depths', depth) for depth in depths)
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f'{name} must be a whole number, 1 or more, got {value!r}.')
+    return value
+
+
+def _check_rate(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f'{name} must be at least 0 and below 1, got {value!r}.')
 
 
 def _per_stage(name: str, value: int | Sequence[int], depths: Sequence[int]) -> tuple[int, ...]:
-    values = (value,) * len(depths) if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * len(depths)
     if len(values) != len(depths):
-        raise ValueError(
+        raise ConfigError(
             f'{name} has {len(values)} values but depths has {len(depths)}: '
             f'give one per stage, got {name}={list(values)} and depths={list(depths)}.'
         )
@@ -420,9 +447,11 @@ def _per_stage(name: str, value: int | Sequence[int], depths: Sequence[int]) -> 
 
 
 def _check_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
+    if isinstance(out_indices, int):
+        out_indices = (out_indices,)
     indices = tuple(range(num_stages)) if out_indices is None else tuple(out_indices)
     if not indices or sorted(set(indices) & set(range(num_stages))) != list(indices):
-        raise ValueError(
+        raise ConfigError(
             f'out_indices must be increasing stage numbers from 0 to {num_stages - 1}, '
             f'got {list(indices)}.'
         )
@@ -431,7 +460,7 @@ def _check_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tu
 
 def _check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
     if not -1 <= frozen_stages <= num_stages:
-        raise ValueError(
+        raise ConfigError(
             f'frozen_stages must be from -1 (nothing) to {num_stages} (all), got {frozen_stages}.'
         )
     return frozen_stages

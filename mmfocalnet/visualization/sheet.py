@@ -22,7 +22,9 @@ def draw_sheet(pictures: Sequence[Path], out: Path, columns: int = 2) -> None:
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(4.5 * columns, 4.5 * rows * height / width))
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.02, hspace=0.02)
-    for axes, image in zip(figure.subplots(rows, columns).flat, images, strict=False):
+    for axes, image in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, images, strict=False
+    ):
         axes.imshow(image)
     for axes in figure.axes:
         axes.axis('off')

@@ -1,3 +1,7 @@
+import http.server
+import random
+import threading
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -246,7 +250,9 @@ def test_truncated_file(saved):
             read_checkpoint(path)
 
 
-@pytest.mark.parametrize('content', [b'\n <!DOCTYPE html><html>moved</html>', b'<html></html>'])
+@pytest.mark.parametrize(
+    'content', [b'\n <!DOCTYPE html><html>moved</html>', b'<html></html>', b'\xef\xbb\xbf<html>']
+)
 def test_html_page(tmp_path, content):
     (tmp_path / 'page.pth').write_bytes(content)
     with pytest.raises(CheckpointError, match=r'page.pth is a web page'):
@@ -262,11 +268,52 @@ def test_some_other_file(tmp_path, content):
 
 def test_a_file_without_a_state_dict(tmp_path):
     torch.save({'epoch': 3, 'lr': 0.1}, tmp_path / 'log.pth')
-    with pytest.raises(CheckpointError, match=r'no tensors \(epoch, lr\)'):
+    with pytest.raises(CheckpointError, match=r'no plain tensors \(epoch, lr\)'):
         read_checkpoint(tmp_path / 'log.pth')
     torch.save([1, 2], tmp_path / 'list.pth')
     with pytest.raises(CheckpointError, match=r'holds list'):
         read_checkpoint(tmp_path / 'list.pth')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_damaged_bytes_are_one_sentence(tmp_path, zipped):
+    path = tmp_path / 'damaged.pth'
+    torch.save(small().state_dict(), path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    random.seed(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(20):
+            # Mostly the pickle at the start, where the structure is.
+            damaged[random.randrange(min(len(damaged), 20000))] = random.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_pretrained(small(), path)
+        except CheckpointError as error:
+            assert '\n' not in str(error)
+            assert 'damaged.pth' in str(error)
+            refused += 1
+    assert refused > 30
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        (3, torch.ones(1), r'no plain tensors \(3\)'),
+        ('x', torch.ones(2, 2).to_sparse(), r'no plain tensors \(x\)'),
+        ('x', torch.empty(2, device='meta'), r'no plain tensors \(x\)'),
+        ('patch_embed.proj.weight', torch.ones(()), r'shape \(\) where 4 dimensions'),
+        ('layers.0.blocks.0.modulation.f.weight', torch.ones(3), r'where 2 dimensions'),
+        ('layers.x.blocks.0.modulation.f.weight', torch.ones(3), r'unexpected keys: layers.x'),
+        ('a.modulation.f.weight', torch.ones(3), r'unexpected keys: a.modulation'),
+    ],
+)
+def test_odd_entries(saved, key, value, message):
+    source, path = saved
+    torch.save({**classifier_state(source), key: value}, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(small(), path)
 
 
 class Bomb:
@@ -286,6 +333,9 @@ def test_pickled_code_is_refused_and_never_run(tmp_path):
 
 
 def test_missing_file():
+    for nothing in (None, 3):
+        with pytest.raises(CheckpointError, match=r'The checkpoint is'):
+            fetch(nothing)
     with pytest.raises(CheckpointError, match=r"no checkpoint file 'nowhere/none.pth'"):
         fetch('nowhere/none.pth')
 
@@ -310,7 +360,47 @@ def test_a_url_is_downloaded_once(saved, tmp_path, monkeypatch):
     for _ in range(2):
         load_pretrained(small(), 'https://example.org/files/focalnet_tiny.pth?download=1')
     assert len(calls) == 1
-    assert (tmp_path / 'hub/checkpoints/focalnet_tiny.pth').is_file()
+    names = [path.name for path in (tmp_path / 'hub/checkpoints').iterdir()]
+    assert len(names) == 1
+    assert names[0].endswith('-focalnet_tiny.pth')
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine: path to (announced length, content)."""
+    pages = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            length, content = pages[self.path]
+            self.send_response(200)
+            self.send_header('Content-Length', str(length))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{httpd.server_port}', pages
+        httpd.shutdown()
+
+
+def test_a_bad_download_is_not_kept(saved, server, tmp_path, monkeypatch):
+    _, path = saved
+    address, pages = server
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    whole = path.read_bytes()
+    pages['/short.pth'] = (len(whole), whole[:500])
+    pages['/page.pth'] = (13, b'<html></html>')
+    pages['/'] = (3, b'abc')
+    for url, reason in (('short.pth', 'truncated'), ('page.pth', 'web page'), ('', 'truncated')):
+        with pytest.raises(CheckpointError, match=f'Could not download {address}/{url} .*{reason}'):
+            load_pretrained(small(), f'{address}/{url}')
+        assert not list((tmp_path / 'hub/checkpoints').iterdir())
+    pages['/short.pth'] = (len(whole), whole)
+    load_pretrained(small(), f'{address}/short.pth')
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,11 @@ def read(path):
     data = np.load(path)
     config = json.loads(str(data['config']))
     arrays = {name: torch.from_numpy(data[name]) for name in data.files if name != 'config'}
-    groups = {
-        group: {name[len(group) + 1 :]: v for name, v in arrays.items() if name.startswith(group)}
+    params, grads = (
+        {name.removeprefix(group): v for name, v in arrays.items() if name.startswith(group)}
         for group in ('param/', 'grad/')
-        for group in (group[:-1],)
-    }
-    return config, arrays, groups['param'], groups['grad']
+    )
+    return config, arrays, params, grads
 
 
 def build(config, params):

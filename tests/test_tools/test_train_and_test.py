@@ -1,8 +1,12 @@
 """The command lines end to end, as a user runs them."""
 
+import os
 import pickle
 import re
+import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,15 +17,11 @@ CONFIG = 'configs/demo/mask_rcnn.py'
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory, tiny_options):
     """A checkpoint of the tiny model."""
-    import subprocess
-
-    from tests.test_tools.conftest import ROOT
-
     work_dir = tmp_path_factory.mktemp('trained')
     subprocess.run(
         [sys.executable, 'tools/train.py', CONFIG, '--work-dir', work_dir, '--cfg-options']
         + tiny_options,
-        cwd=ROOT,
+        cwd=Path(__file__).parents[2],
         check=True,
         capture_output=True,
     )
@@ -90,9 +90,6 @@ def test_two_processes_train_evaluate_and_write_one_checkpoint(run, tiny_options
 
 def test_mmdets_own_train_tool(run, tiny_options, tmp_path):
     """A config's custom_imports is enough: nothing of ours needs to be imported first."""
-    from importlib.util import find_spec
-    from pathlib import Path
-
     package = Path(find_spec('mmdet').origin).parent
     out = run(
         sys.executable, package / '.mim/tools/train.py', CONFIG, '--work-dir', tmp_path,
@@ -160,8 +157,6 @@ def test_usage_of_the_shell_scripts(run):
 def test_slurm_script_hands_over(run, tmp_path):
     (tmp_path / 'srun').write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / 'srun').chmod(0o755)
-    import os
-
     out = run(
         'tools/slurm_train.sh', 'gpu', 'job', CONFIG, 'out', '--amp',
         env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '16'},

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,3 @@ def coco_root():
     if not root.is_dir():
         pytest.skip('no ../shared/data/coco here')
     return root
-
-
-@pytest.fixture
-def tools(monkeypatch):
-    """Import from tools/ as the scripts do."""
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    yield ROOT / 'tools'
-    for name in [p.stem for p in (ROOT / 'tools').glob('*.py')]:
-        sys.modules.pop(name, None)

@@ -41,10 +41,10 @@ def tiny_options(shapes):
 def run(tmp_path):
     """Run a command line from the project's root in a work dir of its own."""
 
-    def _run(*command, env=None, code=0):
+    def _run(*command, env=None, code=0, cwd=ROOT):
         result = subprocess.run(
             [str(part) for part in command],
-            cwd=ROOT,
+            cwd=cwd,
             env={**os.environ, 'PYTHON': sys.executable, **(env or {})},
             capture_output=True,
             text=True,

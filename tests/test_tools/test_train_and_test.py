@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmfocalnet import FocalNet
+
 CONFIG = 'configs/demo/mask_rcnn.py'
 
 
@@ -152,6 +154,115 @@ def test_missing_data_and_offline_checkpoint(run, tiny_options, tmp_path, shapes
 def test_usage_of_the_shell_scripts(run):
     for script in ('dist_train.sh', 'dist_test.sh', 'slurm_train.sh'):
         assert 'usage:' in run(f'tools/{script}', code=2).stderr
+    assert 'no config file' in run('tools/dist_train.sh', 'none.py', 2, code=2).stderr
+    assert "is 'two'" in run('tools/dist_train.sh', CONFIG, 'two', code=2).stderr
+    assert "is '0'" in run('tools/dist_test.sh', CONFIG, 'x.pth', 0, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('model.backbone.focal_windows=4', 'odd positive number, got 4'),
+        ('model.backbone.arch=tiny_lfr', "did you mean 'tiny_lrf'"),
+        ('model.backbone.focal_level=2', 'focal_level'),
+        ('model.backbone.type=FocalNat', 'FocalNat is not in the'),
+        ('model.backbone.init_cfg.type=Xavier', "dict\\(type='Pretrained'"),
+        ('train_cfg.max_iter=1', 'max_iter'),
+    ],
+)
+def test_wrong_settings_end_in_one_sentence(run, tiny_options, tmp_path, option, message):
+    result = run(
+        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work',
+        '--cfg-options', *tiny_options, option, code=2,
+    )  # fmt: skip
+    assert re.search(message, result.stderr)
+    assert 'Traceback' not in result.stderr
+    if 'model' in option:
+        assert not (tmp_path / 'work').exists()
+
+
+def test_a_backbone_checkpoint_that_does_not_fit_leaves_nothing(run, tiny_options, tmp_path):
+    path = tmp_path / 'wide.pth'
+    net = FocalNet(embed_dim=16, depths=[1, 1, 2, 1], focal_windows=3)
+    torch.save(net.state_dict(), path)
+    arguments = (
+        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--cfg-options',
+        *tiny_options, 'model.backbone.init_cfg.type=Pretrained',
+        f'model.backbone.init_cfg.checkpoint={path}',
+    )  # fmt: skip
+    wide = run(*arguments, code=2)
+    assert 'embed_dim is 16 in the checkpoint and 8 in the model' in wide.stderr
+    path.write_bytes(path.read_bytes()[:5000])
+    short = run(*arguments, code=2)
+    assert 'wide.pth (5000 bytes) is truncated' in short.stderr
+    for result in (wide, short):
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / 'work').exists()
+
+
+def test_testing_needs_no_pretrained_weights_but_the_right_checkpoint(
+    run, trained, tiny_options, tmp_path
+):
+    test = (
+        sys.executable, 'tools/test.py', CONFIG, trained, '--work-dir', tmp_path, '--cfg-options',
+        *tiny_options,
+    )  # fmt: skip
+    nowhere = ['type=Pretrained', 'checkpoint=http://127.0.0.1:9/x.pth']
+    run(*test, *(f'model.backbone.init_cfg.{part}' for part in nowhere))
+    other = run(*test, 'model.neck.out_channels=32', code=2)
+    assert re.search(r'is not a checkpoint of this config: \d+ weights', other.stderr)
+
+
+def test_resuming_from_a_broken_checkpoint(run, trained, tiny_options, tmp_path):
+    resume = (
+        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--resume',
+        '--cfg-options', *tiny_options,
+    )  # fmt: skip
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
+    gone = run(*resume, code=2)
+    assert re.search(r'last_checkpoint names .*iter_2.pth., which is gone', gone.stderr)
+    (tmp_path / 'iter_2.pth').write_bytes(trained.read_bytes()[:10000])
+    assert 'iter_2.pth (10000 bytes) is truncated' in run(*resume, code=2).stderr
+
+
+def test_launcher_without_torchrun(run, tiny_options, tmp_path):
+    out = run(
+        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work',
+        '--launcher', 'pytorch', '--cfg-options', *tiny_options, code=2,
+    )  # fmt: skip
+    assert 'tools/dist_train.sh' in out.stderr
+
+
+def test_work_dir_that_is_a_file_and_config_without_model(run, tiny_options, tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'empty.py').write_text('')
+    train = (sys.executable, 'tools/train.py')
+    assert 'is a file' in run(*train, CONFIG, '--work-dir', tmp_path / 'file', code=2).stderr
+    assert 'has no model' in run(*train, tmp_path / 'empty.py', code=2).stderr
+    assert 'KEY=VALUE' in run(*train, CONFIG, '--cfg-options', 'foo', code=2).stderr
+
+
+def test_real_coco_images(coco_root, run, tiny_options, tmp_path):
+    """The published recipe on COCO's own files, with a narrow network."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/coco').symlink_to(coco_root)
+    options = [
+        *('model.backbone.init_cfg=None', 'train_cfg.max_epochs=1', 'model.backbone.embed_dim=8'),
+        *('model.backbone.depths=[1,1,1,1]', 'model.neck.in_channels=[8,16,32,64]'),
+        *('train_dataloader.dataset.indices=2', 'val_dataloader.dataset.indices=1'),
+        *('model.neck.out_channels=16', 'model.rpn_head.in_channels=16'),
+        *('model.rpn_head.feat_channels=16', 'model.roi_head.bbox_roi_extractor.out_channels=16'),
+        *('model.roi_head.bbox_head.in_channels=16', 'model.roi_head.mask_head.in_channels=16'),
+        *('model.roi_head.mask_roi_extractor.out_channels=16', 'default_hooks.logger.interval=1'),
+        'model.roi_head.mask_head.conv_out_channels=16',
+    ]
+    root = Path(__file__).parents[2]
+    out = run(
+        sys.executable, root / 'tools/train.py', root / 'configs/mask_rcnn/focalnet_t_1x.py',
+        '--work-dir', tmp_path / 'work', '--cfg-options', *options, cwd=tmp_path,
+    ).stdout  # fmt: skip
+    assert 'Epoch(train) [1][1/1]' in out
+    assert 'coco/segm_mAP' in out
 
 
 def test_slurm_script_hands_over(run, tmp_path):

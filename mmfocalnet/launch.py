@@ -44,11 +44,15 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except Exception as error:
-            if not isinstance(error, UserError) and not _raised_by_builder(error):
+            sentence = ' '.join(str(error).split())
+            if _raised_by_builder(error):
+                sentence = (
+                    f'The config does not fit what it builds ({sentence}): correct that name.'
+                )
+            elif not isinstance(error, UserError):
                 raise
             # Every process of a launch fails alike; one per machine says why.
             if os.environ.get('LOCAL_RANK', '0') == '0':
-                sentence = ' '.join(str(error).split())
                 print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
             sys.exit(2)
 

@@ -141,7 +141,7 @@ def check_file(path: Path) -> bool:
         Whether it has PyTorch's zip format, which can be memory-mapped.
 
     Raises:
-        CheckpointError: If it is a web page, or a zip archive cut short.
+        CheckpointError: If it is a web page, a zip archive cut short or neither of the formats.
     """
     with path.open('rb') as file:
         start = file.read(512)
@@ -151,7 +151,8 @@ def check_file(path: Path) -> bool:
             'delete it and fetch the file itself.'
         )
     is_zip = start.startswith(b'PK')
-    if is_zip and not zipfile.is_zipfile(path):
+    is_pickle = start.startswith(b'\x80')
+    if not (is_pickle or (is_zip and zipfile.is_zipfile(path))):
         raise CheckpointError(_truncated(path))
     return is_zip
 

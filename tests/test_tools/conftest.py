@@ -45,7 +45,11 @@ def run(tmp_path):
         result = subprocess.run(
             [str(part) for part in command],
             cwd=cwd,
-            env={**os.environ, 'PYTHON': sys.executable, **(env or {})},
+            env={
+                **os.environ,
+                'PYTHON': sys.executable,
+                **(env or {}),
+            },
             capture_output=True,
             text=True,
             timeout=300,

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 
 from mmfocalnet.models import ARCHS
 
@@ -21,6 +20,15 @@ MASK_RCNN_PARAMS = {
     'focalnet_s': 72.448,
     'focalnet_b_srf': 109.543,
     'focalnet_b': 111.589,
+}
+# Likewise inside mmseg 1, window 9.
+UPERNET_PARAMS = {
+    'focalnet_t_srf': 60.823,
+    'focalnet_t': 61.573,
+    'focalnet_s_srf': 83.061,
+    'focalnet_s': 84.595,
+    'focalnet_b_srf': 123.681,
+    'focalnet_b': 125.726,
 }
 # Stochastic depth of the released configs.
 DROP_PATH = {
@@ -39,9 +47,14 @@ def test_config_builds_and_its_channels_fit(path):
     cfg = Config.fromfile(path)
     assert cfg.custom_imports.imports == ['mmfocalnet']
     model = build(cfg)
-    outs = model.backbone(torch.empty(1, 3, 64, 96, device='meta'))
-    model.neck(outs)
-    assert [out.shape[1] for out in outs] == cfg.model.neck.in_channels
+    outs = model.backbone(torch.empty(2, 3, 64, 96, device='meta'))
+    takes = cfg.model.get('neck') or cfg.model.decode_head
+    assert [out.shape[1] for out in outs] == takes.in_channels
+    if takes is cfg.model.get('neck'):
+        model.neck(outs)
+    else:
+        model.decode_head(outs)
+        model.auxiliary_head(outs)
 
 
 def test_no_config_inherits_from_another_package():
@@ -64,6 +77,18 @@ def test_mask_rcnn_is_the_published_one(name, schedule):
     epochs, steps = {'1x': (12, [9, 11]), '3x': (36, [27, 33])}[schedule]
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
     assert cfg.param_scheduler[1].milestones == steps
+
+
+@pytest.mark.parametrize('name', UPERNET_PARAMS)
+def test_upernet_is_the_published_one(name):
+    cfg = Config.fromfile(CONFIGS / f'upernet/{name}_160k_ade20k.py')
+    params = sum(p.numel() for p in build(cfg).parameters())
+    assert round(params / 1e6, 3) == UPERNET_PARAMS[name]
+    optimizer, (warmup, poly) = cfg.optim_wrapper.optimizer, cfg.param_scheduler
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    assert (warmup.start_factor, warmup.end) == (1e-6, 1500)
+    assert (poly.power, poly.eta_min, poly.end) == (1.0, 0.0, 160000)
+    assert cfg.model.backbone.drop_path_rate == 0.3
 
 
 @pytest.mark.parametrize(('size', 'drop_path'), [('t', 0.2), ('s', 0.2), ('b', 0.3)])

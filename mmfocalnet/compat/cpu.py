@@ -47,6 +47,7 @@ def init_cpu_processes(cfg: Config) -> None:
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
     cfg.env_cfg.dist_cfg = dict(backend='gloo')
+    cfg.sync_bn = None  # PyTorch's synchronised batch norm is for GPUs
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',

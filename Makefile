@@ -1,10 +1,12 @@
 # Two commands do all the set-up on a machine with Python, pip, make and git:
 #   make demo    install, draw sample data, train, evaluate, draw pictures
+#                (MODEL=mask_rcnn or another file of configs/demo)
 #   make test    install, lint, test
 # Both install once, into $(VENV); an interrupted installation is repaired by the next call.
 
 PYTHON ?= python3
 VENV ?= .venv
+MODEL ?= mask_rcnn
 # What pip gets to install PyTorch. For a GPU, for example:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
@@ -15,7 +17,7 @@ READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
 .PHONY: demo test lint clean
 
 demo: $(READY)
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/demo.py $(MODEL)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -q

@@ -4,9 +4,10 @@ Importing the package registers everything: ``type='FocalNet'`` works in any mmd
 config after ``custom_imports = dict(imports=['mmfocalnet'])``.
 """
 
-from mmfocalnet.compat import ensure_mmcv_ops
+from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 
 ensure_mmcv_ops()  # before anything imports mmcv.ops
+ensure_panopticapi()  # mmdet looks for it when imported
 
 from mmfocalnet.models import FocalModulation, FocalNet  # noqa: E402
 

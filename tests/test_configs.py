@@ -79,6 +79,29 @@ def test_mask_rcnn_is_the_published_one(name, schedule):
     assert cfg.param_scheduler[1].milestones == steps
 
 
+@pytest.mark.parametrize(
+    ('path', 'millions'),
+    [
+        # Counted with the published backbone inside mmdet 3, windows 11, 9, 9, 7.
+        ('cascade_rcnn/focalnet_t_srf_3x', 86.417),
+        ('cascade_rcnn/focalnet_t_3x', 87.105),
+        ('atss/focalnet_t_srf_3x', 36.521),
+        ('atss/focalnet_t_3x', 37.209),
+        ('sparse_rcnn/focalnet_t_srf_3x', 110.528),
+        ('sparse_rcnn/focalnet_t_3x', 111.216),
+    ],
+)
+def test_other_detectors_are_the_published_ones(path, millions):
+    cfg = Config.fromfile(CONFIGS / f'{path}.py')
+    params = sum(p.numel() for p in build(cfg).parameters())
+    assert round(params / 1e6, 3) == millions
+    assert cfg.model.backbone.drop_path_rate == 0.3
+    assert cfg.train_cfg.max_epochs == 36
+    assert cfg.param_scheduler[1].milestones == [27, 33]
+    lr, decay = (2.5e-5, 1e-4) if 'sparse' in path else (1e-4, 0.05)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (lr, decay)
+
+
 @pytest.mark.parametrize('name', UPERNET_PARAMS)
 def test_upernet_is_the_published_one(name):
     cfg = Config.fromfile(CONFIGS / f'upernet/{name}_160k_ade20k.py')

@@ -8,6 +8,7 @@ import torch
 from mmengine.utils.dl_utils import collect_env
 
 import mmfocalnet
+from mmfocalnet.compat import ensure_panopticapi
 from mmfocalnet.compat.mmcv_ops import ops_provider
 
 STACKS = {
@@ -49,6 +50,7 @@ def main():
     if len(stacks()) > 1:
         info['WARNING'] = 'both stacks are installed; they overwrite each other: remove one'
     info['mmcv ops'] = ops_provider()
+    info['panopticapi'] = ensure_panopticapi()
     info['Devices'] = (
         ', '.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or 'CPU'
     )

@@ -1,4 +1,4 @@
-"""Train a small FocalNet detector on generated images and show what it learned: make demo"""
+"""Train a small FocalNet model on generated images and show what it learned: make demo"""
 
 import argparse
 import subprocess
@@ -7,15 +7,19 @@ from pathlib import Path
 
 from mmfocalnet.datasets import make_shapes
 from mmfocalnet.launch import one_sentence_errors
-from mmfocalnet.visualization import draw_curves, draw_sheet, read_scalars
+from mmfocalnet.visualization import draw_curves, draw_sheet, metric_curve, read_scalars
 
 TOOLS = Path(__file__).resolve().parent
-METRICS = {'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP_50': 'mask AP50'}
+METRICS = {
+    'mask_rcnn': {'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP_50': 'mask AP50'},
+    'upernet': {'mIoU': 'mIoU'},
+}
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('model', nargs='?', default='mask_rcnn', choices=METRICS)
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo or demo_MODEL')
     return parser.parse_args()
 
 
@@ -29,23 +33,27 @@ def run(tool, *arguments):
 
 @one_sentence_errors
 def main():
-    work_dir = parse_args().work_dir
-    config = TOOLS.parent / 'configs/demo/mask_rcnn.py'
+    args = parse_args()
+    name = 'demo' if args.model == 'mask_rcnn' else f'demo_{args.model}'
+    work_dir = args.work_dir or Path('work_dirs') / name
+    config = TOOLS.parent / f'configs/demo/{args.model}.py'
     make_shapes('data/shapes')
     run('train.py', config, '--work-dir', work_dir)
     scalars = read_scalars(work_dir)
-    draw_curves(scalars, METRICS, work_dir / 'curves.png')
+    draw_curves(scalars, METRICS[args.model], work_dir / 'curves.png')
     checkpoint = (work_dir / 'last_checkpoint').read_text()
-    detections = (work_dir / 'detections').resolve()
-    run('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', detections)
-    draw_sheet(sorted(detections.glob('*.jpg'))[:8], work_dir / 'detections.png')
+    drawn = (work_dir / 'predictions').resolve()
+    run('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn)
+    draw_sheet(sorted(drawn.rglob('*.*g'))[:8], work_dir / 'predictions.png')
 
-    reached = next(entry for entry in reversed(scalars) if next(iter(METRICS)) in entry)
-    figures = ', '.join(f'{label} {100 * reached[key]:.1f}' for key, label in METRICS.items())
+    figures = ', '.join(
+        f'{label} {metric_curve(scalars, key)[1][-1]:.1f}'
+        for key, label in METRICS[args.model].items()
+    )
     print(f'\nReached on held-out images: {figures}.')
-    print(f'Detections (left the truth, right the prediction): {work_dir}/detections.png')
-    print(f'and one file per held-out image: {work_dir}/detections')
-    print(f'Loss and AP over the iterations: {work_dir}/curves.png')
+    print(f'Predictions (left the truth, right the prediction): {work_dir}/predictions.png')
+    print(f'and one file per held-out image: {work_dir}/predictions')
+    print(f'The curves of training: {work_dir}/curves.png')
 
 
 if __name__ == '__main__':

@@ -1,5 +1,10 @@
-"""Stand-ins for what a dependency lacks; `ensure_mmcv_ops` lets an mmcv without ops import."""
+"""Stand-ins for what a dependency lacks.
+
+`ensure_mmcv_ops` lets an mmcv without ops import, `ensure_panopticapi` lets mmdet load and score
+panoptic data.
+"""
 
 from .mmcv_ops import ensure_mmcv_ops
+from .panoptic import ensure_panopticapi
 
-__all__ = ['ensure_mmcv_ops']
+__all__ = ['ensure_mmcv_ops', 'ensure_panopticapi']

@@ -29,6 +29,21 @@ def read_scalars(work_dir: str | os.PathLike) -> list[dict[str, float]]:
     return [json.loads(line) for line in logs[-1].read_text().splitlines()]
 
 
+def metric_curve(scalars: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Pick a validation metric out of a run's scalars.
+
+    Args:
+        scalars: What `read_scalars` returned.
+        key: Name of the metric, such as ``coco/bbox_mAP_50`` or ``mIoU``.
+
+    Returns:
+        Steps and values in percent; mmdet logs COCO's as fractions, mmseg logs percents.
+    """
+    points = [entry for entry in scalars if key in entry]
+    scale = 100 if key.startswith('coco/') else 1
+    return [entry['step'] for entry in points], [scale * entry[key] for entry in points]
+
+
 def draw_curves(scalars: list[dict[str, float]], metrics: dict[str, str], out: Path) -> None:
     """Draw the loss and the validation metrics of a run over its steps.
 
@@ -43,10 +58,7 @@ def draw_curves(scalars: list[dict[str, float]], metrics: dict[str, str], out: P
     loss_axes.plot([e['step'] for e in steps], [e['loss'] for e in steps], color='tab:gray')
     loss_axes.set(title='Training loss', xlabel='Iteration', ylim=(0, None))
     for key, label in metrics.items():
-        points = [entry for entry in scalars if key in entry]
-        metric_axes.plot(
-            [e['step'] for e in points], [100 * e[key] for e in points], marker='o', label=label
-        )
+        metric_axes.plot(*metric_curve(scalars, key), marker='o', label=label)
     metric_axes.set(title='Held-out images', xlabel='Iteration', ylabel='%', ylim=(0, 100))
     metric_axes.legend(loc='lower right')
     for axes in (loss_axes, metric_axes):

@@ -1,6 +1,5 @@
 """The command lines end to end, as a user runs them."""
 
-import os
 import pickle
 import re
 import subprocess
@@ -249,38 +248,3 @@ def test_work_dir_that_is_a_file_and_config_without_model(run, tiny_options, tmp
     assert 'is a file' in run(*train, CONFIG, '--work-dir', tmp_path / 'file', code=2).stderr
     assert 'has no model' in run(*train, tmp_path / 'empty.py', code=2).stderr
     assert 'KEY=VALUE' in run(*train, CONFIG, '--cfg-options', 'foo', code=2).stderr
-
-
-def test_real_coco_images(coco_root, run, tiny_options, tmp_path):
-    """The published recipe on COCO's own files, with a narrow network."""
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/coco').symlink_to(coco_root)
-    options = [
-        *('model.backbone.init_cfg=None', 'train_cfg.max_epochs=1', 'model.backbone.embed_dim=8'),
-        *('model.backbone.depths=[1,1,1,1]', 'model.neck.in_channels=[8,16,32,64]'),
-        *('train_dataloader.dataset.indices=2', 'val_dataloader.dataset.indices=1'),
-        *('model.neck.out_channels=16', 'model.rpn_head.in_channels=16'),
-        *('model.rpn_head.feat_channels=16', 'model.roi_head.bbox_roi_extractor.out_channels=16'),
-        *('model.roi_head.bbox_head.in_channels=16', 'model.roi_head.mask_head.in_channels=16'),
-        *('model.roi_head.mask_roi_extractor.out_channels=16', 'default_hooks.logger.interval=1'),
-        'model.roi_head.mask_head.conv_out_channels=16',
-    ]
-    root = Path(__file__).parents[2]
-    out = run(
-        sys.executable, root / 'tools/train.py', root / 'configs/mask_rcnn/focalnet_t_1x.py',
-        '--work-dir', tmp_path / 'work', '--cfg-options', *options, cwd=tmp_path,
-    ).stdout  # fmt: skip
-    assert 'Epoch(train) [1][1/1]' in out
-    assert 'Epoch(val) [1][1/1]' in out
-
-
-def test_slurm_script_hands_over(run, tmp_path):
-    (tmp_path / 'srun').write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / 'srun').chmod(0o755)
-    out = run(
-        'tools/slurm_train.sh', 'gpu', 'job', CONFIG, 'out', '--amp',
-        env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '16'},
-    ).stdout  # fmt: skip
-    assert '--partition=gpu' in out
-    assert '--ntasks=16' in out
-    assert f'tools/train.py {CONFIG} --work-dir out --launcher slurm --amp' in out

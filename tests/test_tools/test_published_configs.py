@@ -1,0 +1,83 @@
+"""The published configs as they are, but for a narrow backbone, on a few images.
+
+Once on generated images that pass for COCO or ADE20K, once on real ones where they are at hand.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHANNELS = '[8,16,32,64]'
+NARROW = [
+    'model.backbone.init_cfg=None',
+    'model.backbone.embed_dim=8',
+    'model.backbone.depths=[1,1,1,1]',
+    'train_dataloader.dataset.indices=2',
+    'val_dataloader.dataset.indices=1',
+    'test_dataloader.dataset.indices=1',
+    'default_hooks.logger.interval=1',
+]
+EPOCH = [f'model.neck.in_channels={CHANNELS}', 'train_cfg.max_epochs=1']
+FAMILIES = {
+    'mask_rcnn/focalnet_t_1x': EPOCH,
+    'cascade_rcnn/focalnet_t_3x': EPOCH,
+    'atss/focalnet_t_3x': ['model.neck.in_channels=[16,32,64]', 'train_cfg.max_epochs=1'],
+    'sparse_rcnn/focalnet_t_3x': EPOCH,
+    'upernet/focalnet_t_160k_ade20k': [
+        f'model.decode_head.in_channels={CHANNELS}',
+        'model.auxiliary_head.in_channels=32',
+        'train_cfg.max_iters=1',
+        'train_cfg.val_interval=1',
+        'default_hooks.checkpoint.interval=1',
+    ],
+}
+
+
+def as_coco(shapes, folder):
+    """The generated set with COCO's 80 categories, of which it uses four."""
+    from mmdet.datasets import CocoDataset
+
+    shutil.copytree(shapes / 'coco', folder)
+    names = CocoDataset.METAINFO['classes']
+    for path in (folder / 'annotations').glob('instances_*.json'):
+        content = json.loads(path.read_text())
+        content['categories'] = [{'id': i, 'name': name} for i, name in enumerate(names, 1)]
+        path.write_text(json.dumps(content))
+
+
+@pytest.fixture(params=[pytest.param('generated', marks=pytest.mark.slow), 'real'])
+def data(request, shapes, tmp_path):
+    """A folder with data/coco and data/ade in the layout that the configs expect."""
+    if request.param == 'generated':
+        as_coco(shapes, tmp_path / 'data/coco')
+        (tmp_path / 'data/ade').mkdir()
+        (tmp_path / 'data/ade/ADEChallengeData2016').symlink_to(shapes / 'ade')
+        return tmp_path
+    coco = request.getfixturevalue('coco_root')
+    (tmp_path / 'data/ade').mkdir(parents=True)
+    (tmp_path / 'data/coco').symlink_to(coco)
+    (tmp_path / 'data/ade/ADEChallengeData2016').symlink_to(coco.parent / 'ade')
+    return tmp_path
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_trains_evaluates_saves_and_tests(name, data, run):
+    options = ['--cfg-options', *NARROW, *FAMILIES[name]]
+    config = ROOT / f'configs/{name}.py'
+    work_dir = data / 'work'
+    out = run(
+        sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work_dir, *options, cwd=data
+    ).stdout  # fmt: skip
+    assert re.search(r'\(train\) +(\[1\])?\[ *1/1\]', out)
+    assert re.search(r'\(val\) +(\[1\])?\[1/1\]', out)
+    checkpoint = (work_dir / 'last_checkpoint').read_text()
+    out = run(
+        sys.executable, ROOT / 'tools/test.py', config, checkpoint, '--work-dir', work_dir,
+        *options, cwd=data,
+    ).stdout  # fmt: skip
+    assert '(test) [1/1]' in out

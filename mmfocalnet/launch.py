@@ -185,7 +185,8 @@ def use_drawing(cfg: Config, args: Namespace) -> None:
             f'--show and --show-dir need a visualization hook in {cfg.filename}: add '
             "default_hooks=dict(visualization=dict(type='DetVisualizationHook')) or its mmseg twin."
         )
-    hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+    # Upstream's mmseg draws only every `interval`-th batch, when testing too.
+    hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
     if args.show_dir and hook.type == 'DetVisualizationHook':
         hook.test_out_dir = args.show_dir
     elif args.show_dir:

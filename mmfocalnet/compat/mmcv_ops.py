@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.abc
-import importlib.machinery
 import logging
 import sys
 import warnings
@@ -25,6 +23,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmfocalnet.compat.stand_in import StandIn
 
 EXT = 'mmcv._ext'
 
@@ -142,18 +142,13 @@ def _torchvision_imports() -> bool:
         return False
 
 
-class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds and fills `mmcv._ext`; a finder, so that `find_spec` and `reload` work on it too."""
+class _StandIn(StandIn):
+    """Finds and fills `mmcv._ext`."""
+
+    names = (EXT,)
 
     def __init__(self, provider: str) -> None:
         self.provider = provider
-
-    def find_spec(
-        self, fullname: str, path: Any = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != EXT:
-            return None
-        return importlib.machinery.ModuleSpec(EXT, self, origin=__name__)
 
     def exec_module(self, module: ModuleType) -> None:
         not_compiled = f'not compiled (nms and roi_align: {self.provider})'

@@ -13,8 +13,6 @@ than a ZeroDivisionError, and an id that has no colour is an error rather than a
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.machinery
 import sys
 import warnings
 from collections import defaultdict
@@ -24,6 +22,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from mmfocalnet.compat.stand_in import StandIn
 
 VOID = 0  # the id of pixels without a label
 OFFSET = 256**3  # one more than the largest id
@@ -101,18 +101,10 @@ def _fill_in_mmdet() -> None:
                 setattr(module, name, value)
 
 
-class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds and fills `panopticapi`; a finder, so that `find_spec` and `reload` work on it too."""
+class _StandIn(StandIn):
+    """Finds and fills `panopticapi`."""
 
-    def find_spec(
-        self, fullname: str, path: Any = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _MODULES:
-            return None
-        is_package = fullname == _MODULES[0]
-        return importlib.machinery.ModuleSpec(
-            fullname, self, origin=__name__, is_package=is_package
-        )
+    names = _MODULES
 
     def exec_module(self, module: ModuleType) -> None:
         vars(module).update(_provided(module.__name__), __doc__=__doc__, PROVIDER='mmfocalnet')

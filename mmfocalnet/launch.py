@@ -245,16 +245,24 @@ def check_start(cfg: Config) -> None:
         source = _latest_checkpoint(Path(cfg.work_dir))
     if source:
         path = fetch(source)
-        load_file(path) if reads_training_checkpoints() else check_file(path)
+        if reads_training_checkpoints():
+            load_file(path)
+        else:
+            check_file(path)
 
 
 def check_model(cfg: Config) -> None:
     """Build the model without memory and fit its pretrained weights, leaving nothing behind.
 
+    In a launch rank 0 does it for all, so that a checkpoint is downloaded once; the others wait
+    for it where the processes join.
+
     Raises:
         ConfigError: If FocalNet does not take its settings.
         CheckpointError: If a checkpoint cannot be found, read or fitted.
     """
+    if os.environ.get('RANK', '0') != '0':
+        return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
         model = MODELS.build(cfg.model)
     for module in model.modules():

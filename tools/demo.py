@@ -10,9 +10,16 @@ from mmfocalnet.launch import one_sentence_errors
 from mmfocalnet.visualization import draw_curves, draw_sheet, metric_curve, read_scalars
 
 TOOLS = Path(__file__).resolve().parent
+BOXES = {'coco/bbox_mAP_50': 'box AP50'}
+MASKS = {'coco/segm_mAP_50': 'mask AP50'}
 METRICS = {
-    'mask_rcnn': {'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP_50': 'mask AP50'},
+    'mask_rcnn': BOXES | MASKS,
+    'cascade_rcnn': BOXES | MASKS,
+    'atss': BOXES,
+    'sparse_rcnn': BOXES,
     'upernet': {'mIoU': 'mIoU'},
+    'mask2former': {'coco_panoptic/PQ': 'PQ'} | MASKS,
+    'mask2former_semantic': {'mIoU': 'mIoU'},
 }
 
 

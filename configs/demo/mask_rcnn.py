@@ -2,22 +2,16 @@
 _base_ = [
     '../_base_/models/mask_rcnn_fpn.py',
     '../_base_/datasets/shapes_instance.py',
-    '../_base_/schedules/adamw.py',
-    '../_base_/det_runtime.py',
+    '../_base_/schedules/demo.py',
+    '../_base_/demo_det_runtime.py',
 ]
 
 num_classes = 4
 channels = 64
 
 model = dict(
-    backbone=dict(
-        embed_dim=32,
-        depths=[1, 1, 2, 1],
-        focal_levels=2,
-        focal_windows=3,
-        drop_path_rate=0.0,
-    ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=channels, num_outs=4),
+    backbone=_base_.small_backbone,
+    neck=dict(in_channels=_base_.small_backbone_channels, out_channels=channels, num_outs=4),
     rpn_head=dict(
         in_channels=channels,
         feat_channels=channels,
@@ -55,19 +49,3 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=30)),
 )
-
-max_iters = 400
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters, eta_min=1e-6),
-]
-default_hooks = dict(
-    logger=dict(interval=20, log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=1),
-    visualization=dict(score_thr=0.5),
-)
-visualizer = dict(line_width=1)
-log_processor = dict(by_epoch=False, window_size=20)
-randomness = dict(seed=0)

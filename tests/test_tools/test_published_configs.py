@@ -23,6 +23,11 @@ NARROW = [
     'default_hooks.logger.interval=1',
 ]
 EPOCH = [f'model.neck.in_channels={CHANNELS}', 'train_cfg.max_epochs=1']
+ITERATION = [
+    'train_cfg.max_iters=1',
+    'train_cfg.val_interval=1',
+    'default_hooks.checkpoint.interval=1',
+]
 FAMILIES = {
     'mask_rcnn/focalnet_t_1x': EPOCH,
     'cascade_rcnn/focalnet_t_3x': EPOCH,
@@ -31,9 +36,19 @@ FAMILIES = {
     'upernet/focalnet_t_160k_ade20k': [
         f'model.decode_head.in_channels={CHANNELS}',
         'model.auxiliary_head.in_channels=32',
-        'train_cfg.max_iters=1',
-        'train_cfg.val_interval=1',
-        'default_hooks.checkpoint.interval=1',
+        *ITERATION,
+    ],
+    'mask2former/focalnet_t_coco_panoptic': [
+        f'model.panoptic_head.in_channels={CHANNELS}',
+        *ITERATION,
+    ],
+    'mask2former/focalnet_t_coco_instance': [
+        f'model.panoptic_head.in_channels={CHANNELS}',
+        *ITERATION,
+    ],
+    'mask2former/focalnet_t_160k_ade20k_640': [
+        f'model.decode_head.in_channels={CHANNELS}',
+        *ITERATION,
     ],
 }
 

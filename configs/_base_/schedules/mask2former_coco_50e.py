@@ -1,0 +1,21 @@
+# 50 epochs of COCO at batch 16, counted in iterations.
+_base_ = './mask2former.py'
+
+max_iters = 368750
+train_cfg = dict(
+    type='IterBasedTrainLoop',
+    max_iters=max_iters,
+    val_interval=5000,
+    # Once more at the very end.
+    dynamic_intervals=[(max_iters // 5000 * 5000 + 1, max_iters)],
+)
+param_scheduler = [
+    dict(
+        type='MultiStepLR',
+        by_epoch=False,
+        begin=0,
+        end=max_iters,
+        milestones=[327778, 355092],
+        gamma=0.1,
+    )
+]

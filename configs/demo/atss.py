@@ -1,0 +1,20 @@
+# `make demo MODEL=atss`: boxes of the generated shapes, in one stage.
+_base_ = [
+    '../_base_/models/atss_fpn.py',
+    '../_base_/datasets/shapes_detection.py',
+    '../_base_/schedules/demo.py',
+    '../_base_/demo_det_runtime.py',
+]
+
+channels = 64
+model = dict(
+    backbone=_base_.small_backbone,
+    neck=dict(in_channels=_base_.small_backbone_channels[1:], out_channels=channels, num_outs=3),
+    bbox_head=dict(
+        num_classes=4,
+        in_channels=channels,
+        feat_channels=channels,
+        stacked_convs=2,
+        anchor_generator=dict(octave_base_scale=4, strides=[8, 16, 32]),
+    ),
+)

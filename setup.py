@@ -1,5 +1,38 @@
 """Build script; the metadata is in pyproject.toml."""
 
-from setuptools import setup
+import shutil
+from pathlib import Path
 
-setup()
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+def mim_files() -> list[str]:
+    """What wheels hold in mmfocalnet/.mim, where mim looks for it; paths from this folder."""
+    files = [path for folder in ('configs', 'tools') for path in Path(folder).rglob('*')]
+    return ['model-index.yml'] + sorted(
+        str(path) for path in files if path.is_file() and '__pycache__' not in path.parts
+    )
+
+
+class BuildWithMim(build_py):
+    """Build the package with configs and tools in it."""
+
+    def run(self) -> None:
+        """Copy configs and tools too, unless the package is to be used where it lies."""
+        super().run()
+        if self.editable_mode:
+            return
+        mim = Path(self.build_lib, 'mmfocalnet', '.mim')
+        # An earlier build may have left what is no longer there.
+        shutil.rmtree(mim, ignore_errors=True)
+        for file in mim_files():
+            (mim / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, mim / file)
+
+    def get_source_files(self) -> list[str]:
+        """Name them for the sdist, from which the same wheel is to be built."""
+        return super().get_source_files() + mim_files()
+
+
+setup(cmdclass={'build_py': BuildWithMim})

@@ -1,0 +1,109 @@
+"""model-index.yml and its metafiles: every config once, nothing else, and the paper's figures."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT.parent / 'shared/facts/paper.yaml'
+LEAVES = {
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.glob('configs/*/*.py')
+    if path.parent.name != 'demo' and not path.parent.name.startswith('_')
+}
+
+
+def load(path):
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+INDEX = load('model-index.yml')['Import']
+METAFILES = {path: load(path) for path in INDEX}
+MODELS = [model for metafile in METAFILES.values() for model in metafile['Models']]
+
+
+def test_every_folder_has_a_metafile_in_the_index():
+    assert sorted(INDEX) == sorted({f'{Path(leaf).parent}/metafile.yml' for leaf in LEAVES})
+
+
+def test_every_config_is_listed_once():
+    assert sorted(model['Config'] for model in MODELS) == sorted(LEAVES)
+
+
+def test_a_name_is_its_folder_and_file_so_that_none_is_there_twice():
+    # mim search compares in lower case.
+    for model in MODELS:
+        config = Path(model['Config'])
+        assert model['Name'] == f'{config.parent.name}_{config.stem}' == model['Name'].lower()
+
+
+def test_a_metafile_is_one_collection_with_a_readme_and_a_name_of_its_own():
+    names = []
+    for path, metafile in METAFILES.items():
+        (collection,) = metafile['Collections']
+        names.append(collection['Name'])
+        # Unlike configs, which mim seeks from the index, readmes are seen from their metafile.
+        assert (ROOT / path).with_name(collection['README']).is_file()
+        for model in metafile['Models']:
+            assert model['In Collection'] == collection['Name']
+            assert Path(model['Config']).parent == Path(path).parent
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize('model', MODELS, ids=lambda model: model['Name'])
+def test_the_schedule_is_that_of_the_config(model):
+    loop = Config.fromfile(ROOT / model['Config']).train_cfg
+    metadata = model['Metadata']
+    assert metadata.get('Epochs') == loop.get('max_epochs')
+    assert metadata.get('Iterations') == loop.get('max_iters')
+
+
+def counts(row, windows):
+    return {
+        'Parameters (M)': row['params'],
+        'FLOPs (G)': row['flops'],
+        'Counted windows': windows,
+    }
+
+
+def paper_figures(paper):
+    """Of every config whose network the paper reports: its counts and its metrics."""
+    for (letter, size), field in product(
+        {'t': 'tiny', 's': 'small', 'b': 'base'}.items(), ('srf', 'lrf')
+    ):
+        name = f'focalnet_{letter}_srf' if field == 'srf' else f'focalnet_{letter}'
+        row = paper['mask_rcnn_coco'][f'{size}_{field}']
+        for schedule in ('1x', '3x'):
+            metrics = {'box AP': row[f'box_{schedule}'], 'mask AP': row[f'mask_{schedule}']}
+            yield f'mask_rcnn/{name}_{schedule}', (counts(row, [11, 9, 9, 7]), metrics)
+        row = paper['upernet_ade20k'][f'{size}_{field}']
+        metrics = {'mIoU': row['miou'], 'mIoU(ms+flip)': row['miou_ms']}
+        yield f'upernet/{name}_160k_ade20k', (counts(row, [9, 9, 9, 9]), metrics)
+    for key, row in paper['other_detectors_3x'].items():
+        detector, field = key.split('_tiny_')
+        folder = 'cascade_rcnn' if detector == 'cascade_mask_rcnn' else detector
+        name = 'focalnet_t_srf_3x' if field == 'srf' else 'focalnet_t_3x'
+        yield f'{folder}/{name}', (counts(row, [11, 9, 9, 7]), {'box AP': row['box']})
+    row = paper['mask2former']['large_coco_panoptic']
+    metrics = {'PQ': row['pq'], 'mask AP': row['ap'], 'mIoU': row['miou']}
+    yield 'mask2former/focalnet_l_coco_panoptic', ({'Parameters (M)': row['params']}, metrics)
+    row = paper['mask2former']['large_ade20k_semantic']
+    metrics = {'mIoU': row['miou'], 'mIoU(ms+flip)': row['miou_ms']}
+    yield 'mask2former/focalnet_l_160k_ade20k_640', ({'Parameters (M)': row['params']}, metrics)
+
+
+def test_figures_are_the_papers():
+    if not PAPER.is_file():
+        pytest.skip('no ../shared/facts/paper.yaml here')
+    stated = {
+        model['Config'].removeprefix('configs/').removesuffix('.py'): (
+            model['Metadata'].get('Paper', {}),
+            {key: n for result in model['Results'] for key, n in result['Metrics'].items()},
+        )
+        for model in MODELS
+        if 'Paper' in model['Metadata'] or 'Results' in model
+    }
+    assert stated == dict(paper_figures(yaml.safe_load(PAPER.read_text())))

@@ -11,5 +11,9 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be found, read or fitted to the model."""
 
 
+class DataError(UserError):
+    """A dataset whose files do not fit together or do not fit the config."""
+
+
 class ConfigError(UserError):
     """A config that is missing, or that names something that is missing."""

@@ -27,8 +27,10 @@ from mmfocalnet.checkpoints import (
 )
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
+from mmfocalnet.datasets.checks import check_coco
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.models import FocalNet
+from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
 
 
@@ -219,6 +221,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
 
     Raises:
         ConfigError: If an annotation file or image folder is missing.
+        DataError: If the categories or panoptic maps of a COCO-format dataset do not fit.
     """
     for split in splits:
         for part in (f'{split}_dataloader', f'{split}_evaluator'):
@@ -229,6 +232,10 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                         'there (ln -s YOUR_COCO data/coco), or change data_root in a config of '
                         'yours that inherits this one.'
                     )
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            for node in _dicts(cfg.get(f'{split}_dataloader') or {}):
+                if isinstance(node.get('ann_file'), str) and node['ann_file'].endswith('.json'):
+                    check_coco(node)
 
 
 def check_start(cfg: Config) -> None:
@@ -258,13 +265,15 @@ def check_model(cfg: Config) -> None:
     for it where the processes join.
 
     Raises:
-        ConfigError: If FocalNet does not take its settings.
+        ConfigError: If FocalNet does not take its settings, or neck or heads not its channels.
         CheckpointError: If a checkpoint cannot be found, read or fitted.
     """
     if os.environ.get('RANK', '0') != '0':
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
         model = MODELS.build(cfg.model)
+    if isinstance(getattr(model, 'backbone', None), FocalNet):
+        check_channels(cfg.model, model.backbone)
     for module in model.modules():
         if isinstance(module, FocalNet) and module.init_cfg:
             fit_checkpoint(target=module.state_dict(), **pretrained_options(module.init_cfg))

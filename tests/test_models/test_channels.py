@@ -1,0 +1,59 @@
+"""A neck or head that does not take what the backbone gives is named with the right numbers."""
+
+import pytest
+
+from mmfocalnet import FocalNet
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.models.channels import check_channels
+
+SMALL = dict(embed_dim=8, depths=[1, 1, 1, 1], focal_windows=3)
+
+
+@pytest.fixture(scope='module')
+def backbone():
+    return FocalNet(**SMALL, out_indices=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(neck=dict(in_channels=[16, 32, 64]), bbox_head=dict(in_channels=256)),
+        dict(neck=[dict(in_channels=[16, 32, 64]), dict(in_channels=256)]),
+        dict(neck=dict(backbone_channel=5)),
+        dict(decode_head=dict(in_channels=[16, 64], in_index=[0, 2])),
+        dict(
+            decode_head=[dict(in_channels=64, in_index=2)],
+            auxiliary_head=[dict(in_channels=32, in_index=-2)],
+        ),
+        dict(panoptic_head=dict(in_channels=[16, 32, 64])),
+    ],
+)
+def test_fitting_models_pass(model, backbone):
+    check_channels(model, backbone)
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (
+            dict(neck=dict(in_channels=[8, 16, 32, 64])),
+            r'model.neck.in_channels is \[8, 16, 32, 64\], but the backbone gives \[16, 32, 64\]',
+        ),
+        (dict(neck=[dict(in_channels=[1])]), r'model.neck.0.in_channels is \[1\]'),
+        (dict(panoptic_head=dict(in_channels=[16, 32])), 'set it to .16, 32, 64.'),
+        (
+            dict(decode_head=dict(in_channels=[16, 32], in_index=[0, 2])),
+            r'decode_head.in_channels .* gives \[16, 64\]',
+        ),
+        (
+            dict(
+                decode_head=dict(in_channels=[16, 32, 64], in_index=[0, 1, 2]),
+                auxiliary_head=dict(in_channels=384, in_index=1),
+            ),
+            'auxiliary_head.in_channels is 384, but the backbone gives 32',
+        ),
+    ],
+)
+def test_others_are_named(model, message, backbone):
+    with pytest.raises(ConfigError, match=message):
+        check_channels(model, backbone)

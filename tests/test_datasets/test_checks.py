@@ -116,9 +116,11 @@ def test_labels_out_of_range(stage):
     before = getattr(CheckLabelsHook(), f'before_{stage}_iter')
     runner = Runner('abc')
     before(runner, 0, batch([[0, 2], [255, 1]], reduce_zero_label=True))
-    with pytest.raises(DataError, match='map.png holds the label 4, .* labels 1 to 3: .* 0 or 255'):
+    with pytest.raises(
+        DataError, match=r'map.png holds the label 4, .* labels 1 to 3: .* 0 or 255'
+    ):
         before(runner, 0, batch([[0, 3], [255, 1]], reduce_zero_label=True))
-    with pytest.raises(DataError, match='map.png holds the label 3, .* labels 0 to 2'):
+    with pytest.raises(DataError, match=r'map.png holds the label 3, .* labels 0 to 2'):
         before(runner, 0, batch([[0, 3]]))
     views = batch([[7]])
     with pytest.raises(DataError, match='holds the label 7'):

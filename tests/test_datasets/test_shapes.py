@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -422,3 +423,17 @@ def test_mmseg_reads_labels(made):
     assert len(dataset) == 8
     read = dataset[0]['data_samples'].gt_sem_seg.data[0].numpy()
     assert np.array_equal(read, draw_image(0, 'val', (96, 128)).semantic - 1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'task'),
+    [('instance', 'detection'), ('panoptic', 'panoptic'), ('semantic', 'semantic')],
+)
+def test_the_configs_name_the_same_classes_and_colours(name, task):
+    config = ROOT / f'configs/_base_/datasets/shapes_{name}.py'
+    cfg = Config.fromfile(config)
+    for split in ('train', 'val', 'test'):
+        metainfo = cfg[f'{split}_dataloader'].dataset.metainfo
+        assert {key: list(value) for key, value in metainfo.items()} == {
+            key: list(value) for key, value in METAINFO[task].items()
+        }

@@ -28,6 +28,25 @@ ITERATION = [
     'train_cfg.val_interval=1',
     'default_hooks.checkpoint.interval=1',
 ]
+# Mask2Former jitters crops of 1024x1024.
+SMALL_CROPS = [
+    'model.data_preprocessor.batch_augments.0.size=(256,256)',
+    'model.train_cfg.num_points=256',
+    'train_dataloader.dataset.pipeline.3.scale=(256,256)',
+    'train_dataloader.dataset.pipeline.4.crop_size=(256,256)',
+    'val_dataloader.dataset.pipeline.1.scale=(320,320)',
+]
+
+
+def shallow(head):
+    """A Mask2Former head of one layer each, on the narrow backbone."""
+    return [
+        f'model.{head}.in_channels={CHANNELS}',
+        f'model.{head}.pixel_decoder.encoder.num_layers=1',
+        f'model.{head}.transformer_decoder.num_layers=1',
+    ]
+
+
 FAMILIES = {
     'mask_rcnn/focalnet_t_1x': EPOCH,
     'cascade_rcnn/focalnet_t_3x': EPOCH,
@@ -39,29 +58,38 @@ FAMILIES = {
         *ITERATION,
     ],
     'mask2former/focalnet_t_coco_panoptic': [
-        f'model.panoptic_head.in_channels={CHANNELS}',
+        *shallow('panoptic_head'),
+        *SMALL_CROPS,
         *ITERATION,
     ],
     'mask2former/focalnet_t_coco_instance': [
-        f'model.panoptic_head.in_channels={CHANNELS}',
+        *shallow('panoptic_head'),
+        *SMALL_CROPS,
         *ITERATION,
     ],
     'mask2former/focalnet_t_160k_ade20k_640': [
-        f'model.decode_head.in_channels={CHANNELS}',
+        *shallow('decode_head'),
+        'model.decode_head.train_cfg.num_points=256',
+        'val_dataloader.dataset.pipeline.1.scale=(320,320)',
         *ITERATION,
     ],
 }
 
 
 def as_coco(shapes, folder):
-    """The generated set with COCO's 80 categories, of which it uses four."""
-    from mmdet.datasets import CocoDataset
+    """The generated set with COCO's 80 things and 53 kinds of stuff, of which it uses a few."""
+    from mmdet.datasets import CocoPanopticDataset
 
     shutil.copytree(shapes / 'coco', folder)
-    names = CocoDataset.METAINFO['classes']
-    for path in (folder / 'annotations').glob('instances_*.json'):
+    things = CocoPanopticDataset.METAINFO['thing_classes']
+    stuff = CocoPanopticDataset.METAINFO['stuff_classes']
+    for path in (folder / 'annotations').glob('*.json'):
         content = json.loads(path.read_text())
-        content['categories'] = [{'id': i, 'name': name} for i, name in enumerate(names, 1)]
+        names = things if path.name.startswith('instances') else things + stuff
+        content['categories'] = [
+            {'id': number, 'name': name, 'isthing': int(name in things)}
+            for number, name in enumerate(names, 1)
+        ]
         path.write_text(json.dumps(content))
 
 

@@ -1,0 +1,84 @@
+"""Every family trains, evaluates, saves, resumes and tests, in one process and in two.
+
+On its demo, with a narrower backbone and a few small images.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHANNELS = '[8,16,32,64]'
+TINY = [
+    'model.backbone.embed_dim=8',
+    'train_dataloader.batch_size=2',
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'default_hooks.checkpoint.interval=2',
+    'default_hooks.logger.interval=1',
+]
+FAMILIES = {
+    'mask_rcnn': ('coco/segm_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
+    'cascade_rcnn': ('coco/segm_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
+    'atss': (
+        'coco/bbox_mAP_50',
+        # After two iterations no score reaches the threshold.
+        ['model.neck.in_channels=[16,32,64]', 'model.test_cfg.score_thr=0'],
+    ),
+    'sparse_rcnn': ('coco/bbox_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
+    'upernet': (
+        'mIoU',
+        [f'model.decode_head.in_channels={CHANNELS}', 'model.auxiliary_head.in_channels=32'],
+    ),
+    'mask2former': ('coco_panoptic/PQ', [f'model.panoptic_head.in_channels={CHANNELS}']),
+    'mask2former_semantic': ('mIoU', [f'model.decode_head.in_channels={CHANNELS}']),
+}
+
+
+@pytest.fixture
+def home(shapes, tmp_path):
+    """A folder to run in, with the sample set where the demos expect it."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(shapes)
+    return tmp_path
+
+
+def test_every_demo_is_here():
+    assert {path.stem for path in (ROOT / 'configs/demo').glob('*.py')} == set(FAMILIES)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_trains_evaluates_saves_resumes_and_tests(name, run, home):
+    metric, narrow = FAMILIES[name]
+    config = ROOT / f'configs/demo/{name}.py'
+    options = ['--work-dir', home / 'work', '--cfg-options', *TINY, *narrow]
+    train = (sys.executable, ROOT / 'tools/train.py', config)
+
+    first = run(*train, '--amp', '--auto-scale-lr', *options, cwd=home).stdout
+    assert 'AmpOptimWrapper' in first
+    assert 'Scaling the original LR by 0.125' in first
+    assert re.search(rf'Iter\(val\).* {metric}: +\d', first)
+
+    resumed = run(*train, '--resume', 'auto', *options, 'train_cfg.max_iters=3', cwd=home).stdout
+    assert re.search('resumed .*iter: 2', resumed)
+    assert 'Iter(train) [3/3]' in resumed
+
+    checkpoint = home / 'work/iter_3.pth'
+    out = run(
+        sys.executable, ROOT / 'tools/test.py', config, checkpoint, *options, cwd=home
+    ).stdout  # fmt: skip
+    assert re.search(rf'Iter\(test\).* {metric}: +\d', out)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_two_processes(name, run, home):
+    metric, narrow = FAMILIES[name]
+    out = run(
+        ROOT / 'tools/dist_train.sh', ROOT / f'configs/demo/{name}.py', 2,
+        '--work-dir', home / 'work', '--cfg-options', *TINY, *narrow,
+        cwd=home, env={'PORT': f'{29620 + list(FAMILIES).index(name)}'},
+    ).stdout  # fmt: skip
+    assert out.count('Saving checkpoint at 2 iterations') == 1
+    assert re.search(rf'Iter\(val\).* {metric}: +\d', out)

@@ -1,12 +1,13 @@
 """Stand-in for `mmcv._ext`, the compiled ops that a plain `pip install` of mmcv does not bring.
 
-Without it `import mmdet.models` fails. Our models call two of its ops, `nms` and `roi_align`;
-these work here, on any device, and every other op raises a sentence that says what to install.
-Three providers, in this order: a compiled mmcv, which is left untouched, torchvision, and plain
-PyTorch.
+Without it `import mmdet.models` fails. Our models call four of its ops: `nms` and `roi_align`,
+which are here, and on GPUs sigmoid focal loss and multi-scale deformable attention, which are in
+`mmcv_gpu_ops`. They work on any device, and every other op raises a sentence that says what to
+install. Three providers, in this order: a compiled mmcv, which is left untouched, torchvision for
+`nms` and `roi_align`, and plain PyTorch.
 
-The results are those of the compiled ops with one exception: a RoI of negative size, on which
-mmcv's CPU code raises, or with a corner that is not finite counts as one of no size.
+The results of the two here are those of the compiled ops with one exception: a RoI of negative
+size, on which mmcv's CPU code raises, or with a corner that is not finite counts as one of no size.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ EXT = 'mmcv._ext'
 
 _IN_USE = {
     'mmcv': 'mmcv ops: compiled.',
-    'torchvision': 'mmcv ops: mmcv has none compiled, nms and roi_align run on torchvision.',
-    'pytorch': 'mmcv ops: mmcv has none compiled, nms and roi_align run in plain PyTorch.',
+    'torchvision': 'mmcv ops: mmcv has none compiled, nms and roi_align run on torchvision, focal '
+    'loss and deformable attention in plain PyTorch.',
+    'pytorch': 'mmcv ops: mmcv has none compiled, nms, roi_align, focal loss and deformable '
+    'attention run in plain PyTorch.',
 }
 
 # Boxes settled at once. A long chain of overlaps takes as many passes over a square of this side:
@@ -123,7 +126,7 @@ def _ext_imports() -> bool:
         if getattr(error, 'name', None) != EXT or not isinstance(error, ModuleNotFoundError):
             warnings.warn(
                 f"mmcv's compiled ops are installed but do not load ({error}), so mmfocalnet "
-                'stands in for nms and roi_align.',
+                'stands in for those that its models call.',
                 stacklevel=3,
             )
         return False
@@ -162,13 +165,25 @@ class _StandIn(StandIn):
 
 
 def _provided(provider: str) -> dict[str, Callable]:
+    # Imported late: its ops log through this module.
+    from mmfocalnet.compat import mmcv_gpu_ops
+
+    ops = dict(
+        nms=nms,
+        roi_align_forward=roi_align_forward,
+        roi_align_backward=roi_align_backward,
+        sigmoid_focal_loss_forward=mmcv_gpu_ops.sigmoid_focal_loss_forward,
+        sigmoid_focal_loss_backward=mmcv_gpu_ops.sigmoid_focal_loss_backward,
+        ms_deform_attn_forward=mmcv_gpu_ops.ms_deform_attn_forward,
+        ms_deform_attn_backward=mmcv_gpu_ops.ms_deform_attn_backward,
+    )
     if provider == 'torchvision':
-        return dict(
+        ops.update(
             nms=torchvision_nms,
             roi_align_forward=torchvision_roi_align_forward,
             roi_align_backward=torchvision_roi_align_backward,
         )
-    return dict(nms=nms, roi_align_forward=roi_align_forward, roi_align_backward=roi_align_backward)
+    return ops
 
 
 def _missing_op(name: str) -> Callable:
@@ -208,7 +223,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """
     log_ops_provider()
     left = scores.sort(descending=True).indices
-    boxes = boxes.to(_compute_dtype(boxes))
+    boxes = boxes.to(compute_dtype(boxes))
     kept = [left[:0]]
     # Each round settles the best boxes left, then drops all that these suppress, so that later
     # rounds see few boxes and no box is compared with one that is already gone.
@@ -503,7 +518,7 @@ def roi_align_forward(
     """
     log_ops_provider()
     pooling = _Pooling((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
-    rois = _proper_rois(rois, _compute_dtype(input))
+    rois = _proper_rois(rois, compute_dtype(input))
     table = _channels_last(input).to(rois.dtype)
     if pool_mode == 0:
         output.fill_(_MAX_START)
@@ -549,7 +564,7 @@ def roi_align_backward(
         aligned (bool): As in the forward pass.
     """
     pooling = _Pooling((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
-    dtype = _compute_dtype(grad_output)
+    dtype = compute_dtype(grad_output)
     rois, grad_output = _proper_rois(rois, dtype), grad_output.to(dtype)
     if pool_mode == 0:
         grad = torch.zeros_like(grad_input, dtype=dtype, memory_format=torch.contiguous_format)
@@ -582,7 +597,8 @@ def _channels_last(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Float32 for half precision, else the dtype of the tensor."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
@@ -597,7 +613,7 @@ def torchvision_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset:
     if offset != 0:
         return nms(boxes, scores, iou_threshold, offset)
     log_ops_provider()
-    dtype = _compute_dtype(boxes)
+    dtype = compute_dtype(boxes)
     # mmcv compares in single precision: an IoU of exactly the threshold must not exceed it.
     threshold = float(torch.tensor(iou_threshold, dtype=dtype))
     # Sorted first: torchvision orders equal scores differently, which can change what is kept.
@@ -619,7 +635,7 @@ def torchvision_roi_align_forward(
     if pooling['pool_mode'] == 0:
         return roi_align_forward(input, rois, output, argmax_y, argmax_x, **pooling)
     log_ops_provider()
-    dtype = _compute_dtype(input)
+    dtype = compute_dtype(input)
     output.copy_(
         torch.ops.torchvision.roi_align(
             input.to(dtype),
@@ -645,7 +661,7 @@ def torchvision_roi_align_backward(
     """`roi_align_backward` through torchvision, whose CUDA gradient is not deterministic."""
     if pooling['pool_mode'] == 0 or torch.are_deterministic_algorithms_enabled():
         return roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, **pooling)
-    dtype = _compute_dtype(grad_output)
+    dtype = compute_dtype(grad_output)
     grad_input.add_(
         torch.ops.torchvision._roi_align_backward(
             grad_output.to(dtype),

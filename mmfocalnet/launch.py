@@ -351,7 +351,7 @@ def _data_paths(part: dict | list) -> Iterator[str]:
     for node in _dicts(part):
         root = node.get('data_root') or ''
         prefixes = node.get('data_prefix') or {}
-        for path in (node.get('ann_file'), *prefixes.values()):
+        for path in (node.get('ann_file'), node.get('seg_prefix'), *prefixes.values()):
             if isinstance(path, str) and path:
                 yield path if '://' in root else os.path.join(root, path)
 

@@ -18,3 +18,8 @@ model = dict(
         anchor_generator=dict(octave_base_scale=4, strides=[8, 16, 32]),
     ),
 )
+
+max_iters = 1200
+train_cfg = dict(max_iters=max_iters, val_interval=200)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = max_iters

@@ -14,7 +14,7 @@ model = dict(
         **_base_.small_head,
         in_channels=_base_.small_backbone_channels,
         num_classes=7,
-        loss_cls=dict(class_weight=[1.0] * 7 + [0.1]),
+        loss_cls=dict(class_weight=[2.0] * 4 + [1.0] * 3 + [0.1]),
         train_cfg=dict(num_points=1024),
     ),
 )

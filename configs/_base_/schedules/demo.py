@@ -2,7 +2,11 @@
 _base_ = './adamw.py'
 
 small_backbone = dict(
-    embed_dim=32, depths=[1, 1, 2, 1], focal_levels=2, focal_windows=3, drop_path_rate=0.0
+    embed_dim=32,
+    depths=[1, 1, 2, 1],
+    focal_levels=2,
+    focal_windows=[9, 7, 5, 3],
+    drop_path_rate=0.0,
 )
 small_backbone_channels = [32, 64, 128, 256]
 

@@ -201,7 +201,7 @@ def use_tta(cfg: Config) -> None:
     Raises:
         ConfigError: If the config does not say how.
     """
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
         raise ConfigError(
             f'--tta needs tta_model and tta_pipeline in {cfg.filename}: see those in '
             'configs/_base_/datasets.'

@@ -1,7 +1,7 @@
 # `make demo MODEL=atss`: boxes of the generated shapes, in one stage.
 _base_ = [
     '../_base_/models/atss_fpn.py',
-    '../_base_/datasets/shapes_detection.py',
+    '../_base_/datasets/shapes_instance.py',
     '../_base_/schedules/demo.py',
     '../_base_/demo_det_runtime.py',
 ]
@@ -18,6 +18,8 @@ model = dict(
         anchor_generator=dict(octave_base_scale=4, strides=[8, 16, 32]),
     ),
 )
+val_evaluator = dict(metric='bbox')
+test_evaluator = val_evaluator
 
 max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=200)

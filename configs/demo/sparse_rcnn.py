@@ -1,7 +1,7 @@
 # `make demo MODEL=sparse_rcnn`: boxes of the generated shapes from 30 learned proposals.
 _base_ = [
     '../_base_/models/sparse_rcnn_fpn.py',
-    '../_base_/datasets/shapes_detection.py',
+    '../_base_/datasets/shapes_instance.py',
     '../_base_/schedules/demo.py',
     '../_base_/demo_det_runtime.py',
 ]
@@ -27,6 +27,8 @@ model = dict(
     train_cfg=dict(rcnn=_base_.model.train_cfg.rcnn[:num_stages]),
     test_cfg=dict(rcnn=dict(max_per_img=num_proposals)),
 )
+val_evaluator = dict(metric='bbox')
+test_evaluator = val_evaluator
 
 max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=200)

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import reads_training_checkpoints
 
 CONFIG = 'configs/demo/mask_rcnn.py'
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def assert_one_sentence(result):
@@ -243,3 +245,27 @@ def test_work_dir_that_is_a_file_and_config_without_model(run, tiny_options, tmp
     assert 'is a file' in run(*train, CONFIG, '--work-dir', tmp_path / 'file', code=2).stderr
     assert 'has no model' in run(*train, tmp_path / 'empty.py', code=2).stderr
     assert 'KEY=VALUE' in run(*train, CONFIG, '--cfg-options', 'foo', code=2).stderr
+
+
+def test_no_test_time_augmentation_for_panoptic_models(run, tmp_path):
+    config = 'configs/mask2former/focalnet_t_coco_panoptic.py'
+    result = run(sys.executable, 'tools/test.py', config, 'x.pth', '--tta', code=2)
+    assert f'--tta needs tta_model and tta_pipeline in {config}' in result.stderr
+    assert_one_sentence(result)
+
+
+def test_panoptic_maps_that_are_not_there(run, shapes, tmp_path):
+    (tmp_path / 'data').mkdir()
+    shutil.copytree(shapes, tmp_path / 'data/shapes')
+    maps = tmp_path / 'data/shapes/coco/annotations/panoptic_train2017'
+    train = (sys.executable, ROOT / 'tools/train.py', ROOT / 'configs/demo/mask2former.py')
+    for path in maps.iterdir():
+        path.unlink()
+    empty = run(*train, cwd=tmp_path, code=2)
+    assert 'panoptic_train2017/ lacks 6 of the 6 panoptic maps' in empty.stderr
+    maps.rmdir()
+    gone = run(*train, cwd=tmp_path, code=2)
+    assert 'annotations/panoptic_train2017/ is missing' in gone.stderr
+    for result in (empty, gone):
+        assert_one_sentence(result)
+    assert not (tmp_path / 'work_dirs').exists()

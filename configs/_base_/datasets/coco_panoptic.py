@@ -1,21 +1,10 @@
 # COCO's panoptic labels with large-scale jitter to 1024x1024; instances are scored beside them.
-_base_ = './coco_instance.py'
+_base_ = './coco_instance_lsj.py'
 
 load_labels = dict(type='LoadPanopticAnnotations')
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    load_labels,
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandomResize', scale=(1024, 1024), ratio_range=(0.1, 2.0), keep_ratio=True),
-    dict(
-        type='RandomCrop',
-        crop_type='absolute',
-        crop_size=(1024, 1024),
-        recompute_bbox=True,
-        allow_negative_crop=True,
-    ),
-    dict(type='PackDetInputs'),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[1] = load_labels
+del train_pipeline[5]  # nothing is left out
 test_pipeline = _base_.test_pipeline
 test_pipeline[2] = load_labels
 
@@ -46,7 +35,3 @@ val_evaluator = [
     _base_.val_evaluator,
 ]
 test_evaluator = val_evaluator
-
-# mmdet merges the boxes of several views, not their masks.
-tta_model = None
-tta_pipeline = None

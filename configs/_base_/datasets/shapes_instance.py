@@ -1,10 +1,9 @@
-# The generated shapes (tools/make_shapes.py) in COCO's layout: small images as they are, flipped.
-_base_ = './coco_instance.py'
+# The generated shapes in COCO's layout, boxes and masks: small images as they are, flipped.
+_base_ = ['./coco_instance.py', './shapes.py']
 
 data_root = 'data/shapes/coco/'
-metainfo = dict(
-    classes=('circle', 'square', 'triangle', 'star'),
-    palette=[(230, 57, 70), (69, 123, 230), (255, 190, 11), (42, 157, 80)],
+source = dict(
+    data_root=data_root, metainfo=dict(classes=_base_.things, palette=_base_.thing_palette)
 )
 
 train_pipeline = [
@@ -18,20 +17,13 @@ test_pipeline[1].scale = (160, 160)
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1].scale = (160, 160)
 
-# Loading is so cheap that worker processes only cost start-up time.
-workers = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
-    **workers,
-    batch_size=8,
+    **_base_.shapes_loader,
     sampler=dict(type='InfiniteSampler'),
     batch_sampler=None,
-    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
+    dataset=dict(**source, pipeline=train_pipeline),
 )
-val_dataloader = dict(
-    **workers,
-    batch_size=8,
-    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline),
-)
+val_dataloader = dict(**_base_.shapes_loader, dataset=dict(**source, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')

@@ -9,7 +9,8 @@ from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 ensure_mmcv_ops()  # before anything imports mmcv.ops
 ensure_panopticapi()  # mmdet looks for it when imported
 
+from mmfocalnet.hooks import CheckLabelsHook  # noqa: E402
 from mmfocalnet.models import FocalModulation, FocalNet  # noqa: E402
 
 __version__ = '0.1.0'
-__all__ = ['FocalModulation', 'FocalNet', '__version__']
+__all__ = ['CheckLabelsHook', 'FocalModulation', 'FocalNet', '__version__']

@@ -27,7 +27,7 @@ from mmfocalnet.checkpoints import (
 )
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
-from mmfocalnet.datasets.checks import check_coco
+from mmfocalnet.datasets.checks import check_classes, check_coco
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.channels import check_channels
@@ -220,7 +220,8 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         splits: Of ``'train'``, ``'val'`` and ``'test'``.
 
     Raises:
-        ConfigError: If an annotation file or image folder is missing.
+        ConfigError: If an annotation file or image folder is missing, or heads have another
+            number of classes.
         DataError: If the categories or panoptic maps of a COCO-format dataset do not fit.
     """
     for split in splits:
@@ -229,13 +230,13 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                 if '://' not in path and not Path(path).exists():
                     raise ConfigError(
                         f'{path} is missing ({part} of {cfg.filename}): put or link the data '
-                        'there (ln -s YOUR_COCO data/coco), or change data_root in a config of '
-                        'yours that inherits this one.'
+                        'there, or change data_root in a config of yours that inherits this one.'
                     )
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             for node in _dicts(cfg.get(f'{split}_dataloader') or {}):
-                if isinstance(node.get('ann_file'), str) and node['ann_file'].endswith('.json'):
+                if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
                     check_coco(node)
+                    check_classes(node, cfg.model)
 
 
 def check_start(cfg: Config) -> None:
@@ -271,9 +272,11 @@ def check_model(cfg: Config) -> None:
     if os.environ.get('RANK', '0') != '0':
         return
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
+        # The backbone first: necks and heads assert that their channels fit.
+        backbone = MODELS.build(cfg.model.backbone) if 'backbone' in cfg.model else None
+        if isinstance(backbone, FocalNet):
+            check_channels(cfg.model, backbone)
         model = MODELS.build(cfg.model)
-    if isinstance(getattr(model, 'backbone', None), FocalNet):
-        check_channels(cfg.model, model.backbone)
     for module in model.modules():
         if isinstance(module, FocalNet) and module.init_cfg:
             fit_checkpoint(target=module.state_dict(), **pretrained_options(module.init_cfg))
@@ -353,7 +356,8 @@ def _data_paths(part: dict | list) -> Iterator[str]:
         prefixes = node.get('data_prefix') or {}
         for path in (node.get('ann_file'), node.get('seg_prefix'), *prefixes.values()):
             if isinstance(path, str) and path:
-                yield path if '://' in root else os.path.join(root, path)
+                # Both may be addresses of a storage that MMEngine reads from.
+                yield path if '://' in path else os.path.join(root, path)
 
 
 def _dicts(node: Any) -> Iterator[dict]:

@@ -1,7 +1,8 @@
 _base_ = './focalnet_t_1x.py'
 
 # Deeper and thinner (Table 3). The release has no ImageNet checkpoint of these: give yours as
-# --cfg-options "model.backbone.init_cfg={'type':'Pretrained','checkpoint':'PATH'}".
+# --cfg-options model.backbone.init_cfg._delete_=True model.backbone.init_cfg.type=Pretrained
+# model.backbone.init_cfg.checkpoint=PATH.
 model = dict(
     backbone=dict(arch='tiny_deep_lrf', drop_path_rate=0.2, init_cfg=None),
     neck=dict(in_channels=[64, 128, 256, 512]),

@@ -10,64 +10,137 @@ import json
 import mmap
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, HOOKS
-from mmengine.runner import Runner
+from mmengine.registry import DATASETS
 
-from mmfocalnet.errors import DataError
+from mmfocalnet.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from mmseg.structures import SegDataSample
+_LIST = re.compile(rb'"categories"\s*:\s*(?=\[)')
+_FILE_NAME = re.compile(rb'"file_name"\s*:\s*"([^"]+)\.(jpg|png)"')
 
-IGNORE_LABEL = 255
+
+def check_classes(dataset: dict, model: dict) -> None:
+    """Compare the number of a dataset's classes with what the heads of a model predict.
+
+    Args:
+        dataset: Config of the dataset; one without classes passes.
+        model: Config of the detector or segmentor.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    classes = _classes(dataset)
+    if not classes:
+        return
+    for setting, number in _predicted(model):
+        # mmseg's binary models may predict one class against the rest.
+        if number not in (len(classes), 1):
+            raise ConfigError(
+                f'model.{setting} is {number}, but the dataset has {len(classes)} classes '
+                f'({_some(classes)}): set it to {len(classes)}, or metainfo of the dataset.'
+            )
 
 
 def check_coco(dataset: dict) -> None:
     """Check a COCO-format dataset's categories and panoptic maps against its files.
 
     Args:
-        dataset: Config of the dataset, of a ``CocoDataset`` of mmdet or a kind of it; anything
-            else passes.
+        dataset: Config of the dataset, a ``CocoDataset`` of mmdet or one that loads like it;
+            anything else passes, and so do files that are not on this machine.
 
     Raises:
-        DataError: If its categories are not those of ``metainfo``, in this order, or if maps
-            that the annotation file names are not there.
+        DataError: If its categories are not those of ``metainfo``, in this order, or if panoptic
+            maps of its images are not there.
     """
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(dataset['type'])
-    if not hasattr(kind, 'COCOAPI'):
+    kind = _kind(dataset)
+    path = _joined(dataset, dataset.get('ann_file'))
+    if not hasattr(kind, 'COCOAPI') or not _loads_as_coco(kind) or not os.path.isfile(path):
         return
-    path = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
-    classes = kind._load_metainfo(dataset.get('metainfo')).get('classes', ())
     with _contents(path) as content:
-        _check_categories(path, content, classes)
+        _check_categories(path, content, _classes(dataset))
         maps = (dataset.get('data_prefix') or {}).get('seg')
-        if maps:
-            folder = os.path.join(dataset.get('data_root') or '', maps)
-            _check_maps(path, content, folder)
+        if maps and kind.__name__ == 'CocoPanopticDataset':
+            _check_maps(path, content, _joined(dataset, maps))
+
+
+def _kind(dataset: dict) -> type | None:
+    kind = dataset.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(kind)
+
+
+def _loads_as_coco(kind: type) -> bool:
+    # Objects365 and LVIS number their categories in ways of their own.
+    from mmdet.datasets import CocoDataset
+
+    return kind.load_data_list is CocoDataset.load_data_list
+
+
+def _classes(dataset: dict) -> Sequence[str]:
+    kind = _kind(dataset)
+    if not hasattr(kind, '_load_metainfo'):
+        return ()
+    classes = kind._load_metainfo(dataset.get('metainfo')).get('classes') or ()
+    if isinstance(classes, str):
+        raise ConfigError(
+            f'metainfo has classes={classes!r}, a text: add the comma, classes=({classes!r},).'
+        )
+    return classes
+
+
+def _joined(dataset: dict, path: Any) -> str:
+    return os.path.join(dataset.get('data_root') or '', path) if isinstance(path, str) else ''
+
+
+def _predicted(model: dict) -> Iterator[tuple[str, int]]:
+    """The number of classes of each head, with the name of its setting."""
+    roi_head = model.get('roi_head') or {}
+    heads = {
+        **{key: model.get(key) for key in ('bbox_head', 'decode_head', 'auxiliary_head')},
+        **{f'roi_head.{key}': roi_head.get(key) for key in ('bbox_head', 'mask_head')},
+    }
+    for key, head in heads.items():
+        parts = head if isinstance(head, (list, tuple)) else [head]
+        for number, part in enumerate(parts):
+            if isinstance((part or {}).get('num_classes'), int):
+                place = f'.{number}' if parts is head else ''
+                yield f'{key}{place}.num_classes', part['num_classes']
+    panoptic = model.get('panoptic_head') or {}
+    if 'num_things_classes' in panoptic and 'num_stuff_classes' in panoptic:
+        number = panoptic['num_things_classes'] + panoptic['num_stuff_classes']
+        yield 'panoptic_head.num_things_classes + num_stuff_classes', number
 
 
 @contextmanager
 def _contents(path: str) -> Iterator[mmap.mmap]:
-    with open(path, 'rb') as file:
-        if not os.path.getsize(path):
-            raise DataError(f'{path} is empty: annotations in COCO format were expected.')
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            yield content
+    if not os.path.getsize(path):
+        raise DataError(f'{path} is empty: annotations in COCO format were expected.')
+    with (
+        open(path, 'rb') as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        yield content
 
 
 def _check_categories(path: str, content: mmap.mmap, classes: Sequence[str]) -> None:
     """mmdet drops classes that the file lacks, and numbers the others in the file's order."""
-    names = [category['name'] for category in _categories(path, content)]
+    names = [str(category['name']) for category in _categories(path, content)]
     if [name for name in names if name in classes] == list(classes):
         return
     missing = [name for name in classes if name not in names]
-    fault = f'the file lacks {_some(missing)}' if missing else 'the order differs'
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    fault = 'the order differs'
+    if missing:
+        fault = f'the file lacks {_some(missing)}'
+    elif twice:
+        fault = f'the file has {_some(twice)} more than once'
     raise DataError(
         f"{path} has the categories {_some(names)}, but the config's metainfo names "
         f'{_some(classes)} ({fault}): set metainfo=dict(classes=(...)) of the datasets and '
@@ -76,16 +149,20 @@ def _check_categories(path: str, content: mmap.mmap, classes: Sequence[str]) -> 
 
 
 def _categories(path: str, content: mmap.mmap) -> list[dict[str, Any]]:
-    start = content.find(b'[', max(content.rfind(b'"categories"'), 0))
-    # The list of categories is short, but the whole file may follow it.
-    text = content[start : start + 2**20].decode('utf-8', 'ignore') if start >= 0 else ''
+    for match in _LIST.finditer(content):
+        # The list is short as a rule, but the whole file may follow it.
+        text = content[match.end() : match.end() + 2**20].decode('utf-8', 'ignore')
+        try:
+            categories = json.JSONDecoder().raw_decode(text)[0]
+        except ValueError:
+            continue
+        if _are_categories(categories):
+            return categories
     try:
-        categories = json.JSONDecoder().raw_decode(text)[0]
-    except ValueError:
-        categories = []
-    if not categories or not all(
-        isinstance(category, dict) and 'name' in category for category in categories
-    ):
+        categories = json.loads(content[:])['categories']
+    except (ValueError, TypeError, KeyError):
+        categories = None
+    if not _are_categories(categories):
         raise DataError(
             f'{path} has no list of categories: annotations in COCO format were expected, with '
             '"images", "annotations" and "categories".'
@@ -93,57 +170,28 @@ def _categories(path: str, content: mmap.mmap) -> list[dict[str, Any]]:
     return categories
 
 
+def _are_categories(found: Any) -> bool:
+    return bool(found) and all(
+        isinstance(category, dict) and 'name' in category and 'id' in category for category in found
+    )
+
+
 def _check_maps(path: str, content: mmap.mmap, folder: str) -> None:
-    named = {match.decode() for match in re.findall(rb'"file_name": *"([^"]+\.png)"', content)}
-    unseen = named - set(os.listdir(folder))
+    """mmdet looks for the map of x.jpg at x.png, whatever the annotation names."""
+    named = {'jpg': set(), 'png': set()}
+    for match in _FILE_NAME.finditer(content):
+        named[match[2].decode()].add(f'{match[1].decode()}.png')
+    maps = named['jpg'] or named['png']
+    unseen = maps - set(os.listdir(folder))
     missing = sorted(name for name in unseen if not Path(folder, name).is_file())
     if missing:
         raise DataError(
-            f'{folder} lacks {len(missing)} of the {len(named)} panoptic maps that {path} names '
-            f'({_some(missing)}): unpack {Path(folder).name}.zip there, or correct '
+            f'{folder} lacks {len(missing)} of the {len(maps)} panoptic maps of the images in '
+            f'{path} ({_some(missing)}): unpack {Path(folder).name}.zip there, or correct '
             'data_prefix.seg of the dataset.'
         )
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ', '.join(names[:4])
+    shown = ', '.join(map(str, names[:4]))
     return f'{shown}, ... ({len(names)} in all)' if len(names) > 4 else shown
-
-
-@HOOKS.register_module()
-class CheckLabelsHook(Hook):
-    """Stop a run at a label map with ids that its dataset has no class for.
-
-    The loss would end a training too, on a GPU with an assertion that names neither file nor
-    value; mmseg's IoU would leave such pixels out without a word.
-    """
-
-    def _before_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, mode: str = 'train'
-    ) -> None:
-        """Check the label maps (1, H, W) of a batch before it is used.
-
-        Raises:
-            DataError: If one holds an id that is neither a class nor 255, which is ignored.
-        """
-        classes = getattr(runner, f'{mode}_dataloader').dataset.metainfo['classes']
-        for sample in data_batch['data_samples']:
-            # Test-time augmentation has a list of views of each image, of one label map.
-            sample = sample[0] if isinstance(sample, (list, tuple)) else sample
-            if 'gt_sem_seg' in sample:
-                _check_labels(sample, len(classes))
-
-
-def _check_labels(sample: SegDataSample, num_classes: int) -> None:
-    labels = sample.gt_sem_seg.data
-    wrong = labels[(labels >= num_classes) & (labels != IGNORE_LABEL)]
-    if not wrong.numel():
-        return
-    # ADE20K's files count classes from 1, 0 being ignored.
-    first = int(sample.get('reduce_zero_label') or 0)
-    raise DataError(
-        f'{sample.seg_map_path} holds the label {int(wrong.max()) + first}, but the dataset has '
-        f'{num_classes} classes, with labels {first} to {num_classes - 1 + first}: correct the '
-        f'label map (pixels to ignore are {"0 or " if first else ""}{IGNORE_LABEL}), or metainfo '
-        'and reduce_zero_label of the dataset.'
-    )

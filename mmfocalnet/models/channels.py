@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focalnet import FocalNet
 
-_HEADS = ('panoptic_head', 'decode_head', 'auxiliary_head', 'bbox_head', 'mask_head')
+# What may stand right behind a backbone; those of mmseg choose features by `in_index`.
+_HEADS = ('panoptic_head', 'decode_head', 'auxiliary_head')
 
 
 def check_channels(model: dict, backbone: FocalNet) -> None:
     """Compare ``in_channels`` of what follows the backbone with the widths of its stages.
 
     Args:
-        model: Config of the detector or segmentor: its neck, or without one its heads, are
-            looked at; settings that are not of the usual form (a list of channels, or one with
-            ``in_index``) pass.
+        model: Config of the detector or segmentor. Its neck is looked at, with the RPN or
+            dense head behind it, or without a neck its heads; settings of another form than
+            mmdet's and mmseg's usual ones pass.
         backbone: The backbone built from the same config.
 
     Raises:
-        ConfigError: If they differ.
+        ConfigError: If they differ, or a head chooses a feature that is not there.
     """
     widths = [backbone.num_features[stage] for stage in backbone.out_indices]
-    for key, part in _followers(model):
+    for setting, part in _followers(model):
         takes = part.get('in_channels')
-        gives = _selected(widths, part.get('in_index'), takes)
-        if gives is not None and takes != gives:
+        gives = _gives(setting, part, widths)
+        if _as_list(takes) != gives and gives is not None:
             raise ConfigError(
-                f'model.{key}.in_channels is {takes}, but the backbone gives {gives} there '
+                f'model.{setting}.in_channels is {takes}, but the backbone gives {gives} there '
                 f'(stages {list(backbone.out_indices)}, embed_dim {backbone.num_features[0]}): '
                 f'set it to {gives}.'
             )
+    _check_behind_neck(model)
 
 
 def _followers(model: dict) -> Iterator[tuple[str, dict]]:
@@ -49,15 +52,39 @@ def _followers(model: dict) -> Iterator[tuple[str, dict]]:
             yield from ((f'{key}.{i}', part) for i, part in enumerate(head))
 
 
-def _selected(
-    widths: list[int], index: int | Sequence[int] | None, takes: int | Sequence[int] | None
-) -> int | list[int] | None:
-    """The widths that a part takes; None where its settings do not say."""
-    if isinstance(takes, (list, tuple)) and index is None:
-        return widths
-    try:
-        if isinstance(index, int):
-            return widths[index]
-        return [widths[i] for i in index]
-    except (IndexError, TypeError):
+def _gives(setting: str, part: dict, widths: list[int]) -> int | list[int] | None:
+    """The widths that a part takes by its settings; None where these do not say."""
+    takes, index = _as_list(part.get('in_channels')), _as_list(part.get('in_index'))
+    if takes is None:
         return None
+    if index is None:
+        if isinstance(takes, list):
+            return widths
+        # mmseg's heads take the last feature if not told otherwise; a neck's number is its own.
+        return None if setting.startswith('neck') else widths[-1]
+    places = index if isinstance(index, list) else [index]
+    wrong = [i for i in places if not -len(widths) <= i < len(widths)]
+    if wrong:
+        raise ConfigError(
+            f'model.{setting}.in_index is {part["in_index"]}, but the backbone gives '
+            f'{len(widths)} features: choose from 0 to {len(widths) - 1}.'
+        )
+    chosen = [widths[i] for i in places]
+    return chosen if isinstance(index, list) else chosen[0]
+
+
+def _as_list(setting: Any) -> Any:
+    return list(setting) if isinstance(setting, (list, tuple)) else setting
+
+
+def _check_behind_neck(model: dict) -> None:
+    neck = model.get('neck')
+    gives = neck.get('out_channels') if isinstance(neck, dict) else None
+    for key in ('rpn_head', 'bbox_head'):
+        head = model.get(key)
+        takes = head.get('in_channels') if isinstance(head, dict) else None
+        if isinstance(takes, int) and isinstance(gives, int) and takes != gives:
+            raise ConfigError(
+                f'model.{key}.in_channels is {takes}, but model.neck.out_channels is {gives}: '
+                f'set it to {gives}.'
+            )

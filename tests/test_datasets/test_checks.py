@@ -4,12 +4,11 @@ import json
 import shutil
 
 import pytest
-import torch
 from mmengine.registry import DefaultScope
 
 from mmfocalnet.datasets import METAINFO, make_shapes
-from mmfocalnet.datasets.checks import CheckLabelsHook, check_coco
-from mmfocalnet.errors import DataError
+from mmfocalnet.datasets.checks import check_classes, check_coco
+from mmfocalnet.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope='module')
@@ -64,12 +63,96 @@ def test_other_categories_than_metainfo(coco, classes, fault):
     )
 
 
-def test_categories_are_found_wherever_they_stand(coco):
+@pytest.mark.parametrize(
+    'more',
+    [
+        {},
+        {'info': {'fields': ['images', 'categories']}},
+        {'annotations': [{'attributes': {'categories': ['round']}, 'file_name': 'categories'}]},
+    ],
+)
+def test_categories_are_found_wherever_they_stand(coco, more):
     path = coco / 'annotations/instances_train2017.json'
     content = json.loads(path.read_text())
-    first = {'categories': content.pop('categories'), **content}
+    first = {'categories': content.pop('categories'), **content, **more}
     path.write_text(json.dumps(first, indent=1))
     check(coco, classes=('circle', 'star'))
+
+
+def test_a_list_of_categories_of_more_than_a_mebibyte(coco):
+    path = coco / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['categories'][0]['note'] = 'x' * 2**20
+    path.write_text(json.dumps(content))
+    check(coco, classes=('circle', 'star'))
+    with pytest.raises(DataError, match='the file lacks hexagon'):
+        check(coco, classes=('circle', 'hexagon'))
+
+
+def test_categories_named_twice(coco):
+    path = coco / 'annotations/instances_train2017.json'
+    path.write_text(path.read_text().replace('"name":"square"', '"name":"circle"'))
+    with pytest.raises(DataError, match='the file has circle more than once'):
+        check(coco, classes=('circle', 'star'))
+
+
+def test_what_mmdet_loads_in_other_ways_passes(coco):
+    from mmdet.datasets import CocoDataset
+
+    check(coco, 'Objects365V1Dataset', classes=('square', 'circle'))
+    check(coco, 'V3DetDataset')
+    check(coco, ann_file='s3://bucket/instances.json')
+    check(coco, ann_file=['a.json', 'b.json'])
+    with pytest.raises(DataError, match='the order differs'):
+        check(coco, CocoDataset, classes=('square', 'circle'))
+
+
+def test_a_class_without_its_comma(coco):
+    with pytest.raises(ConfigError, match=r"classes='circle', a text: add the comma"):
+        check(coco, classes=('circle'))
+
+
+THREE = dict(type='CocoDataset', metainfo=dict(classes=('a', 'b', 'c')))
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(bbox_head=dict(num_classes=3)),
+        dict(roi_head=dict(bbox_head=[dict(num_classes=3)] * 2, mask_head=dict(num_classes=3))),
+        dict(roi_head=dict(bbox_head=dict(num_classes=3), mask_head=None)),
+        dict(panoptic_head=dict(num_things_classes=2, num_stuff_classes=1)),
+        dict(decode_head=dict(num_classes=1)),
+        dict(rpn_head=dict(num_classes=7)),
+    ],
+)
+def test_heads_with_the_classes_of_the_dataset_pass(model):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        check_classes(THREE, model)
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        (dict(bbox_head=dict(num_classes=80)), 'model.bbox_head.num_classes is 80, .* 3 classes'),
+        (
+            dict(roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=2)])),
+            r'model.roi_head.bbox_head.1.num_classes is 2',
+        ),
+        (dict(roi_head=dict(mask_head=dict(num_classes=80))), 'mask_head.num_classes is 80'),
+        (dict(decode_head=dict(num_classes=150)), 'model.decode_head.num_classes is 150'),
+        (
+            dict(panoptic_head=dict(num_things_classes=80, num_stuff_classes=53)),
+            r'num_things_classes \+ num_stuff_classes is 133',
+        ),
+    ],
+)
+def test_heads_with_another_number_of_classes(model, message):
+    with (
+        DefaultScope.overwrite_default_scope('mmdet'),
+        pytest.raises(ConfigError, match=message),
+    ):
+        check_classes(THREE, model)
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"images": []}', '{"categories": [1]}', 'text'])
@@ -91,37 +174,3 @@ def test_real_coco_passes(coco_root):
     for split in ('train', 'val'):
         check(coco_root, ann_file=f'annotations/instances_{split}2017.json')
     panoptic(coco_root)
-
-
-def batch(labels, **settings):
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
-
-    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.tensor(labels)[None]))
-    sample.set_metainfo(dict(seg_map_path='map.png', **settings))
-    return dict(data_samples=[sample])
-
-
-class Runner:
-    """What the hook asks of MMEngine's Runner."""
-
-    def __init__(self, classes):
-        dataset = type('Dataset', (), dict(metainfo=dict(classes=classes)))
-        loader = type('DataLoader', (), dict(dataset=dataset))
-        self.train_dataloader = self.val_dataloader = self.test_dataloader = loader
-
-
-@pytest.mark.parametrize('stage', ['train', 'val', 'test'])
-def test_labels_out_of_range(stage):
-    before = getattr(CheckLabelsHook(), f'before_{stage}_iter')
-    runner = Runner('abc')
-    before(runner, 0, batch([[0, 2], [255, 1]], reduce_zero_label=True))
-    with pytest.raises(
-        DataError, match=r'map.png holds the label 4, .* labels 1 to 3: .* 0 or 255'
-    ):
-        before(runner, 0, batch([[0, 3], [255, 1]], reduce_zero_label=True))
-    with pytest.raises(DataError, match=r'map.png holds the label 3, .* labels 0 to 2'):
-        before(runner, 0, batch([[0, 3]]))
-    views = batch([[7]])
-    with pytest.raises(DataError, match='holds the label 7'):
-        before(runner, 0, dict(data_samples=[views['data_samples'] * 2]))

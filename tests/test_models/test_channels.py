@@ -26,6 +26,10 @@ def backbone():
             auxiliary_head=[dict(in_channels=32, in_index=-2)],
         ),
         dict(panoptic_head=dict(in_channels=[16, 32, 64])),
+        dict(decode_head=dict(in_channels=(16, 64), in_index=(0, 2))),
+        dict(neck=dict(in_channels=(16, 32, 64), out_channels=8), rpn_head=dict(in_channels=8)),
+        dict(neck=dict(in_channels=64)),
+        dict(decode_head=dict(in_channels=64)),
     ],
 )
 def test_fitting_models_pass(model, backbone):
@@ -51,6 +55,16 @@ def test_fitting_models_pass(model, backbone):
                 auxiliary_head=dict(in_channels=384, in_index=1),
             ),
             'auxiliary_head.in_channels is 384, but the backbone gives 32',
+        ),
+        (dict(decode_head=dict(in_channels=123)), 'in_channels is 123, but the backbone gives 64'),
+        (
+            dict(decode_head=dict(in_channels=64, in_index=7)),
+            'in_index is 7, but the backbone gives 3 features: choose from 0 to 2',
+        ),
+        (dict(decode_head=dict(in_channels=[16, 32], in_index=[0])), r'gives \[16\]'),
+        (
+            dict(neck=dict(in_channels=[16, 32, 64], out_channels=8), rpn_head=dict(in_channels=4)),
+            'model.rpn_head.in_channels is 4, but model.neck.out_channels is 8',
         ),
     ],
 )

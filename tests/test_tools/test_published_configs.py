@@ -1,6 +1,6 @@
 """The published configs as they are, but for a narrow backbone, on a few images.
 
-Once on generated images that pass for COCO or ADE20K, once on real ones where they are at hand.
+On real images where they are at hand, else on generated ones that pass for COCO and ADE20K.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+REAL = ROOT.parent / 'shared/data'
 CHANNELS = '[8,16,32,64]'
 NARROW = [
     'model.backbone.init_cfg=None',
@@ -93,18 +94,17 @@ def as_coco(shapes, folder):
         path.write_text(json.dumps(content))
 
 
-@pytest.fixture(params=[pytest.param('generated', marks=pytest.mark.slow), 'real'])
-def data(request, shapes, tmp_path):
+@pytest.fixture
+def data(shapes, tmp_path):
     """A folder with data/coco and data/ade in the layout that the configs expect."""
-    if request.param == 'generated':
-        as_coco(shapes, tmp_path / 'data/coco')
-        (tmp_path / 'data/ade').mkdir()
-        (tmp_path / 'data/ade/ADEChallengeData2016').symlink_to(shapes / 'ade')
-        return tmp_path
-    coco = request.getfixturevalue('coco_root')
     (tmp_path / 'data/ade').mkdir(parents=True)
-    (tmp_path / 'data/coco').symlink_to(coco)
-    (tmp_path / 'data/ade/ADEChallengeData2016').symlink_to(coco.parent / 'ade')
+    ade = tmp_path / 'data/ade/ADEChallengeData2016'
+    if REAL.is_dir():
+        (tmp_path / 'data/coco').symlink_to(REAL / 'coco')
+        ade.symlink_to(REAL / 'ade')
+    else:
+        as_coco(shapes, tmp_path / 'data/coco')
+        ade.symlink_to(shapes / 'ade')
     return tmp_path
 
 

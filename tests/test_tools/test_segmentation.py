@@ -54,11 +54,18 @@ def test_missing_labels_are_named(run, options, tmp_path):
 
 
 def test_labels_without_a_class_stop_the_run(run, options, tmp_path):
-    metainfo = 'train_dataloader.dataset.metainfo'
+    fewer = [
+        'model.decode_head.num_classes=4',
+        'model.auxiliary_head.num_classes=4',
+        *(
+            f'{split}_dataloader.dataset.metainfo.{setting}'
+            for split in ('train', 'val')
+            for setting in ('classes=("circle","square","triangle","star")', 'palette=[]')
+        ),
+    ]
     result = run(
         sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', *options,
-        f'{metainfo}.classes=("circle","square","triangle","star")', f'{metainfo}.palette=[]',
-        code=2,
+        *fewer, code=2,
     )  # fmt: skip
     assert re.search(r'train.py: .*\.png holds the label [567], .* 4 classes', result.stderr)
     assert 'Traceback' not in result.stderr

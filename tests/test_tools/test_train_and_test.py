@@ -171,6 +171,8 @@ def test_usage_of_the_shell_scripts(run):
         ('model.backbone.init_cfg.type=Xavier', "dict\\(type='Pretrained'"),
         ('train_cfg.max_iter=1', 'max_iter'),
         ('model.neck.in_channels=[96,192,384,768]', r'backbone gives \[8, 16, 32, 64\]'),
+        ('model.neck.in_channels=[1,2]', 'set it to .8, 16, 32, 64.'),
+        ('model.roi_head.bbox_head.num_classes=3', 'is 3, but the dataset has 4 classes'),
         ('val_dataloader.dataset.metainfo.classes=("cat","dog")', 'the file lacks cat, dog'),
     ],
 )

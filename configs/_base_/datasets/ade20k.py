@@ -54,7 +54,7 @@ tta_pipeline = [
         type='TestTimeAug',
         transforms=[
             [
-                dict(type='Resize', scale_factor=factor, keep_ratio=True)
+                dict(type='Resize', scale=(int(2048 * factor), int(512 * factor)), keep_ratio=True)
                 for factor in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
             ],
             [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],

@@ -11,6 +11,11 @@ train_pipeline[2] = dict(
 train_pipeline[3].crop_size = (640, 640)
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = (2560, 640)
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(resize, scale=tuple(side * 640 // 512 for side in resize.scale))
+    for resize in tta_pipeline[1].transforms[0]
+]
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

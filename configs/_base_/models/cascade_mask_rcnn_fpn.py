@@ -47,7 +47,9 @@ model = dict(
         stage_loss_weights=[1, 0.5, 0.25],
         bbox_head=bbox_heads,
     ),
-    train_cfg=dict(rpn_proposal=dict(max_per_img=2000), rcnn=rcnn_stages),
+    train_cfg=dict(
+        rpn=dict(allowed_border=0), rpn_proposal=dict(max_per_img=2000), rcnn=rcnn_stages
+    ),
 )
 # Batch norms share their statistics over all GPUs; on one, and on the CPU, they are plain.
 sync_bn = 'torch'

@@ -11,6 +11,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=(640, 640),
+        test_cfg=dict(size_divisor=32),
     ),
     backbone=dict(type='FocalNet'),
     decode_head=dict(

@@ -13,7 +13,8 @@ optim_wrapper = dict(
             'backbone.patch_embed.norm': backbone_norm,
             'backbone.norm': backbone_norm,
             'downsample.norm': backbone_norm,
-            **{f'blocks.{block}.norm': backbone_norm for block in range(18)},
+            'modulation.ln': backbone_norm,
+            **{f'blocks.{block}.norm': backbone_norm for block in range(28)},  # the deepest has 28
             'query_embed': embedding,
             'query_feat': embedding,
             'level_embed': embedding,

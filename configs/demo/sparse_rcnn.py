@@ -34,3 +34,5 @@ max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=200)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].end = max_iters
+# The scores of focal loss are low.
+default_hooks = dict(visualization=dict(score_thr=0.3))

@@ -1,26 +1,51 @@
 """Reading checkpoints safely, fitting kernels and levels, loading them into a backbone."""
 
-from mmfocalnet.checkpoints.fit import FitReport, describe, fit_state
+from mmfocalnet.checkpoints.fit import (
+    FitReport,
+    describe,
+    fit_embedding,
+    fit_kernels,
+    fit_levels,
+    fit_state,
+)
+from mmfocalnet.checkpoints.levels import append_levels, insert_levels
 from mmfocalnet.checkpoints.load import fit_checkpoint, load_pretrained
 from mmfocalnet.checkpoints.read import (
     check_file,
     fetch,
     load_file,
+    open_checkpoint,
     read_checkpoint,
     reads_training_checkpoints,
+)
+from mmfocalnet.checkpoints.resize import (
+    adapt_input_channels,
+    kernel_energy,
+    resize_kernel,
+    resize_patch_embedding,
 )
 from mmfocalnet.errors import CheckpointError
 
 __all__ = [
     'CheckpointError',
     'FitReport',
+    'adapt_input_channels',
+    'append_levels',
     'check_file',
     'describe',
     'fetch',
     'fit_checkpoint',
+    'fit_embedding',
+    'fit_kernels',
+    'fit_levels',
     'fit_state',
+    'insert_levels',
+    'kernel_energy',
     'load_file',
     'load_pretrained',
+    'open_checkpoint',
     'read_checkpoint',
     'reads_training_checkpoints',
+    'resize_kernel',
+    'resize_patch_embedding',
 ]

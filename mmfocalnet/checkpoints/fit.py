@@ -1,121 +1,112 @@
-"""Fitting a checkpoint to other windows or more levels: dict to dict, no side effects."""
+"""Fitting a checkpoint to another window, level, channel or patch setting: dict to dict."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from mmfocalnet.checkpoints.levels import State, append_levels, count_levels, insert_levels
+from mmfocalnet.checkpoints.report import FitReport, listed
+from mmfocalnet.checkpoints.resize import (
+    adapt_input_channels,
+    kernel_energy,
+    resize_kernel,
+    resize_patch_embedding,
+)
 from mmfocalnet.errors import CheckpointError
-
-State = dict[str, Tensor]
 
 _STEM = 'patch_embed.proj.weight'
 _KERNEL = re.compile(r'layers\.(\d+)\.blocks\.\d+\.modulation\.focal_layers\.(\d+)\.0\.weight')
 _CONTEXT = re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.modulation\.f\.weight')
 _OUTPUT_NORM = re.compile(r'norm\d+\.(weight|bias)')
+_FITTED = ('in_chans', 'patch_size', 'focal_levels', 'focal_windows')
 _CLASSIFIER = ('norm.weight', 'norm.bias', 'head.weight', 'head.bias')
 
 
-@dataclass
-class FitReport:
-    """What fitting changed.
-
-    Attributes:
-        padded: Count of zero-padded kernels per change of size, such as ``'3x3 to 9x9'``.
-        cropped: Count of centre-cropped kernels, likewise.
-        levels: Count of blocks with added levels per change, such as ``'2 to 3'``.
-        dropped: Keys of the checkpoint left out on purpose (classifier, other outputs).
-        fresh: Keys of the model that keep their initial values.
-    """
-
-    padded: Counter[str] = field(default_factory=Counter)
-    cropped: Counter[str] = field(default_factory=Counter)
-    levels: Counter[str] = field(default_factory=Counter)
-    dropped: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        parts = [
-            _counted(self.padded, 'kernels zero-padded'),
-            _counted(self.cropped, 'kernels cropped to their centre'),
-            _counted(self.levels, 'blocks given more focal levels'),
-            _listed(self.dropped, 'dropped on purpose'),
-            _listed(self.fresh, 'kept at their initial values'),
-        ]
-        return '; '.join(part for part in parts if part) or 'every tensor as it is'
-
-
 def fit_state(
-    source: Mapping[str, Tensor], target: Mapping[str, Tensor]
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    *,
+    keep_function: bool = False,
+    normalize_modulator: bool = False,
 ) -> tuple[State, FitReport]:
     """Fit a checkpoint to a model: drop the classifier, resize kernels, add focal levels.
 
     Args:
         source: State dict of the checkpoint, without prefix.
         target: State dict of the model, in its initial values.
+        keep_function: Add focal levels so that the outputs stay the same, at the price of
+            kernels that do not train; see `fit_levels`. Defaults to False.
+        normalize_modulator: That setting of the model, which no tensor tells. Defaults to
+            False.
 
     Returns:
         A state dict with exactly the keys and shapes of ``target``, and what was changed.
 
     Raises:
-        CheckpointError: If the checkpoint is of another architecture, has more levels than
-            the model, or has keys that match nothing.
+        CheckpointError: If the checkpoint is of another architecture, has more levels or
+            more input channels than the model (other than one), or has keys that match
+            nothing.
     """
     report = FitReport()
     state = _drop(source, target, report)
     _check_dimensions(state, target)
     _check_architecture(state, target)
-    state = fit_levels(state, target, report)
+    state = fit_embedding(state, target, report)
+    state = fit_levels(
+        state,
+        target,
+        report,
+        keep_function=keep_function,
+        normalize_modulator=normalize_modulator,
+    )
     state = fit_kernels(state, target, report)
     return _complete(state, target, report), report
 
 
-def select_prefix(state: Mapping[str, Tensor], prefix: str | None = None) -> tuple[State, str]:
-    """Cut one FocalNet out of a state dict that may hold more (a detector, a teacher).
+def fit_embedding(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport
+) -> State:
+    """Give the stem the model's input channels and patch size.
+
+    What is preserved: see `adapt_input_channels` and `resize_patch_embedding`.
 
     Args:
-        state: State dict with prefixed keys.
-        prefix: What stands before ``patch_embed``, such as ``'backbone.'``. Defaults to
-            None: found by itself, where just one FocalNet is in the file.
+        state: State dict; the stem's kernel is (C, C_in, k, k).
+        target: State dict of the model.
+        report: The changes are added here.
 
     Returns:
-        The keys below the prefix, without it, and the prefix.
+        A new state dict; other tensors are the same objects.
 
     Raises:
-        CheckpointError: If there is no FocalNet, or not under that prefix, or several.
+        CheckpointError: If channels would have to be left out, or an overlapped embedding
+            resized.
     """
-    found = sorted(key[: -len(_STEM)] for key in state if ('.' + key).endswith('.' + _STEM))
-    if not found:
-        raise CheckpointError(
-            f'holds no FocalNet: no key ends in {_STEM!r}, its keys are like '
-            f'{", ".join(map(repr, list(state)[:3]))}.'
-        )
-    names = ', '.join(repr(item) for item in found)
-    if prefix is None:
-        if len(found) > 1:
-            raise CheckpointError(f'holds several FocalNets: choose by prefix=, one of {names}.')
-        prefix = found[0]
-    else:
-        prefix = prefix if not prefix or prefix.endswith('.') else prefix + '.'
-        prefix = next((p for p in (prefix, 'module.' + prefix) if p in found), prefix)
-    if prefix not in found:
-        raise CheckpointError(f'has no FocalNet under prefix {prefix!r}: it is under {names}.')
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}, (
-        prefix
-    )
+    fitted = dict(state)
+    weight, (channels, size) = state[_STEM], target[_STEM].shape[1:3]
+    if weight.shape[1] != channels:
+        report.embedding.append(f'input channels {weight.shape[1]} to {channels}')
+        weight = adapt_input_channels(weight, channels)
+    old, width = weight.shape[2:]
+    if old == width != size:
+        report.embedding.append(f'patch size {old} to {size}')
+        weight = resize_patch_embedding(weight, size)
+    fitted[_STEM] = weight
+    return fitted
 
 
 def fit_kernels(
     state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport
 ) -> State:
     """Resize every depth-wise kernel to the model's (Section 4.2: larger kernels for dense tasks).
+
+    Zero-padding keeps the network's function; cropping does not, and the report says what
+    share of the kernels' energy (squared norm) was cut.
 
     Args:
         state: State dict; kernels are (C, 1, k, k).
@@ -126,46 +117,46 @@ def fit_kernels(
         A new state dict; other tensors are the same objects.
     """
     fitted = dict(state)
+    before, after = Counter(), Counter()  # energy of the kernels per change
     for key, weight in state.items():
         if not _KERNEL.fullmatch(key) or key not in target:
             continue
         old, new = weight.shape[-1], target[key].shape[-1]
-        if old != new:
-            fitted[key] = resize_kernel(weight, new)
-            (report.padded if new > old else report.cropped)[f'{old}x{old} to {new}x{new}'] += 1
+        if old == new:
+            continue
+        fitted[key] = resize_kernel(weight, new)
+        change = f'{old}x{old} to {new}x{new}'
+        if new > old:
+            report.padded[change] += 1
+        else:
+            report.cropped[change] += 1
+            before[change] += kernel_energy(weight)
+            after[change] += kernel_energy(fitted[key])
+    for change, energy in before.items():
+        report.energy_cut[change] = max(0.0, 1 - after[change] / energy) if energy else 0.0
     return fitted
 
 
-def resize_kernel(weight: Tensor, size: int) -> Tensor:
-    """Centre a kernel in zeros, or cut out its centre.
-
-    Zero-padding leaves the convolution's result unchanged; cropping does not.
-
-    Args:
-        weight: Kernel (C, 1, k, k), k odd.
-        size: New k, odd.
-
-    Returns:
-        Kernel (C, 1, size, size).
-    """
-    margin = (size - weight.shape[-1]) // 2
-    return F.pad(weight, (margin,) * 4)
-
-
 def fit_levels(
-    state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport
+    state: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    report: FitReport,
+    *,
+    keep_function: bool = False,
+    normalize_modulator: bool = False,
 ) -> State:
     """Give blocks more focal levels, with gates of zero.
 
-    The rows of ``modulation.f`` are query (C), context (C), gates of the L levels, gate of
-    the global context: known gates are copied, the global one stays last, new ones are
-    zero. Kernels of new levels keep the model's initial values. The network's function
-    does change: the global context is averaged after the last level.
+    By default they come last (`append_levels`), and the global context changes a little, for
+    it is averaged after the last level. Levels that keep the function to rounding come
+    before the last one (`insert_levels`), but do not train.
 
     Args:
         state: State dict.
         target: State dict of the model.
         report: Counts of changed blocks are added here.
+        keep_function: Insert the levels instead of appending them. Defaults to False.
+        normalize_modulator: That setting of the model. Defaults to False.
 
     Returns:
         A new state dict; other tensors are the same objects.
@@ -175,25 +166,22 @@ def fit_levels(
     """
     fitted = dict(state)
     for key in [key for key in state if _CONTEXT.fullmatch(key) and key in target]:
-        dim = state[key].shape[1]
-        old, new = (tensor.shape[0] - 2 * dim - 1 for tensor in (state[key], target[key]))
+        block = key[: -len('f.weight')]
+        theirs, ours = _below(block, state), _below(block, target)
+        old, new = count_levels(theirs), count_levels(ours)
         if old == new:
             continue
-        if old > new:
-            raise CheckpointError(
-                f'has {old} focal levels at {key.rsplit(".", 2)[0]} but the model has {new}, and '
-                f'levels cannot be removed: set focal_levels={old} for that stage, or take the '
-                f'checkpoint with {new} levels.'
-            )
-        block = key[: -len('f.weight')]
-        for name in ('f.weight', 'f.bias'):
-            if block + name in state:
-                fitted[block + name] = _add_gates(state[block + name], new - old)
-        for level in range(old, new):
-            kernel = f'{block}focal_layers.{level}.0.weight'
-            fitted[kernel] = target[kernel]
-            report.fresh.append(kernel)
+        _check_levels(block, theirs, old, new)
+        start = max(old - 1, 0) if keep_function else old
+        sizes = [
+            ours[f'focal_layers.{level}.0.weight'].shape[-1]
+            for level in range(start, start + new - old)
+        ]
+        add_levels = insert_levels if keep_function else append_levels
+        changed = add_levels(theirs, sizes, normalize_modulator)
+        fitted.update({block + name: tensor for name, tensor in changed.items()})
         report.levels[f'{old} to {new}'] += 1
+    report.function_kept = keep_function and bool(report.levels)
     return fitted
 
 
@@ -248,7 +236,7 @@ def _check_architecture(state: Mapping[str, Tensor], target: Mapping[str, Tensor
     differences = [
         f'{name} is {theirs[name]} in the checkpoint and {ours[name]} in the model'
         for name in theirs
-        if name not in ('focal_levels', 'focal_windows') and theirs[name] != ours[name]
+        if name not in _FITTED and theirs[name] != ours[name]
     ]
     if differences:
         raise CheckpointError(
@@ -262,9 +250,9 @@ def _complete(state: State, target: Mapping[str, Tensor], report: FitReport) -> 
     report.fresh = fresh + report.fresh
     state = {**state, **{key: target[key] for key in fresh}}
     problems = [
-        _listed(sorted(state.keys() - target.keys()), 'unexpected keys'),
-        _listed(sorted(target.keys() - state.keys()), 'missing keys'),
-        _listed(
+        listed(sorted(state.keys() - target.keys()), 'unexpected keys'),
+        listed(sorted(target.keys() - state.keys()), 'missing keys'),
+        listed(
             [
                 f'{key} {tuple(state[key].shape)} for {tuple(target[key].shape)}'
                 for key in sorted(state.keys() & target.keys())
@@ -281,18 +269,20 @@ def _complete(state: State, target: Mapping[str, Tensor], report: FitReport) -> 
     return state
 
 
-def _add_gates(tensor: Tensor, count: int) -> Tensor:
-    zeros = tensor.new_zeros(count, *tensor.shape[1:])
-    return torch.cat([tensor[:-1], zeros, tensor[-1:]])
+def _below(prefix: str, state: Mapping[str, Tensor]) -> State:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _counted(counter: Counter[str], what: str) -> str:
-    changes = ', '.join(f'{change}: {count}' for change, count in sorted(counter.items()))
-    return f'{sum(counter.values())} {what} ({changes})' if counter else ''
-
-
-def _listed(keys: list[str], what: str) -> str:
-    if not keys:
-        return ''
-    more = f' and {len(keys) - 10} more' if len(keys) > 10 else ''
-    return f'{what}: {", ".join(keys[:10])}{more}'
+def _check_levels(block: str, modulation: State, old: int, new: int) -> None:
+    place = block.removesuffix('.modulation.')
+    if old > new:
+        raise CheckpointError(
+            f'has {old} focal levels at {place} but the model has {new}, and '
+            f'levels cannot be removed: set focal_levels={old} for that stage, or take the '
+            f'checkpoint with {new} levels.'
+        )
+    kernels = {f'focal_layers.{level}.0.weight' for level in range(old)}
+    if {key for key in modulation if key.startswith('focal_layers.')} != kernels:
+        raise CheckpointError(
+            f'has gates for {old} focal levels at {place}, but kernels of others: it is damaged.'
+        )

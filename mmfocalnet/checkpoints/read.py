@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -22,17 +26,40 @@ from torch import Tensor
 from mmfocalnet.errors import CheckpointError
 
 _WRAPPERS = ('state_dict', 'model', 'teacher')
+_SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
+# What transformers and timm call the weights and the settings in a folder of theirs.
+_FOLDER_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
+_FOLDER_CONFIG = 'config.json'
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: The file.
+        state: State dict, key to tensor on the CPU.
+        metadata: ``meta`` of a ``.pth`` file or the metadata of a ``.safetensors`` file, and
+            as ``'config.json'`` that file of the folder, where it is one of transformers' or
+            timm's.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    metadata: dict[str, Any]
 
 
 def fetch(source: str | os.PathLike) -> Path:
-    """Find a checkpoint on disk; download it once if it is a URL.
+    """Find a checkpoint on disk; download it once if it is a URL or a Hugging Face id.
 
-    Downloads go to torch.hub's checkpoint folder under a temporary name and are renamed when
-    they have been read as a whole checkpoint. In distributed runs rank 0 goes first and the
-    others find its file; on another machine they download their own.
+    Downloads from URLs go to torch.hub's checkpoint folder under a temporary name and are
+    renamed when they have been read as a whole checkpoint; those from the Hugging Face hub go
+    to its client's cache. In distributed runs rank 0 goes first and the others find its file;
+    on another machine they download their own.
 
     Args:
-        source: Path or http(s) URL.
+        source: Path of a file or of a folder of transformers', http(s) URL, or Hugging Face
+            id such as ``'microsoft/focalnet-tiny'`` (``'hf://microsoft/focalnet-tiny'``).
 
     Returns:
         The path of the file.
@@ -42,41 +69,94 @@ def fetch(source: str | os.PathLike) -> Path:
     """
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(
-            f'The checkpoint is {source!r}: give the path of a .pth file or an http(s) URL.'
+            f'The checkpoint is {source!r}: give the path of a .pth or .safetensors file, an '
+            'http(s) URL or a Hugging Face id.'
         )
     text = os.fspath(source)
-    if urlparse(text).scheme not in ('http', 'https'):
-        if not Path(text).expanduser().is_file():
-            raise CheckpointError(
-                f'There is no checkpoint file {text!r}: give the path of a .pth file '
-                'or an http(s) URL.'
-            )
-        return Path(text).expanduser()
-    path = _cached(text)
+    path = Path(text).expanduser()
+    if urlparse(text).scheme in ('http', 'https'):
+        path = _cached(text)
+        get = partial(_download, text, path)
+    elif path.is_file():
+        return path
+    elif path.is_dir():
+        return _in_folder(path)
+    elif _is_hub_id(text):
+        get = partial(_from_hub, text)
+    else:
+        raise CheckpointError(
+            f'There is no checkpoint file {text!r}: give the path of a .pth or .safetensors '
+            'file, an http(s) URL or a Hugging Face id.'
+        )
     if get_rank() == 0:
-        _download(text, path)
+        get()
     barrier()
-    _download(text, path)
-    return path
+    return get()
 
 
 def read_checkpoint(source: str | os.PathLike) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, memory-mapped where the format allows.
+    """Read the tensors of a checkpoint; see `open_checkpoint`."""
+    return open_checkpoint(source).state
+
+
+def open_checkpoint(source: str | os.PathLike) -> Checkpoint:
+    """Open a checkpoint, its tensors memory-mapped where the format allows.
 
     Wrappers seen in the wild (``state_dict``, ``model``, ``teacher``) are peeled off.
+    Only PyTorch's format before 1.6 cannot be mapped. What is mapped is read from disk when a
+    tensor is first used, and its pages belong to the file: the system takes them back when
+    memory is short.
 
     Args:
-        source: Path or http(s) URL.
+        source: As for `fetch`.
 
     Returns:
-        The state dict, key to tensor on the CPU.
+        The state dict and the metadata.
 
     Raises:
         CheckpointError: If the file is missing, truncated, no checkpoint, or holds anything
             but tensors and plain containers.
     """
     path = fetch(source)
-    return _unwrap(load_file(path), path)
+    if _file_format(path) == 'safetensors':
+        content, metadata = _load_safetensors(path)
+    else:
+        content = load_file(path)
+        metadata = content.get('meta') if isinstance(content, dict) else None
+    metadata = dict(metadata) if isinstance(metadata, dict) else {}
+    if path.name in _FOLDER_WEIGHTS and (path.parent / _FOLDER_CONFIG).is_file():
+        metadata[_FOLDER_CONFIG] = _read_config(path.parent / _FOLDER_CONFIG)
+    return Checkpoint(path, _unwrap(content, path), metadata)
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    This reads every tensor once, one after the other and without a copy; for a mapped file
+    that is reading it from disk. Its pages count as resident then, once the size of the file
+    at most, but stay the file's: loading the weights afterwards finds them in memory.
+
+    Args:
+        state: State dict.
+
+    Raises:
+        CheckpointError: If there are any; lists at most ten tensors.
+    """
+    bad = [key for key, value in state.items() if not _is_finite(value)]
+    if bad:
+        more = f' and {len(bad) - 10} more' if len(bad) > 10 else ''
+        raise CheckpointError(
+            f'has NaN or infinite values in {len(bad)} of {len(state)} tensors '
+            f'({", ".join(bad[:10])}{more}): take one from before its training diverged; '
+            'tools/convert_checkpoint.py --allow-nonfinite converts it as it is.'
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point() or not value.numel():
+        return True
+    # One pass without temporaries; both extremes are NaN where one value is.
+    return all(torch.isfinite(extreme) for extreme in torch.aminmax(value))
 
 
 def _cached(url: str) -> Path:
@@ -86,27 +166,118 @@ def _cached(url: str) -> Path:
     return Path(torch.hub.get_dir()) / 'checkpoints' / f'{digest}-{name}'
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path) -> Path:
     if path.is_file():
-        return
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial-{os.getpid()}')
+    part = path.with_name(f'{path.name}.partial-{os.getpid()}')
     try:
-        torch.hub.download_url_to_file(url, str(partial), progress=get_rank() == 0)
-        load_file(partial)
-        partial.replace(path)
+        torch.hub.download_url_to_file(url, str(part), progress=get_rank() == 0)
+        if _file_format(part) == 'safetensors':
+            _load_safetensors(part)
+        else:
+            load_file(part)
+        part.replace(path)
     except Exception as error:  # urllib raises a dozen unrelated types here
-        reason = str(error).replace(str(partial), 'what came')
+        reason = str(error).replace(str(part), 'what came')
         raise CheckpointError(
             f'Could not download {url} ({reason}): check the network and the address, or '
             f'download it elsewhere and put it at {path}.'
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in _FOLDER_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f'{folder} is a folder without {" or ".join(_FOLDER_WEIGHTS)}: give the path of the '
+        'checkpoint file in it.'
+    )
+
+
+def _is_hub_id(text: str) -> bool:
+    if text.startswith('hf://'):
+        return True
+    return bool(re.fullmatch(r'[\w.-]+/[\w.-]+', text)) and not text.endswith(_SUFFIXES)
+
+
+def _from_hub(source: str) -> Path:
+    """Get weights, and the settings beside them, from the Hugging Face hub or its cache."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(
+            f'There is no checkpoint file {source!r}, and for a Hugging Face id '
+            "huggingface_hub is missing: pip install 'mmfocalnet[hf]'."
+        ) from error
+    get = partial(huggingface_hub.hf_hub_download, source.removeprefix('hf://'))
+    try:
+        path = _first_of(_FOLDER_WEIGHTS, partial(get, local_files_only=True))
+        if path is None:
+            # First, so that weights in the cache have it beside them if there is one.
+            _first_of((_FOLDER_CONFIG,), get)
+            path = _first_of(_FOLDER_WEIGHTS, get)
+    except Exception as error:  # the client raises its own, its transport's and ValueErrors
+        reason = ' '.join(str(error).split())
+        raise CheckpointError(
+            f'There is no checkpoint file {source!r}, and it could not be had from the Hugging '
+            f'Face hub either ({type(error).__name__}: {reason}): check the network and the id.'
+        ) from error
+    if path is None:
+        raise CheckpointError(
+            f'{source!r} on the Hugging Face hub has no {" or ".join(_FOLDER_WEIGHTS)}: download '
+            'its checkpoint file and give the path.'
+        )
+    return path
+
+
+def _first_of(names: tuple[str, ...], get: partial[str]) -> Path | None:
+    """The first of some files that a repository, or its cache, has."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    for name in names:
+        try:
+            return Path(get(name))
+        except EntryNotFoundError as error:
+            offline = isinstance(error, LocalEntryNotFoundError)
+            if offline and 'local_files_only' not in get.keywords:
+                raise  # the client has tried for long; the next name would take as long
+    return None
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(
+            f'{path} beside the weights is damaged ({error}): download or copy it again.'
+        ) from error
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} needs the safetensors package: pip install 'mmfocalnet[hf]'."
+        ) from error
+    try:
+        with safe_open(str(path), framework='pt') as file:
+            metadata: dict[str, Any] = dict(file.metadata() or {})
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if 'mmfocalnet' in metadata:  # the format's own metadata are strings
+            metadata['mmfocalnet'] = json.loads(metadata['mmfocalnet'])
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(_truncated(path)) from error
+    return state, metadata
 
 
 def load_file(path: Path) -> Any:
-    """Load a checkpoint file, memory-mapped where the format allows, running none of its code.
+    """Load a file of PyTorch's, memory-mapped where the format allows, running none of its code.
 
     Besides tensors and plain containers only the harmless types of MMEngine's own training
     checkpoints are allowed (PyTorch 2.6 and later can be told of them).
@@ -118,9 +289,11 @@ def load_file(path: Path) -> Any:
         Its content, tensors on the CPU.
 
     Raises:
-        CheckpointError: If it is truncated, no checkpoint, or holds other objects.
+        CheckpointError: If it is truncated, no checkpoint of PyTorch's, or holds other
+            objects.
     """
-    is_zip = check_file(path)
+    check_file(path)
+    is_zip = _file_format(path) == 'zip'
     try:
         with _training_types_allowed():
             # Only the zip format can be mapped; the one before PyTorch 1.6 is read whole.
@@ -131,30 +304,42 @@ def load_file(path: Path) -> Any:
         raise CheckpointError(_truncated(path)) from error
 
 
-def check_file(path: Path) -> bool:
-    """Look at the outside of a checkpoint file, without reading its content.
+def check_file(path: Path) -> None:
+    """Look at the outside of a checkpoint file of PyTorch's, without reading its content.
 
     Args:
         path: The file.
 
-    Returns:
-        Whether it has PyTorch's zip format, which can be memory-mapped.
-
     Raises:
-        CheckpointError: If it is a web page, a zip archive cut short or neither of the formats.
+        CheckpointError: If it is a web page, cut short, or of another format.
     """
-    with path.open('rb') as file:
-        start = file.read(512)
+    if _file_format(path) == 'safetensors':
+        raise CheckpointError(
+            f'{path} is a safetensors file, which MMEngine does not read: convert it first, '
+            f'python tools/convert_checkpoint.py {path} NEW.pth --to ours.'
+        )
+
+
+def _file_format(path: Path) -> str:
+    """Tell ``'safetensors'`` from PyTorch's ``'zip'`` and, before 1.6, ``'pickle'``."""
+    try:
+        with path.open('rb') as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read ({error.strerror}).') from error
+    # The first eight bytes are the length of a JSON header; any byte may be among them.
+    if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') + 8 <= path.stat().st_size:
+        return 'safetensors'
     if start.removeprefix(b'\xef\xbb\xbf').lstrip()[:1] == b'<':
         raise CheckpointError(
             f'{path} is a web page (HTML), not a checkpoint: the download was redirected; '
             'delete it and fetch the file itself.'
         )
-    is_zip = start.startswith(b'PK')
-    is_pickle = start.startswith(b'\x80')
-    if not (is_pickle or (is_zip and zipfile.is_zipfile(path))):
-        raise CheckpointError(_truncated(path))
-    return is_zip
+    if start.startswith(b'PK') and zipfile.is_zipfile(path):
+        return 'zip'
+    if start.startswith(b'\x80'):
+        return 'pickle'
+    raise CheckpointError(_truncated(path))
 
 
 def reads_training_checkpoints() -> bool:

@@ -189,7 +189,7 @@ def test_loads_inside_an_mmdet_detector(saved):
         (dict(use_conv_embed=True), r'use_conv_embed is False in the checkpoint and True'),
         (dict(use_layerscale=True), r'use_layerscale is False'),
         (dict(use_postln_in_modulation=True), r'use_postln_in_modulation is False'),
-        (dict(in_chans=1), r'in_chans is 3'),
+        (dict(in_chans=2), r'has 3 input channels but the model has 2'),
         (dict(depths=(1, 1)), r'depths is'),
     ],
 )

@@ -139,10 +139,9 @@ def test_missing_data_and_offline_checkpoint(run, tiny_options, tmp_path, shapes
         '--cfg-options', 'train_dataloader.dataset.data_root=data/none/', code=2,
     )  # fmt: skip
     assert 'data/none/annotations/instances_train2017.json is missing' in missing.stderr
-    roots = [option for option in tiny_options if 'data_root' in option or 'ann_file' in option]
     offline = run(
-        sys.executable, 'tools/train.py', mask_rcnn, '--work-dir', tmp_path / 'work',
-        '--cfg-options', *roots,
+        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work',
+        '--cfg-options', *tiny_options, 'model.backbone.init_cfg.type=Pretrained',
         'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/focalnet_tiny_lrf.pth',
         env={'TORCH_HOME': str(tmp_path / 'hub')}, code=2,
     )  # fmt: skip

@@ -1,0 +1,128 @@
+"""Adding focal levels to a modulation: pure functions on the tensors of one operator.
+
+A modulation is the dict of its tensors: ``f.weight`` (2C + L + 1, C) and ``f.bias``, whose
+rows are query (C), context (C), gates of the L levels and gate of the global context;
+``h.weight`` (C, C, 1, 1); ``focal_layers.{l}.0.weight`` (C, 1, k, k) for level l from 0.
+Context l is GELU(kernel l * context l - 1), the global one GELU(mean of the last context).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmfocalnet.errors import CheckpointError
+
+State = dict[str, Tensor]
+
+# Small enough that GELU(u) rounds to u / 2 in float32 and within 1e-12 of it in float64; a
+# power of two, so that scaling by it and back rounds nothing.
+_SMALL = 2.0**-40
+
+
+def append_levels(
+    modulation: Mapping[str, Tensor], sizes: Sequence[int], normalize_modulator: bool = False
+) -> State:
+    """Add focal levels after the last one, with gates of zero.
+
+    Kept are the query, the focal levels and their gates. The global context changes, for it
+    is averaged after the last level: no kernel makes a further GELU the identity (see
+    docs/checkpoints.md). A centred 1 comes closest; it shrinks contexts around zero and
+    leaves large ones as they are.
+
+    Args:
+        modulation: Tensors of one operator with L levels.
+        sizes: Kernel size of each new level, odd.
+        normalize_modulator: Whether the operator divides by L + 1, which the map h then
+            makes up for. Defaults to False.
+
+    Returns:
+        Tensors of one operator with L + len(sizes) levels.
+    """
+    levels = count_levels(modulation)
+    added = _add_gates(modulation, levels, len(sizes), normalize_modulator)
+    dim = modulation['f.weight'].shape[1]
+    for level, size in enumerate(sizes, start=levels):
+        added[_kernel(level)] = _centred(1.0, dim, size).to(modulation['f.weight'])
+    return added
+
+
+def insert_levels(
+    modulation: Mapping[str, Tensor], sizes: Sequence[int], normalize_modulator: bool = False
+) -> State:
+    """Add focal levels before the last one, with gates of zero, and keep the function.
+
+    GELU(u) is u / 2 for tiny u. So the first new level scales the context down, by a kernel
+    that is a tiny number in its centre, and the kernel of the last level, which no GELU
+    separates from it any more, scales it up again. The result is that of before to the
+    rounding of float32, bfloat16 or float64 (relative error below 1e-12 per unit of context).
+
+    The scaled kernel is out of float16's range, and too steep for training: for inference
+    and comparison; `append_levels` is for training.
+
+    Args:
+        modulation: Tensors of one operator with L levels, 1 or more.
+        sizes: Kernel size of each new level, odd. The last level's kernel keeps its size.
+        normalize_modulator: Whether the operator divides by L + 1, which the map h then
+            makes up for. Defaults to False.
+
+    Returns:
+        Tensors of one operator with L + len(sizes) levels; those that are scaled in float32
+        or wider.
+
+    Raises:
+        CheckpointError: If there is no level before which to insert.
+    """
+    levels = count_levels(modulation)
+    if not levels:
+        raise CheckpointError(
+            'has no focal level, and levels that keep the function go before one: add them '
+            'without keeping the function.'
+        )
+    added = _add_gates(modulation, levels, len(sizes), normalize_modulator, before=1)
+    last = modulation[_kernel(levels - 1)]
+    last = last.to(torch.promote_types(last.dtype, torch.float32))
+    scale = _SMALL
+    for level, size in enumerate(sizes, start=levels - 1):
+        added[_kernel(level)] = _centred(scale, len(last), size).to(last)
+        scale = 1.0
+    added[_kernel(levels - 1 + len(sizes))] = last * (2.0 ** len(sizes) / _SMALL)
+    return added
+
+
+def count_levels(modulation: Mapping[str, Tensor]) -> int:
+    """Number L of focal levels of a modulation, as its gates tell."""
+    rows, dim = modulation['f.weight'].shape
+    return rows - 2 * dim - 1
+
+
+def _add_gates(
+    modulation: Mapping[str, Tensor],
+    levels: int,
+    count: int,
+    normalize_modulator: bool,
+    before: int = 0,
+) -> State:
+    """Add rows of zeros before the gates of the last ``before`` levels and the global one."""
+    added = dict(modulation)
+    for name in ('f.weight', 'f.bias'):
+        if name in modulation:
+            rows = modulation[name]
+            split = len(rows) - 1 - before
+            zeros = rows.new_zeros(count, *rows.shape[1:])
+            added[name] = torch.cat([rows[:split], zeros, rows[split:]])
+    if normalize_modulator and 'h.weight' in modulation:
+        added['h.weight'] = modulation['h.weight'] * ((levels + count + 1) / (levels + 1))
+    return added
+
+
+def _centred(value: float, dim: int, size: int) -> Tensor:
+    kernel = torch.zeros(dim, 1, size, size)
+    kernel[:, :, size // 2, size // 2] = value
+    return kernel
+
+
+def _kernel(level: int) -> str:
+    return f'focal_layers.{level}.0.weight'

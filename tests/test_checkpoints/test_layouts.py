@@ -1,0 +1,340 @@
+"""Every layout in and out: bit-exact round trips, and the same features as its own library."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmfocalnet import FocalNet
+from mmfocalnet.checkpoints import CheckpointError, load_pretrained, open_checkpoint
+from mmfocalnet.checkpoints.convert import convert, inspect
+from mmfocalnet.checkpoints.layouts import select_network, to_timm, to_transformers
+
+DATA = Path(__file__).parents[1] / 'data'
+SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)
+LARGE = dict(use_conv_embed=True, use_postln=True, use_layerscale=True)
+VARIANTS = {
+    'tiny': {},
+    'levels': dict(focal_levels=[2, 1, 3, 2], focal_windows=[3, 5, 3, 1]),
+    'large': LARGE,
+    'huge': dict(use_postln_in_modulation=True, **LARGE),
+    'normalised': dict(normalize_modulator=True, **LARGE),
+}
+TIMM = dict(embed_dim=4, depths=(1, 1, 2, 1), focal_levels=(2, 1, 2, 2), focal_windows=(3, 5, 3, 3))
+TIMM_VARIANTS = {'prenorm': {}, '22k': VARIANTS['huge']}
+CLASSES = 5
+
+
+def small(**kwargs):
+    net = FocalNet(**{**SMALL, 'drop_path_rate': 0.0, **kwargs})
+    net.init_weights()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def classifier_state(net):
+    dim = net.num_features[-1]
+    return {
+        **{k: v for k, v in net.state_dict().items() if not k.startswith('norm')},
+        'norm.weight': torch.randn(dim),
+        'norm.bias': torch.randn(dim),
+        'head.weight': torch.randn(CLASSES, dim),
+        'head.bias': torch.randn(CLASSES),
+    }
+
+
+def stage_outputs(net, x):
+    """Features (B, C, H, W) after each stage, before the output norms."""
+    outs = []
+    hooks = [
+        stage.register_forward_hook(lambda *args: outs.append(args[-1].permute(0, 3, 1, 2)))
+        for stage in net.layers
+    ]
+    with torch.no_grad():
+        net.eval()(x)
+    for hook in hooks:
+        hook.remove()
+    return outs
+
+
+def assert_close(actual, expected):
+    assert len(actual) == len(expected) > 0
+    for a, b in zip(actual, expected, strict=True):
+        assert (a - b).abs().max() / b.abs().max() < 1e-5
+
+
+def assert_same(state, expected):
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), key
+        assert state[key].shape == value.shape
+
+
+@pytest.fixture(params=VARIANTS)
+def released(request, tmp_path):
+    """Settings, network and a file of it in the release's classification layout."""
+    settings = VARIANTS[request.param]
+    net = small(**settings)
+    state = classifier_state(net)
+    torch.save({'model': state}, tmp_path / 'release.pth')
+    return settings, net, state, tmp_path / 'release.pth'
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """The lines logged while loading."""
+    lines = []
+    monkeypatch.setattr(
+        'mmfocalnet.checkpoints.load.print_log', lambda line, **kwargs: lines.append(line)
+    )
+    return lines
+
+
+def invisible(settings):
+    return {key: key in settings for key in ('use_postln', 'normalize_modulator')}
+
+
+@pytest.mark.parametrize(
+    ('to', 'name'),
+    [
+        ('ours', 'ours.pth'),
+        ('ours', 'ours.safetensors'),
+        ('timm', 'timm.pth'),
+        ('timm', 'timm.safetensors'),
+        ('transformers', 'folder'),
+        ('release', 'again.pth'),
+    ],
+)
+def test_there_and_back_is_bit_exact(released, tmp_path, to, name):
+    settings, net, state, path = released
+    convert(inspect(path, given=invisible(settings)), tmp_path / name, to)
+    convert(inspect(tmp_path / name), tmp_path / 'back.pth', 'release')
+    content = torch.load(tmp_path / 'back.pth', weights_only=True)
+    assert content.keys() == {'model'}
+    assert_same(content['model'], state)
+    loaded = small(**settings)
+    load_pretrained(loaded, tmp_path / name)
+    x = torch.randn(1, 3, 37, 50)
+    assert_close(stage_outputs(loaded, x), stage_outputs(net, x))
+
+
+@pytest.mark.parametrize('name', ['ours.pth', 'ours.safetensors', 'folder'])
+def test_what_no_tensor_tells_is_kept(released, tmp_path, name):
+    settings, *_, path = released
+    to = 'transformers' if name == 'folder' else 'ours'
+    convert(inspect(path, given=invisible(settings)), tmp_path / name, to)
+    found = inspect(tmp_path / name)
+    assert found.network.settings == invisible(settings)
+    with torch.device('meta'):
+        rebuilt = FocalNet(**found.architecture.settings)
+    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
+        k: v.shape for k, v in small(**settings).state_dict().items()
+    }
+
+
+# --- transformers ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def transformers():
+    module = pytest.importorskip('transformers')
+    if not module.is_torch_available():
+        pytest.skip('this transformers does not work with this PyTorch')
+    return module
+
+
+def tokens(model, x):
+    """Features (B, C, H * W) after each stage of a network of transformers.
+
+    Its own `reshaped_hidden_states` are those after the downsampling.
+    """
+    network, outs = getattr(model, 'focalnet', model), []
+    for stage in network.encoder.stages:
+        stage.register_forward_hook(lambda *args: outs.append(args[-1][1].transpose(1, 2)))
+    with torch.no_grad():
+        model.eval()(x)
+    return outs
+
+
+def test_a_converted_folder_opens_in_transformers(released, tmp_path, transformers):
+    settings, net, state, path = released
+    convert(inspect(path, given=invisible(settings)), tmp_path / 'folder', 'transformers')
+    model, info = transformers.FocalNetForImageClassification.from_pretrained(
+        tmp_path / 'folder', output_loading_info=True
+    )
+    assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
+    assert_same(model.state_dict(), to_transformers(state))
+    x = torch.randn(2, 3, 64, 96)
+    ours = stage_outputs(net, x)
+    pooled = torch.nn.functional.layer_norm(
+        ours[-1].permute(0, 2, 3, 1), (64,), state['norm.weight'], state['norm.bias']
+    ).mean((1, 2))
+    logits = pooled @ state['head.weight'].T + state['head.bias']
+    with torch.no_grad():
+        assert_close([model.eval()(x).logits], [logits])
+    assert model.config.num_labels == CLASSES
+
+
+@pytest.mark.parametrize(
+    'name', ['FocalNetForImageClassification', 'FocalNetModel', 'FocalNetBackbone']
+)
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('safe', [True, False])
+def test_every_class_of_transformers_comes_in(tmp_path, transformers, name, variant, safe, log):
+    ours = VARIANTS[variant]
+    config = transformers.FocalNetConfig(
+        embed_dim=8,
+        hidden_sizes=[8, 16, 32, 64],
+        depths=[1, 1, 2, 1],
+        focal_levels=ours.get('focal_levels', [2] * 4),
+        focal_windows=ours.get('focal_windows', [3] * 4),
+        use_conv_embed='use_conv_embed' in ours,
+        use_layerscale='use_layerscale' in ours,
+        use_post_layernorm='use_postln' in ours,
+        use_post_layernorm_in_modulation='use_postln_in_modulation' in ours,
+        normalize_modulator='normalize_modulator' in ours,
+    )
+    model = getattr(transformers, name)(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    if safe:
+        model.save_pretrained(tmp_path)
+    else:
+        config.save_pretrained(tmp_path)
+        torch.save(model.state_dict(), tmp_path / 'pytorch_model.bin')
+    net = small(**ours)
+    load_pretrained(net, tmp_path)
+    assert f"transformers' {name}" in log[0]
+    x = torch.randn(1, 3, 37, 50)
+    assert_close([out.flatten(2) for out in stage_outputs(net, x)], tokens(model, x))
+
+
+# --- timm -----------------------------------------------------------------------------------
+
+
+def timm_network(variant):
+    """State dict of a timm FocalNet, an input, and what timm computes of it.
+
+    timm imports torchvision, whose builds in the registry need a CUDA PyTorch, so that it
+    cannot be imported in these tests. Keys and shapes (timm_focalnet.json) and the features
+    after each stage (timm_focalnet.npz) come from timm 1.0.31's own class
+    `timm.models.focalnet.FocalNet`, run with a stand-in for torchvision; weights and input
+    are drawn as here.
+    """
+    shapes = json.loads((DATA / 'timm_focalnet.json').read_text())[variant]
+    rng = np.random.RandomState(0)
+    state = {
+        key: torch.from_numpy(0.3 * rng.standard_normal(shape)).float()
+        for key, shape in shapes.items()
+    }
+    x = torch.from_numpy(rng.standard_normal((1, 3, 32, 64))).float()
+    with np.load(DATA / 'timm_focalnet.npz') as arrays:
+        features = [torch.from_numpy(arrays[f'{variant}/stage{i}']) for i in range(4)]
+    return state, x, features
+
+
+@pytest.mark.parametrize('variant', TIMM_VARIANTS)
+def test_timm_comes_in_with_its_features(tmp_path, variant, log):
+    state, x, features = timm_network(variant)
+    torch.save(state, tmp_path / 'timm.pth')
+    net = FocalNet(**{**TIMM, **TIMM_VARIANTS[variant]})
+    load_pretrained(net, tmp_path / 'timm.pth')
+    assert "timm's focalnet_*" in log[0]
+    assert_close(stage_outputs(net, x), features)
+
+
+@pytest.mark.parametrize('variant', TIMM_VARIANTS)
+def test_timm_keys_and_shapes_go_out_as_they_came(variant):
+    state, *_ = timm_network(variant)
+    network = select_network(state)
+    assert network.settings == dict(use_postln=variant == '22k')
+    assert_same(to_timm(network.state, network.settings['use_postln']), state)
+
+
+def test_post_norm_of_the_file_and_of_the_model_must_agree(tmp_path):
+    state, *_ = timm_network('22k')
+    torch.save(state, tmp_path / 'timm.pth')
+    net = FocalNet(**{**TIMM, **VARIANTS['huge'], 'use_postln': False})
+    with pytest.raises(CheckpointError, match=r'timm.pth has use_postln=True and the model'):
+        load_pretrained(net, tmp_path / 'timm.pth')
+
+
+@pytest.mark.parametrize('settings', [dict(patch_norm=False), dict(focal_factor=4)])
+@pytest.mark.parametrize('to', ['timm', 'transformers'])
+def test_what_others_cannot_express_is_refused(tmp_path, to, settings):
+    state = small(**settings).state_dict()
+    torch.save(state, tmp_path / 'odd.pth')
+    name = next(iter(settings))
+    with pytest.raises(CheckpointError, match=f"{to}'s FocalNet cannot have {name}="):
+        convert(
+            inspect(tmp_path / 'odd.pth'), tmp_path / ('new.pth' if to == 'timm' else 'new'), to
+        )
+    convert(inspect(tmp_path / 'odd.pth'), tmp_path / 'out.pth', 'ours')
+    assert_same(open_checkpoint(tmp_path / 'out.pth').state, state)
+
+
+# --- recognising ----------------------------------------------------------------------------
+
+
+def foreign(*keys):
+    return {key: torch.ones(2) for key in keys}
+
+
+@pytest.mark.parametrize(
+    ('state', 'message'),
+    [
+        (
+            foreign(
+                'patch_embed.proj.weight',
+                'layers.0.blocks.0.norm1.weight',
+                'layers.0.blocks.0.attn.qkv.weight',
+            ),
+            r'holds no FocalNet: nearest is the release layout, .* 2 of 14 .* '
+            r"no 'layers.0.blocks.0.modulation.f.weight'",
+        ),
+        (
+            foreign('swin.embeddings.patch_embeddings.projection.weight', 'swin.layernorm.weight'),
+            r'nearest is the transformers layout',
+        ),
+        (foreign('stem.proj.weight', 'head.fc.weight'), r'nearest is the timm layout'),
+        (foreign('conv1.weight', 'bn1.bias'), r"nor anything like one: .*'conv1.weight'"),
+    ],
+)
+def test_foreign_files_are_refused_with_the_nearest_layout(state, message):
+    with pytest.raises(CheckpointError, match=message):
+        select_network(state)
+
+
+def test_two_layouts_at_once_are_ambiguous():
+    net = classifier_state(small())
+    with pytest.raises(CheckpointError, match=r"below '' are those of release and timm"):
+        select_network({**net, **to_timm(net, use_postln=False)})
+    both = {**to_timm(net, use_postln=False), 'head.weight': torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r'several of its keys mean the same tensor'):
+        select_network(both)
+
+
+@pytest.mark.parametrize('prefix', [None, 'student', 'module.student.'])
+def test_a_foreign_network_inside_a_larger_one(prefix):
+    net = classifier_state(small())
+    inner = {f'module.student.{k}': v for k, v in to_transformers(net).items()}
+    network = select_network({**inner, 'neck.weight': torch.ones(1)}, prefix)
+    assert_same(network.state, net)
+    assert network.others == ['neck.weight']
+
+
+@pytest.mark.parametrize(
+    ('metadata', 'source'),
+    [
+        ({}, 'a dense model of the 2022 release or of mmfocalnet'),
+        ({'mmdet_version': '2.11.0'}, "the 2022 release's mmdet 2.11.0"),
+        ({'mmseg_version': '0.11.0'}, "the 2022 release's mmseg 0.11.0"),
+        ({'mmengine_version': '0.10.7'}, "MMEngine's training checkpoint"),
+        ({'mmfocalnet': {}}, "mmfocalnet's converter"),
+    ],
+)
+def test_the_metadata_say_who_wrote_a_dense_file(metadata, source):
+    assert source in select_network(small().state_dict(), metadata=metadata).source

@@ -1,0 +1,50 @@
+"""Say which FocalNet a checkpoint holds: python tools/inspect_checkpoint.py SRC"""
+
+import argparse
+
+from mmfocalnet.checkpoints.command_line import add_source_flags, inspect_source
+from mmfocalnet.launch import one_sentence_errors
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_source_flags(parser)
+    return parser.parse_args()
+
+
+def count(state):
+    return f'{sum(value.numel() for value in state.values()) / 1e6:.3f} M'
+
+
+def describe(found):
+    """What was found, line by line."""
+    network, architecture = found.network, found.architecture
+    yield f'source: {network}'
+    apart = f' (differs in {", ".join(architecture.differences)})'
+    yield f'nearest: {architecture.nearest}{apart if architecture.differences else ""}'
+    for name, value in architecture.settings.items():
+        origin = architecture.origins.get(name)
+        yield f'{name}: {value}' + (f' ({origin})' if origin else '')
+    whole = f' of {count(found.checkpoint.state)} in the file' if network.others else ''
+    yield f'parameters: {count(network.state)}{whole}'
+
+
+def backbone(args, found):
+    """Lines to paste into a config."""
+    prefix = '' if args.prefix is None else f', prefix={args.prefix!r}'
+    arguments = dict(type='FocalNet', **found.architecture.backbone())
+    yield 'backbone = dict('
+    yield from (f'    {name}={value!r},' for name, value in arguments.items())
+    yield f"    init_cfg=dict(type='Pretrained', checkpoint={args.source!r}{prefix}),"
+    yield ')'
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    found = inspect_source(args)
+    print(*describe(found), '', *backbone(args, found), sep='\n')
+
+
+if __name__ == '__main__':
+    main()

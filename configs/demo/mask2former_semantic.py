@@ -17,22 +17,9 @@ model = dict(
         loss_cls=dict(class_weight=[2.0] * 4 + [1.0] * 3 + [0.1]),
         train_cfg=dict(num_points=1024),
     ),
-    # Queries alone take thousands of iterations to tell the backbone what classes there are.
-    auxiliary_head=dict(
-        type='FCNHead',
-        in_index=2,
-        in_channels=128,
-        channels=32,
-        num_convs=1,
-        concat_input=False,
-        num_classes=7,
-        norm_cfg=dict(type='BN'),
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', class_weight=[4.0] * 4 + [1.0] * 3),
-    ),
 )
 
-max_iters = 1200
+max_iters = 1600
 train_cfg = dict(max_iters=max_iters, val_interval=200)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].end = max_iters

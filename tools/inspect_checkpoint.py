@@ -2,7 +2,9 @@
 
 import argparse
 
+from mmfocalnet.checkpoints.architecture import output_stages
 from mmfocalnet.checkpoints.command_line import add_source_flags, inspect_source
+from mmfocalnet.checkpoints.convert import loading_problem
 from mmfocalnet.launch import one_sentence_errors
 
 
@@ -33,6 +35,9 @@ def backbone(args, found):
     """Lines to paste into a config."""
     prefix = '' if args.prefix is None else f', prefix={args.prefix!r}'
     arguments = dict(type='FocalNet', **found.architecture.backbone())
+    stages = output_stages(found.network.state)
+    if 0 < len(stages) < len(found.architecture.settings['depths']):
+        arguments['out_indices'] = tuple(stages)
     yield 'backbone = dict('
     yield from (f'    {name}={value!r},' for name, value in arguments.items())
     yield f"    init_cfg=dict(type='Pretrained', checkpoint={args.source!r}{prefix}),"
@@ -43,7 +48,12 @@ def backbone(args, found):
 def main():
     args = parse_args()
     found = inspect_source(args)
-    print(*describe(found), '', *backbone(args, found), sep='\n')
+    print(*describe(found), sep='\n')
+    problem = loading_problem(found)
+    if problem:
+        print(f'does not load: {args.source} {problem}')
+    else:
+        print('', *backbone(args, found), sep='\n')
 
 
 if __name__ == '__main__':

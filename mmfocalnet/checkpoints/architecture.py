@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
 
-from mmfocalnet.checkpoints.fit import describe
+from mmfocalnet.checkpoints.fit import check_dimensions, describe
 from mmfocalnet.checkpoints.layouts import OUTPUT_NORM
-from mmfocalnet.errors import CheckpointError
+from mmfocalnet.models import FocalNet
 from mmfocalnet.models.archs import ARCHS
 
 TOLD, GIVEN = 'told by the file', 'given'  # whatever else an origin says is an assumption
-_DIMENSIONS = {
-    r'patch_embed\.proj\.weight': 4,
-    r'layers\.\d+\.blocks\.\d+\.modulation\.f\.weight': 2,
-    r'layers\.\d+\.blocks\.\d+\.modulation\.focal_layers\.\d+\.0\.weight': 4,
-    r'layers\.\d+\.blocks\.\d+\.mlp\.fc1\.weight': 2,
-}
-_DEFAULTS: dict[str, Any] = dict(
-    in_chans=3,
+_DEFAULTS: dict[str, Any] = {
+    name: signature(FocalNet).parameters[name].default
+    for name in ('in_chans', 'focal_factor', 'mlp_ratio', 'patch_norm')
+} | dict(  # the named architectures may set these, so that their defaults are None there
     patch_size=4,
-    focal_factor=2,
-    mlp_ratio=4,
-    patch_norm=True,
     use_conv_embed=False,
     use_postln=False,
     use_layerscale=False,
@@ -63,6 +56,7 @@ def deduce(
     state: Mapping[str, Tensor],
     told: Mapping[str, bool] | None = None,
     given: Mapping[str, bool] | None = None,
+    layout: str = 'release',
 ) -> Architecture:
     """Deduce the architecture from keys and shapes, and what they cannot tell from elsewhere.
 
@@ -71,27 +65,23 @@ def deduce(
         told: ``use_postln`` and ``normalize_modulator``, as far as key names or metadata of
             the file tell them. Defaults to None.
         given: The same by the user, who is believed most. Defaults to None.
+        layout: Name of the layout that it came in. Defaults to ``'release'``.
 
     Returns:
         The architecture.
 
     Raises:
-        CheckpointError: If a tensor has dimensions that no FocalNet has.
+        CheckpointError: If a tensor has dimensions that no FocalNet has, or stages or blocks
+            are missing between others.
     """
-    _check_dimensions(state)
+    check_dimensions(state)
     settings = {**describe(state), **_details(state)}
     settings['use_postln'] = settings['use_layerscale']
-    settings['normalize_modulator'] = False
-    twin = next((name for name in ARCHS if not _differences(name, settings)), None)
-    if twin:
-        settings['normalize_modulator'] = _named(twin)['normalize_modulator']
+    normalized, origin = _assumed_modulator(settings, layout)
+    settings['normalize_modulator'] = normalized
     origins = dict(
         use_postln='assumed: in every released checkpoint layer scale goes with post-norm',
-        normalize_modulator=(
-            f"assumed: the release's setting of {twin}"
-            if twin
-            else 'assumed: no released checkpoint of such a shape has it'
-        ),
+        normalize_modulator=f'assumed: {origin}',
     )
     for source, values in ((TOLD, told), (GIVEN, given)):
         for key, value in (values or {}).items():
@@ -100,28 +90,31 @@ def deduce(
     return Architecture(settings, origins, nearest, _differences(nearest, settings))
 
 
+def _assumed_modulator(settings: Mapping[str, Any], layout: str) -> tuple[bool, str]:
+    """Whether the modulator is normalised where nothing tells, and why that is assumed."""
+    if layout == 'timm':  # which sets it in none of its models, not even in large_fl4
+        return False, "timm's networks do not"
+    twin = next((name for name in ARCHS if not _differences(name, settings)), None)
+    if twin is None:
+        return False, 'no released checkpoint of such a shape has it'
+    return _named(twin)['normalize_modulator'], f"the release's setting of {twin}"
+
+
 def output_stages(state: Mapping[str, Tensor]) -> list[int]:
     """The stages whose output norms a state dict holds."""
     return sorted({int(match[1]) for match in map(OUTPUT_NORM.fullmatch, state) if match})
 
 
-def _check_dimensions(state: Mapping[str, Tensor]) -> None:
-    for key, value in state.items():
-        expected = next((n for name, n in _DIMENSIONS.items() if re.fullmatch(name, key)), None)
-        if expected not in (None, value.ndim):
-            raise CheckpointError(
-                f'has {key} of shape {tuple(value.shape)} where {expected} dimensions were '
-                'expected: it is no FocalNet, or damaged.'
-            )
-
-
 def _details(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What every released checkpoint has in common, and others need not."""
     details: dict[str, Any] = dict(patch_norm='patch_embed.norm.weight' in state)
-    hidden = state.get('layers.0.blocks.0.mlp.fc1.weight')
-    if hidden is not None:
-        ratio = hidden.shape[0] / hidden.shape[1]
-        details['mlp_ratio'] = int(ratio) if ratio == int(ratio) else ratio
+    hidden = {
+        value.shape[1]: value.shape[0]
+        for key, value in state.items()
+        if key.endswith('.blocks.0.mlp.fc1.weight')
+    }
+    if hidden:
+        details['mlp_ratio'] = _ratio(hidden)
     steps = [
         state[second].shape[-1] - kernel.shape[-1]
         for first, kernel in state.items()
@@ -130,6 +123,18 @@ def _details(state: Mapping[str, Tensor]) -> dict[str, Any]:
     ]
     details['focal_factor'] = steps[0] if steps else 2
     return details
+
+
+def _ratio(hidden: Mapping[int, int]) -> float:
+    """The shortest number from which `FocalNet` gets these hidden widths, by channels."""
+    widest = max(hidden)
+    # int() cuts the fraction off, so that the hidden width alone could round to one less.
+    between = (hidden[widest] + 0.5) / widest
+    exact = hidden[widest] / widest
+    candidates = (round(exact, digits or None) for digits in range(4))
+    return next(
+        (r for r in candidates if all(int(c * r) == width for c, width in hidden.items())), between
+    )
 
 
 def _named(name: str) -> dict[str, Any]:

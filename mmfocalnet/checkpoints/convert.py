@@ -27,7 +27,7 @@ from mmfocalnet.checkpoints.write import (
     write_timm,
     write_transformers,
 )
-from mmfocalnet.errors import CheckpointError
+from mmfocalnet.errors import CheckpointError, ConfigError
 from mmfocalnet.models import FocalNet
 
 DESTINATIONS = ('ours', 'timm', 'transformers', 'release')
@@ -95,7 +95,7 @@ def inspect(
     checkpoint = open_checkpoint(source)
     try:
         network = select_network(checkpoint.state, prefix, checkpoint.metadata)
-        architecture = deduce(network.state, network.settings, given)
+        architecture = deduce(network.state, network.settings, given, network.layout)
     except CheckpointError as error:
         raise CheckpointError(f'{source} {error}') from None
     return Inspection(checkpoint, network, architecture, whole=prefix is None)
@@ -130,28 +130,102 @@ def convert(
         if not changes.allow_nonfinite:
             check_finite(inspection.checkpoint.state if keeps_others else network.state)
         settings = _changed(inspection.architecture.settings, changes)
+        _check_classifier(network.state, settings)
         state, report = _fit(network.state, settings, changes.keep_function)
     except CheckpointError as error:
         raise CheckpointError(f'{path} {error}') from None
+    notes = []
+    if report.function_kept:
+        state, notes = _for_inference(state)
+    if to == 'timm' and settings['normalize_modulator']:
+        notes.append('pass normalize_modulator=True to timm, which has it in no named network')
     left_out = [] if keeps_others else list(network.others)
-    if to == 'ours':
-        content = _whole(state, inspection) if keeps_others else state
-        write_ours(content, _meta(inspection, settings), destination)
-    elif to == 'release':
-        write_release(state, destination)
-    else:
-        left_out += _write_foreign(state, settings, destination, to)
-    return '; '.join(filter(None, [str(report), listed(left_out, 'left out')]))
+    content = _whole(state, inspection) if keeps_others else state
+    left_out += _write(content, inspection, settings, destination, to)
+    return '; '.join(filter(None, [str(report), *notes, listed(left_out, 'left out')]))
 
 
-def _write_foreign(
-    state: State, settings: Mapping[str, Any], destination: str | os.PathLike, to: str
+def _write(
+    state: State,
+    inspection: Inspection,
+    settings: Mapping[str, Any],
+    destination: str | os.PathLike,
+    to: str,
 ) -> list[str]:
-    """Write for timm or transformers, which have no output norms; returns their keys."""
+    """Write in the layout of the destination; returns what has no place there."""
+    labels = _labels(inspection)
+    if to == 'ours':
+        write_ours(state, _meta(inspection, settings), destination)
+        return list(labels)
+    if to == 'release':
+        write_release(state, destination)
+        return list(labels)
+    # Neither timm's nor transformers' networks have output norms.
     norms = [key for key in state if OUTPUT_NORM.fullmatch(key)]
-    write = write_timm if to == 'timm' else write_transformers
-    write({key: value for key, value in state.items() if key not in norms}, settings, destination)
-    return norms
+    state = {key: value for key, value in state.items() if key not in norms}
+    if to == 'timm':
+        write_timm(state, settings, destination)
+        return norms + list(labels)
+    fit = len(labels) == 2 and len(labels['id2label']) == len(state.get('head.weight', ()))
+    write_transformers(state, settings, destination, labels if fit else None)
+    return norms if fit else norms + list(labels)
+
+
+def loading_problem(inspection: Inspection) -> str | None:
+    """Why the network of a checkpoint does not load into the backbone that it seems to be.
+
+    Args:
+        inspection: Of `inspect`.
+
+    Returns:
+        The reason, or None if it does load.
+    """
+    state = inspection.network.state
+    try:
+        check_finite(state)
+        _fit(state, inspection.architecture.settings)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _labels(inspection: Inspection) -> dict[str, Any]:
+    """The class names of transformers' ``config.json``, where the file came with one."""
+    config = inspection.checkpoint.metadata.get('config.json')
+    config = config if isinstance(config, dict) else {}
+    names = ('id2label', 'label2id')
+    return {key: config[key] for key in names if isinstance(config.get(key), dict)}
+
+
+def _for_inference(state: State) -> tuple[State, list[str]]:
+    """What a network needs that was given levels which keep its function."""
+    notes = ['for inference only']
+    half = [key for key, value in state.items() if value.dtype == torch.float16]
+    if half:
+        # Libraries load a whole file in one type, and the scaled kernels overflow in this one.
+        state = {**state, **{key: state[key].float() for key in half}}
+        notes.append('float16 stored as float32, for these levels overflow in float16')
+    return state, notes
+
+
+def _check_classifier(state: State, settings: Mapping[str, Any]) -> None:
+    """Refuse a final norm and head that do not fit the network and each other."""
+    own = {key: tuple(state[key].shape) for key in CLASSIFIER if key in state}
+    channels = settings['embed_dim'] * 2 ** (len(settings['depths']) - 1)
+    expected = dict.fromkeys(('norm.weight', 'norm.bias'), (channels,)) if own else {}
+    if 'head.weight' in own or 'head.bias' in own:
+        classes = own.get('head.weight', own.get('head.bias'))[:1]
+        expected |= {'head.weight': (*classes, channels), 'head.bias': classes}
+    wrong = [
+        f'{key} {own.get(key, "missing")} for {shape}'
+        for key, shape in expected.items()
+        if own.get(key) != shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f'has a classifier that does not fit ({", ".join(wrong)}): remove its norm and head '
+            'from the file, or take a whole one.'
+        )
 
 
 def _changed(settings: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
@@ -166,14 +240,24 @@ def _changed(settings: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
         changed['focal_windows'] = windows * stages if len(windows) == 1 else windows
     if changes.levels is not None:
         changed['focal_levels'] = [changes.levels] * stages
+    if changes.keep_function and changed['focal_levels'] == settings['focal_levels']:
+        raise CheckpointError(
+            f'has focal levels {settings["focal_levels"]} and is given no more, so that there is '
+            'nothing to keep the function of: give --levels N, or leave --keep-function out.'
+        )
     return changed
 
 
-def _fit(state: State, settings: Mapping[str, Any], keep_function: bool) -> tuple[State, FitReport]:
+def _fit(
+    state: State, settings: Mapping[str, Any], keep_function: bool = False
+) -> tuple[State, FitReport]:
     """Fit a network, its classifier apart, to settings; whatever does not belong raises."""
     stages = output_stages(state)
-    with torch.device('meta'):
-        model = FocalNet(**settings, out_indices=stages or None)
+    try:
+        with torch.device('meta'):
+            model = FocalNet(**settings, out_indices=stages or None)
+    except ConfigError as error:
+        raise CheckpointError(f'would make up no FocalNet: {error}') from None
     target = model.state_dict()
     if not stages:
         target = {key: value for key, value in target.items() if not OUTPUT_NORM.fullmatch(key)}
@@ -184,6 +268,11 @@ def _fit(state: State, settings: Mapping[str, Any], keep_function: bool) -> tupl
         keep_function=keep_function,
         normalize_modulator=settings['normalize_modulator'],
     )
+    if report.fresh:  # a model to load into has initial values for these, a file has not
+        raise CheckpointError(
+            f'does not fit the model: {listed(report.fresh, "missing keys")}; use the checkpoint '
+            'of this architecture, unchanged.'
+        )
     return {**fitted, **classifier}, report
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmfocalnet.checkpoints.layouts import CLASSIFIER, OUTPUT_NORM, STEM
 from mmfocalnet.checkpoints.levels import State, append_levels, count_levels, insert_levels
 from mmfocalnet.checkpoints.report import FitReport, listed
 from mmfocalnet.checkpoints.resize import (
@@ -19,12 +20,16 @@ from mmfocalnet.checkpoints.resize import (
 )
 from mmfocalnet.errors import CheckpointError
 
-_STEM = 'patch_embed.proj.weight'
 _KERNEL = re.compile(r'layers\.(\d+)\.blocks\.\d+\.modulation\.focal_layers\.(\d+)\.0\.weight')
 _CONTEXT = re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.modulation\.f\.weight')
-_OUTPUT_NORM = re.compile(r'norm\d+\.(weight|bias)')
 _FITTED = ('in_chans', 'patch_size', 'focal_levels', 'focal_windows')
-_CLASSIFIER = ('norm.weight', 'norm.bias', 'head.weight', 'head.bias')
+_DIMENSIONS = {
+    r'patch_embed\.proj\.weight': 4,
+    r'layers\.\d+\.blocks\.\d+\.modulation\.f\.weight': 2,
+    r'layers\.\d+\.blocks\.\d+\.modulation\.f\.bias': 1,
+    r'layers\.\d+\.blocks\.\d+\.modulation\.focal_layers\.\d+\.0\.weight': 4,
+    r'layers\.\d+\.blocks\.\d+\.mlp\.fc1\.weight': 2,
+}
 
 
 def fit_state(
@@ -54,7 +59,7 @@ def fit_state(
     """
     report = FitReport()
     state = _drop(source, target, report)
-    _check_dimensions(state, target)
+    check_dimensions(state)
     _check_architecture(state, target)
     state = fit_embedding(state, target, report)
     state = fit_levels(
@@ -88,7 +93,7 @@ def fit_embedding(
             resized.
     """
     fitted = dict(state)
-    weight, (channels, size) = state[_STEM], target[_STEM].shape[1:3]
+    weight, (channels, size) = state[STEM], target[STEM].shape[1:3]
     if weight.shape[1] != channels:
         report.embedding.append(f'input channels {weight.shape[1]} to {channels}')
         weight = adapt_input_channels(weight, channels)
@@ -96,7 +101,7 @@ def fit_embedding(
     if old == width != size:
         report.embedding.append(f'patch size {old} to {size}')
         weight = resize_patch_embedding(weight, size)
-    fitted[_STEM] = weight
+    fitted[STEM] = weight
     return fitted
 
 
@@ -193,10 +198,15 @@ def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Returns:
         Constructor arguments of `FocalNet` that keys and shapes determine.
+
+    Raises:
+        CheckpointError: If stages or blocks are missing between others.
     """
-    stem = state[_STEM]
+    stem = state[STEM]
     kernels = {m.groups(): state[m.string].shape[-1] for m in map(_KERNEL.fullmatch, state) if m}
-    depths = Counter(int(match[1]) for match in map(_CONTEXT.fullmatch, state) if match)
+    contexts = [match for match in map(_CONTEXT.fullmatch, state) if match]
+    depths = Counter(int(match[1]) for match in contexts)
+    _check_gaps({(int(match[1]), int(match[2])) for match in contexts})
     stages = sorted(depths)
     conv_embed = stem.shape[-1] == 7
     return dict(
@@ -212,23 +222,46 @@ def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
     )
 
 
+def check_dimensions(state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of which no setting could be read off.
+
+    Args:
+        state: State dict, without prefix.
+
+    Raises:
+        CheckpointError: If a tensor has dimensions that no FocalNet has.
+    """
+    for key, value in state.items():
+        expected = next((n for name, n in _DIMENSIONS.items() if re.fullmatch(name, key)), None)
+        if expected is not None and (value.ndim != expected or not value.numel()):
+            raise CheckpointError(
+                f'has {key} of shape {tuple(value.shape)} where {expected} dimensions, none of '
+                'them 0, were expected: it is no FocalNet, or damaged.'
+            )
+
+
+def _check_gaps(blocks: set[tuple[int, int]]) -> None:
+    """Refuse a network that lacks one of its (stage, block), which is no shallower one."""
+    stages = {stage for stage, _ in blocks}
+    missing = [f'stage {i}' for i in range(len(stages)) if i not in stages]
+    for i in sorted(stages):
+        own = {block for stage, block in blocks if stage == i}
+        missing += [f'block {j} of stage {i}' for j in range(len(own)) if j not in own]
+    if missing:
+        raise CheckpointError(
+            f'is damaged or cut: {missing[0]} is missing, though later ones are there; take a '
+            'whole checkpoint.'
+        )
+
+
 def _drop(source: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport) -> State:
     # A classifier's final norm saw other features than any output norm of the backbone.
     report.dropped = [
         key
         for key in source
-        if key in _CLASSIFIER or (_OUTPUT_NORM.fullmatch(key) and key not in target)
+        if key in CLASSIFIER or (OUTPUT_NORM.fullmatch(key) and key not in target)
     ]
     return {key: value for key, value in source.items() if key not in report.dropped}
-
-
-def _check_dimensions(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    for key in state.keys() & target.keys():
-        if state[key].ndim != target[key].ndim:
-            raise CheckpointError(
-                f'has {key} of shape {tuple(state[key].shape)} where {target[key].ndim} '
-                'dimensions were expected: it is no FocalNet, or damaged.'
-            )
 
 
 def _check_architecture(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
@@ -246,7 +279,7 @@ def _check_architecture(state: Mapping[str, Tensor], target: Mapping[str, Tensor
 
 
 def _complete(state: State, target: Mapping[str, Tensor], report: FitReport) -> State:
-    fresh = [key for key in target if key not in state and _OUTPUT_NORM.fullmatch(key)]
+    fresh = [key for key in target if key not in state and OUTPUT_NORM.fullmatch(key)]
     report.fresh = fresh + report.fresh
     state = {**state, **{key: target[key] for key in fresh}}
     problems = [
@@ -278,8 +311,8 @@ def _check_levels(block: str, modulation: State, old: int, new: int) -> None:
     if old > new:
         raise CheckpointError(
             f'has {old} focal levels at {place} but the model has {new}, and '
-            f'levels cannot be removed: set focal_levels={old} for that stage, or take the '
-            f'checkpoint with {new} levels.'
+            f'levels cannot be removed: set focal_levels={old} for that stage (--levels {old} or '
+            f'more), or take the checkpoint with {new} levels.'
         )
     kernels = {f'focal_layers.{level}.0.weight' for level in range(old)}
     if {key for key in modulation if key.startswith('focal_layers.')} != kernels:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmfocalnet.checkpoints.metadata import told_settings
+from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -18,6 +20,7 @@ Rules = tuple[tuple[str, str], ...]
 
 CLASSIFIER = ('norm.weight', 'norm.bias', 'head.weight', 'head.bias')
 OUTPUT_NORM = re.compile(r'norm(\d+)\.(weight|bias)')
+STEM = 'patch_embed.proj.weight'
 
 # The release's names on the left. {i} is a stage, {next} the one after it, {j} a block; the
 # first rule that fits the start of a key renames it.
@@ -53,10 +56,11 @@ _TRANSFORMERS: Rules = (
 _LINEAR = re.compile(
     r'layers\.\d+\.blocks\.\d+\.(modulation\.(f|proj)|mlp\.fc[12])\.weight', re.ASCII
 )
-_STEM, _CONTEXT = 'patch_embed.proj.weight', 'layers.0.blocks.0.modulation.f.weight'
+_CONTEXT = 'layers.0.blocks.0.modulation.f.weight'
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # One key of each kind, for measuring how near a foreign file comes.
 _KINDS = (
-    *(_STEM, _CONTEXT, 'patch_embed.norm.weight', 'norm.weight', 'head.weight'),
+    *(STEM, _CONTEXT, 'patch_embed.norm.weight', 'norm.weight', 'head.weight'),
     *('layers.0.downsample.proj.weight', 'layers.0.downsample.norm.weight'),
     *('layers.0.blocks.0.norm1.weight', 'layers.0.blocks.0.norm2.weight'),
     *('layers.0.blocks.0.mlp.fc1.weight', 'layers.0.blocks.0.mlp.fc2.weight'),
@@ -98,7 +102,7 @@ class Network:
 
     Attributes:
         state: Its tensors.
-        layout: The layout that they came in.
+        layout: Name of the layout that they came in.
         source: Who writes such files, in words, for the log.
         prefix: What stood before its keys.
         others: Keys of the file that do not belong to it, such as neck and heads.
@@ -107,7 +111,7 @@ class Network:
     """
 
     state: State
-    layout: Layout
+    layout: str
     source: str
     prefix: str
     others: list[str]
@@ -144,7 +148,9 @@ def select_network(
     names = ', '.join(repr(item) for item in found)
     if prefix is None:
         if len(found) > 1:
-            raise CheckpointError(f'holds several FocalNets: choose by prefix=, one of {names}.')
+            raise CheckpointError(
+                f'holds several FocalNets: choose by prefix= (--prefix), one of {names}.'
+            )
         prefix = next(iter(found))
     else:
         prefix = _closed(prefix)
@@ -196,7 +202,7 @@ def _networks(state: Mapping[str, Tensor]) -> dict[str, list[Layout]]:
     """Prefix to the layouts in which a FocalNet begins there."""
     found: dict[str, list[Layout]] = {}
     for layout in _LAYOUTS:
-        stem, context = layout.from_release(_STEM), layout.from_release(_CONTEXT)
+        stem, context = layout.from_release(STEM), layout.from_release(_CONTEXT)
         for key in state:
             prefix = key.removesuffix(stem)
             if prefix != key and (not prefix or prefix.endswith('.')) and prefix + context in state:
@@ -230,9 +236,19 @@ def _cut(
             f'is ambiguous: several of its keys mean the same tensor of the {layout.name} layout.'
         )
     cut = {name: _linear(name, state[key]) for key, name in renamed.items()}
+    _check_floats(cut)
     others = [key for key in state if key not in own]
     source = _source(layout, state, cut, metadata)
-    return Network(cut, layout, source, prefix, others, settings)
+    return Network(cut, layout.name, source, prefix, others, settings)
+
+
+def _check_floats(cut: State) -> None:
+    wrong = [f'{key} {value.dtype}' for key, value in cut.items() if value.dtype not in _FLOATS]
+    if wrong:
+        raise CheckpointError(
+            f'has weights of types in which no FocalNet is stored ({named(wrong)}): take the '
+            'checkpoint from before it was quantised, or cast them to float32.'
+        )
 
 
 def _linear(key: str, value: Tensor) -> Tensor:
@@ -300,6 +316,10 @@ def _nearest(state: Mapping[str, Tensor]) -> str:
     examples = ', '.join(map(repr, list(state)[:3]))
     if len(missing) == total:
         return f'holds no FocalNet, nor anything like one: its keys are like {examples}.'
+    if not missing:
+        return (
+            f'holds no whole FocalNet: stage 0 of its {name} layout is missing; take a whole one.'
+        )
     return (
         f'holds no FocalNet: nearest is the {name} layout, of which it has '
         f'{total - len(missing)} of {total} kinds of keys but no {missing[0]!r}; its keys are '

@@ -47,7 +47,8 @@ def load_pretrained(
             f'use_postln={block.use_postln}: change that setting of the backbone.'
         )
     model.load_state_dict(fitted)
-    print_log(f'Loaded {checkpoint} ({network}): {report}.', logger='current')
+    untold = '' if 'use_postln' in told else '; post-norm not told by the file'
+    print_log(f'Loaded {checkpoint} ({network}): {report}{untold}.', logger='current')
     if told.get('normalize_modulator', normalize_modulator) != normalize_modulator:
         # Peers disagree on it for the same weights, so that it is no error.
         print_log(

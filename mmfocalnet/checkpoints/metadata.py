@@ -34,7 +34,9 @@ def _from_converter(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(ours, dict) or not isinstance(ours.get('backbone'), dict):
         return {}
     # What was assumed when converting is no better known for having been written down.
-    return {k: v for k, v in ours['backbone'].items() if k not in ours.get('assumed', ())}
+    assumed = ours.get('assumed')
+    assumed = assumed if isinstance(assumed, list) else []
+    return {k: v for k, v in ours['backbone'].items() if k not in assumed}
 
 
 def _from_transformers(metadata: Mapping[str, Any]) -> Mapping[str, Any]:

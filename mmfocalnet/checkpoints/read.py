@@ -23,6 +23,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 from torch import Tensor
 
+from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import CheckpointError
 
 _WRAPPERS = ('state_dict', 'model', 'teacher')
@@ -73,13 +74,21 @@ def fetch(source: str | os.PathLike) -> Path:
             'http(s) URL or a Hugging Face id.'
         )
     text = os.fspath(source)
-    path = Path(text).expanduser()
-    if urlparse(text).scheme in ('http', 'https'):
-        path = _cached(text)
+    try:
+        is_url = urlparse(text).scheme in ('http', 'https')
+        path = _cached(text) if is_url else Path(text).expanduser()
+        is_file, is_dir = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, no address
+        reason = getattr(error, 'strerror', None) or error
+        raise CheckpointError(
+            f'The checkpoint {text!r} cannot be looked for ({reason}): give the path of a .pth '
+            'or .safetensors file, an http(s) URL or a Hugging Face id.'
+        ) from error
+    if is_url:
         get = partial(_download, text, path)
-    elif path.is_file():
+    elif is_file:
         return path
-    elif path.is_dir():
+    elif is_dir:
         return _in_folder(path)
     elif _is_hub_id(text):
         get = partial(_from_hub, text)
@@ -144,10 +153,9 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
     """
     bad = [key for key, value in state.items() if not _is_finite(value)]
     if bad:
-        more = f' and {len(bad) - 10} more' if len(bad) > 10 else ''
         raise CheckpointError(
             f'has NaN or infinite values in {len(bad)} of {len(state)} tensors '
-            f'({", ".join(bad[:10])}{more}): take one from before its training diverged; '
+            f'({named(bad)}): take one from before its training diverged; '
             'tools/convert_checkpoint.py --allow-nonfinite converts it as it is.'
         )
 
@@ -155,6 +163,8 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
 def _is_finite(value: Tensor) -> bool:
     if not value.is_floating_point() or not value.numel():
         return True
+    if value.element_size() == 1:  # PyTorch has no extremes of float8
+        value = value.float()
     # One pass without temporaries; both extremes are NaN where one value is.
     return all(torch.isfinite(extreme) for extreme in torch.aminmax(value))
 
@@ -378,8 +388,9 @@ def _history_method(owner: Any, name: str) -> Any:
 
 
 def _truncated(path: Path) -> str:
+    kind = 'safetensors' if path.suffix == '.safetensors' else 'PyTorch'
     return (
-        f'{path} ({path.stat().st_size} bytes) is truncated or is no PyTorch checkpoint: '
+        f'{path} ({path.stat().st_size} bytes) is truncated or is no {kind} checkpoint: '
         'download or copy it again.'
     )
 
@@ -398,11 +409,19 @@ def _refused(path: Path, error: Exception) -> str:
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(content, dict):
-        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
-        if wrapper is None:
+        wrappers = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
+        full = [key for key in wrappers if _holds_tensors(content[key])]
+        if len(full) > 1:
+            raise CheckpointError(
+                f'{path} holds several state dicts ({", ".join(full)}): save the wanted one '
+                f'alone, torch.save(checkpoint[{full[0]!r}], PATH).'
+            )
+        if not wrappers:
             break
-        content = content[wrapper]
-    if not isinstance(content, dict) or not content:
+        content = content[(full or wrappers)[0]]
+    if content == {}:
+        raise CheckpointError(f'{path} is empty: save model.state_dict() instead.')
+    if not isinstance(content, dict):
         raise CheckpointError(
             f'{path} holds {type(content).__name__} where a state dict was expected: '
             'save model.state_dict() instead.'
@@ -414,6 +433,10 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             f'no plain tensors ({", ".join(others[:10])}): save model.state_dict() instead.'
         )
     return content
+
+
+def _holds_tensors(content: dict) -> bool:
+    return any(isinstance(value, Tensor) for value in content.values())
 
 
 def _is_weight(key: Any, value: Any) -> bool:

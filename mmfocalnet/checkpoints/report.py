@@ -58,7 +58,10 @@ def _counted(counter: Counter[str], what: str, cut: Mapping[str, float] | None =
 
 def listed(keys: list[str], what: str) -> str:
     """Name at most ten keys and count the others; nothing for no keys."""
-    if not keys:
-        return ''
+    return f'{what}: {named(keys)}' if keys else ''
+
+
+def named(keys: list[str]) -> str:
+    """At most ten keys, and how many more there are."""
     more = f' and {len(keys) - 10} more' if len(keys) > 10 else ''
-    return f'{what}: {", ".join(keys[:10])}{more}'
+    return f'{", ".join(keys[:10])}{more}'

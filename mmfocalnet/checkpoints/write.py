@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -44,9 +45,9 @@ def write_ours(state: State, meta: Mapping[str, Any], path: str | os.PathLike) -
     path = _destination(path, 'ours')
     if path.suffix == '.safetensors':
         text = {'format': 'pt', 'mmfocalnet': json.dumps(meta['mmfocalnet'])}
-        _save_safetensors(state, text, path)
+        _save_safetensors(_compact(state), text, path)
     else:
-        _save_pickle({'meta': dict(meta), 'state_dict': state}, path)
+        _save_pickle({'meta': dict(meta), 'state_dict': _compact(state)}, path)
 
 
 def write_release(state: State, path: str | os.PathLike) -> None:
@@ -59,11 +60,13 @@ def write_release(state: State, path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: If it has another suffix or cannot be written.
     """
-    _save_pickle({'model': state}, _destination(path, 'release'))
+    _save_pickle({'model': _compact(state)}, _destination(path, 'release'))
 
 
 def write_timm(state: State, settings: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write a file that ``timm.create_model(..., checkpoint_path=...)`` reads.
+
+    Without final norm and classifier: ``timm.models.load_checkpoint(..., strict=False)``.
 
     Args:
         state: State dict in the release's names, without output norms.
@@ -76,20 +79,26 @@ def write_timm(state: State, settings: Mapping[str, Any], path: str | os.PathLik
     """
     path = _destination(path, 'timm')
     _check_expressible(settings, 'timm')
-    renamed = to_timm(state, settings['use_postln'])
+    renamed = to_timm(_compact(state), settings['use_postln'])
     if path.suffix == '.safetensors':
         _save_safetensors(renamed, {'format': 'pt'}, path)
     else:
         _save_pickle(renamed, path)
 
 
-def write_transformers(state: State, settings: Mapping[str, Any], path: str | os.PathLike) -> None:
+def write_transformers(
+    state: State,
+    settings: Mapping[str, Any],
+    path: str | os.PathLike,
+    labels: Mapping[str, Any] | None = None,
+) -> None:
     """Write a folder that transformers' ``from_pretrained`` opens.
 
     Args:
         state: State dict in the release's names, without output norms.
         settings: All arguments of `FocalNet`.
         path: The folder, new or empty.
+        labels: ``id2label`` and ``label2id`` of the classes. Defaults to None: numbers.
 
     Raises:
         CheckpointError: If transformers has no such network, or the folder cannot be written.
@@ -97,12 +106,12 @@ def write_transformers(state: State, settings: Mapping[str, Any], path: str | os
     path = _destination(path, 'transformers')
     _check_expressible(settings, 'transformers')
     save = _safetensors_writer()
-    config = json.dumps(transformers_config(state, settings), indent=2)
+    config = json.dumps(transformers_config(state, settings) | dict(labels or {}), indent=2)
 
     def fill(folder: Path) -> None:
         folder.mkdir()
         (folder / 'config.json').write_text(config + '\n')
-        save(to_transformers(state), {'format': 'pt'}, folder / 'model.safetensors')
+        save(to_transformers(_compact(state)), {'format': 'pt'}, folder / 'model.safetensors')
 
     _put(fill, path)
 
@@ -146,7 +155,12 @@ def transformers_config(state: Mapping[str, Tensor], settings: Mapping[str, Any]
 
 
 def _destination(path: str | os.PathLike, to: str) -> Path:
-    path, suffixes = Path(path).expanduser(), _SUFFIXES[to]
+    try:
+        path, suffixes = Path(path).expanduser(), _SUFFIXES[to]
+    except RuntimeError as error:  # there is no such user
+        raise CheckpointError(f'{path} cannot be written ({error}): give another place.') from error
+    if path.name in ('', '..'):
+        raise CheckpointError(f"'{path}' names no new file or folder: give one.")
     known = {suffix for choices in _SUFFIXES.values() for suffix in choices if suffix}
     if path.suffix not in suffixes and not (to == 'transformers' and path.suffix not in known):
         wanted = f'a {" or ".join(suffixes)} file' if suffixes != ('',) else 'a folder'
@@ -159,10 +173,26 @@ def _check_expressible(settings: Mapping[str, Any], to: str) -> None:
         f'{key}={settings[key]}' for key, value in _FIXED[to].items() if settings[key] != value
     ]
     if wrong:
+        owner = "timm's" if to == 'timm' else "transformers'"
         raise CheckpointError(
-            f"{to}'s FocalNet cannot have {', '.join(wrong)}: keep this one in mmfocalnet's "
+            f"{owner} FocalNet cannot have {', '.join(wrong)}: keep this one in mmfocalnet's "
             'layout (--to ours).'
         )
+
+
+def _compact(state: State) -> State:
+    """Give every tensor a storage of its own, and of its size.
+
+    PyTorch writes the whole storage of a view, and safetensors refuses shared ones.
+    """
+    compact, storages = {}, set()
+    for key, value in state.items():
+        storage = value.untyped_storage()
+        whole = storage.nbytes() == value.numel() * value.element_size()
+        own = whole and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        compact[key] = value if own else value.clone()
+    return compact
 
 
 def _save_pickle(content: dict[str, Any], path: Path) -> None:
@@ -203,10 +233,15 @@ def _put(save: Callable[[Path], None], path: Path) -> None:
         os.replace(part, path)
     except Exception as error:  # the disk, PyTorch and safetensors each raise their own
         reason = ' '.join(str(getattr(error, 'strerror', None) or error).split())
-        raise CheckpointError(
-            f'{path} cannot be written ({reason}): give another place, whose folder exists and '
-            'is yours to write.'
-        ) from error
+        raise CheckpointError(f'{path} cannot be written ({reason}){_advice(error)}.') from error
     finally:
         with suppress(OSError):  # where nothing could be written, nothing is left
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _advice(error: Exception) -> str:
+    if not isinstance(error, OSError):  # no other place would help
+        return ''
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        return ': name a new or empty folder'
+    return ': give another place, whose folder exists and is yours to write'

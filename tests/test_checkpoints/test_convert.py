@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import runpy
@@ -489,7 +490,7 @@ def test_a_suffix_that_does_not_fit(saved, tmp_path, to, name):
 def test_a_folder_that_is_in_use_is_kept(saved, tmp_path):
     (tmp_path / 'used').mkdir()
     (tmp_path / 'used/mine').touch()
-    with pytest.raises(CheckpointError, match=r'used cannot be written \(Directory not empty\)'):
+    with pytest.raises(CheckpointError, match=r'not empty\): name a new or empty folder'):
         convert(inspect(saved[0]), tmp_path / 'used', 'transformers')
     assert [path.name for path in (tmp_path / 'used').iterdir()] == ['mine']
 
@@ -513,3 +514,212 @@ def test_writing_without_safetensors(saved, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r'Writing safetensors needs .*mmfocalnet\[hf\]'):
         convert(inspect(saved[0]), tmp_path / 'new.safetensors', 'ours')
     convert(inspect(saved[0]), tmp_path / 'new.pth', 'ours')
+
+
+# --- files that are nearly right ------------------------------------------------------------
+
+
+def rewritten(path, state, **changes):
+    """The file with some tensors replaced, or left out where None."""
+    changes = {key.replace('__', '.'): value for key, value in changes.items()}
+    state = {key: changes.get(key, value) for key, value in {**state, **changes}.items()}
+    torch.save({'model': {k: v for k, v in state.items() if v is not None}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(head__weight=torch.ones(10, 7)), r'head.weight \(10, 7\) for \(10, 64\)'),
+        (dict(head__bias=torch.ones(4)), r'head.bias \(4,\) for \(10,\)'),
+        (dict(head__bias=None), r'head.bias missing for \(10,\)'),
+        (dict(head__weight=None), r'head.weight missing for \(10, 64\)'),
+        (dict(norm__weight=None), r'norm.weight missing for \(64,\)'),
+        (dict(norm__bias=torch.ones(8)), r'norm.bias \(8,\) for \(64,\)'),
+        (dict(norm__weight=None, norm__bias=None), r'norm.weight missing .* norm.bias missing'),
+    ],
+)
+def test_a_classifier_that_does_not_fit_is_refused(saved, tmp_path, changes, message):
+    path = rewritten(*saved, **changes)
+    with pytest.raises(CheckpointError, match=f'release.pth has a classifier .*{message}'):
+        convert(inspect(path), tmp_path / 'new.pth', 'ours')
+
+
+def test_half_an_output_norm_is_a_missing_key(tmp_path):
+    state = small().state_dict()
+    del state['norm0.bias'], state['norm2.weight']
+    torch.save(state, tmp_path / 'dense.pth')
+    with pytest.raises(CheckpointError, match=r'missing keys: norm0.bias, norm2.weight;'):
+        convert(inspect(tmp_path / 'dense.pth'), tmp_path / 'new.pth', 'ours')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            dict(layers__0__blocks__0__mlp__fc1__weight=torch.ones(32, 8).to(torch.float8_e4m3fn)),
+            r'mlp.fc1.weight torch.float8_e4m3fn\): take',
+        ),
+        (
+            dict(layers__2__blocks__1__norm1__bias=torch.ones(32, dtype=torch.int64)),
+            r'types in which no FocalNet is stored \(layers.2.blocks.1.norm1.bias torch.int64\)',
+        ),
+        (dict(layers__0__blocks__0__mlp__fc1__weight=torch.ones(4, 0)), r'none of them 0'),
+        (
+            dict(
+                layers__0__blocks__0__modulation__focal_layers__0__0__weight=torch.ones(8, 1, 4, 4)
+            ),
+            r'release.pth would make up no FocalNet: focal_window must be an odd',
+        ),
+    ],
+)
+def test_odd_weights_are_one_sentence(saved, tmp_path, changes, message):
+    path = rewritten(*saved, **changes)
+    with pytest.raises(CheckpointError, match=message) as error:
+        convert(inspect(path), tmp_path / 'new.pth', 'ours')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('assumed', [3, None])
+def test_odd_metadata_of_ours(tmp_path, assumed):
+    ours = dict(backbone=dict(use_postln=True), assumed=assumed)
+    content = dict(meta=dict(mmfocalnet=ours), state_dict=small(**LARGE).state_dict())
+    torch.save(content, tmp_path / 'net.pth')
+    assert inspect(tmp_path / 'net.pth').network.settings == dict(use_postln=True)
+
+
+@pytest.mark.parametrize(
+    ('gone', 'message'),
+    [
+        ('layers.1.', r'stage 1 is missing'),
+        ('layers.0.', r'holds no whole FocalNet: stage 0 .* is missing'),
+        ('layers.2.blocks.0.', r'block 0 of stage 2 is missing'),
+    ],
+)
+def test_a_gap_is_no_shallower_network(saved, tool, gone, message):
+    path, state = saved
+    torch.save({key: v for key, v in state.items() if not key.startswith(gone)}, path)
+    code, out, error = tool('inspect_checkpoint', path)
+    assert (code, out) == (2, '')
+    assert re.search(f'release.pth .*{message}', error)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(extra=torch.ones(1)), r'unexpected keys: extra;'),
+        (dict(layers__1__blocks__0__mlp__fc1__bias=None), r'missing keys: layers.1.blocks.0.mlp'),
+        (dict(norm__bias=None, patch_embed__norm__bias=torch.full((8,), torch.nan)), r'NaN'),
+    ],
+)
+def test_inspect_says_what_does_not_load(saved, tool, changes, message):
+    code, out, _ = tool('inspect_checkpoint', rewritten(*saved, **changes))
+    assert code == 0
+    assert re.search(f'\ndoes not load: .*release.pth .*{message}', out)
+    assert 'backbone = ' not in out
+
+
+def test_inspect_pastes_the_outputs_that_a_dense_file_has(tmp_path, tool):
+    net = small(out_indices=(1, 2, 3))
+    torch.save(net.state_dict(), tmp_path / 'atss.pth')
+    _, out, _ = tool('inspect_checkpoint', tmp_path / 'atss.pth')
+    assert '    out_indices=(1, 2, 3),\n' in out
+    torch.save(small().state_dict(), tmp_path / 'all.pth')
+    assert 'out_indices' not in tool('inspect_checkpoint', tmp_path / 'all.pth')[1]
+
+
+@pytest.mark.parametrize(('ratio', 'found'), [(3.3, 3.3), (0.7, 0.7), (2, 2), (2.718, 2.7)])
+def test_the_hidden_width_is_met_in_every_stage(tmp_path, ratio, found):
+    state = small(mlp_ratio=ratio).state_dict()
+    torch.save(state, tmp_path / 'net.pth')
+    inspection = inspect(tmp_path / 'net.pth')
+    assert inspection.architecture.settings['mlp_ratio'] == pytest.approx(found, abs=0.02)
+    convert(inspection, tmp_path / 'new.pth', 'ours')
+
+
+def test_many_hidden_widths():
+    from mmfocalnet.checkpoints.architecture import _ratio
+
+    for width in (1, 7, 8, 49, 96):
+        for hidden in range(1, 400):
+            widths = {width * 2**i: int(width * 2**i * hidden / 91) for i in range(4)}
+            assert {c: int(c * _ratio(widths)) for c in widths} == widths
+
+
+# --- the way out ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('to', 'name'), [('ours', 'a.pth'), ('ours', 'a.safetensors'), ('transformers', 'a')]
+)
+def test_shared_and_cut_storages(saved, tmp_path, to, name):
+    path, state = saved
+    large = torch.randn(3_000_000)
+    key = 'layers.0.blocks.0.mlp.fc1.bias'
+    state[key] = large[5:37]
+    state['layers.0.blocks.0.norm2.bias'] = state['layers.0.blocks.0.norm1.bias']
+    torch.save({'model': state}, path)
+    convert(inspect(path), tmp_path / name, to)
+    written = tmp_path / name / 'model.safetensors' if to == 'transformers' else tmp_path / name
+    assert written.stat().st_size < 4 * large.numel()
+    load_pretrained(small(), tmp_path / name)
+    convert(inspect(tmp_path / name), tmp_path / 'back.pth', 'release')
+    assert torch.equal(open_checkpoint(tmp_path / 'back.pth').state[key], state[key])
+
+
+def test_only_the_disk_is_blamed_on_the_place(saved, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError('no disk of yours')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(CheckpointError, match=r'cannot be written \(no disk of yours\)\.$'):
+        convert(inspect(saved[0]), tmp_path / 'new.pth', 'ours')
+
+
+def test_levels_that_keep_the_function_of_half_precision(saved, tmp_path):
+    path, state = saved
+    half = {key: value.half() for key, value in state.items()}
+    torch.save({'model': half}, path)
+    changes = Changes(levels=3, keep_function=True)
+    done = convert(inspect(path), tmp_path / 'new', 'transformers', changes)
+    assert 'for inference only; float16 stored as float32' in done
+    written = open_checkpoint(tmp_path / 'new').state
+    assert {value.dtype for value in written.values()} == {torch.float32}
+    assert 'inference' not in convert(inspect(path), tmp_path / 'b', 'transformers', Changes((9,)))
+    assert open_checkpoint(tmp_path / 'b').state['classifier.bias'].dtype == torch.float16
+
+
+@pytest.mark.parametrize('flags', [[], ['--levels', 2]])
+def test_keeping_the_function_of_nothing(saved, tmp_path, tool, flags):
+    arguments = [saved[0], tmp_path / 'new.pth', '--to', 'ours', '--keep-function', *flags]
+    code, _, error = tool('convert_checkpoint', *arguments)
+    assert code == 2
+    assert 'give --levels N, or leave --keep-function out' in error
+
+
+@pytest.mark.parametrize('name', ['.', '/', '', '..', '~nouser-of-this/x', 'x' * 300])
+def test_odd_destinations(saved, monkeypatch, tmp_path, name):
+    found = inspect(saved[0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r'names no new file|cannot be written') as error:
+        convert(found, name, 'transformers')
+    assert '\n' not in str(error.value)
+
+
+def test_class_names_of_transformers_are_kept(saved, tmp_path):
+    path, _ = saved
+    convert(inspect(path), tmp_path / 'a', 'transformers')
+    config = json.loads((tmp_path / 'a/config.json').read_text())
+    names = {str(i): f'animal {i}' for i in range(10)}
+    labels = dict(id2label=names, label2id={name: int(i) for i, name in names.items()})
+    (tmp_path / 'a/config.json').write_text(json.dumps(config | labels))
+    assert convert(inspect(tmp_path / 'a'), tmp_path / 'b', 'transformers').endswith('as it is')
+    config = json.loads((tmp_path / 'b/config.json').read_text())
+    assert {key: config[key] for key in labels} == labels
+    done = convert(inspect(tmp_path / 'a'), tmp_path / 'a.pth', 'ours')
+    assert done.endswith('left out: id2label, label2id')
+    (tmp_path / 'a/config.json').write_text(json.dumps(config | dict(id2label={'0': 'cat'})))
+    done = convert(inspect(tmp_path / 'a'), tmp_path / 'c', 'transformers')
+    assert done.endswith('left out: id2label, label2id')
+    config = json.loads((tmp_path / 'c/config.json').read_text())
+    assert config['id2label']['9'] == 'LABEL_9'

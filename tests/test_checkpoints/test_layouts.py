@@ -9,6 +9,7 @@ import torch
 
 from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import CheckpointError, load_pretrained, open_checkpoint
+from mmfocalnet.checkpoints.architecture import deduce
 from mmfocalnet.checkpoints.convert import convert, inspect
 from mmfocalnet.checkpoints.layouts import select_network, to_timm, to_transformers
 
@@ -254,6 +255,28 @@ def test_timm_keys_and_shapes_go_out_as_they_came(variant):
     assert_same(to_timm(network.state, network.settings['use_postln']), state)
 
 
+def test_timm_does_not_normalise_what_the_release_does(tmp_path):
+    """timm's large_fl4 has the shapes of the release's, and no normalised modulator."""
+    with torch.device('meta'):
+        state = FocalNet('large_fl4').state_dict()
+    state = {key: value for key, value in state.items() if not key.startswith('norm')}
+    for renamed, layout, expected in (
+        (state, 'release', (True, "assumed: the release's setting of large_fl4")),
+        (to_timm(state, use_postln=True), 'timm', (False, "assumed: timm's networks do not")),
+    ):
+        network = select_network(renamed)
+        assert network.layout == layout
+        found = deduce(network.state, network.settings, layout=network.layout)
+        key = 'normalize_modulator'
+        assert (found.settings[key], found.origins[key]) == expected
+
+
+def test_timm_has_to_be_told_to_normalise(released, tmp_path):
+    settings, *_, path = released
+    done = convert(inspect(path, given=invisible(settings)), tmp_path / 'timm.pth', 'timm')
+    assert ('pass normalize_modulator=True to timm' in done) == ('normalize_modulator' in settings)
+
+
 def test_post_norm_of_the_file_and_of_the_model_must_agree(tmp_path):
     state, *_ = timm_network('22k')
     torch.save(state, tmp_path / 'timm.pth')
@@ -268,7 +291,7 @@ def test_what_others_cannot_express_is_refused(tmp_path, to, settings):
     state = small(**settings).state_dict()
     torch.save(state, tmp_path / 'odd.pth')
     name = next(iter(settings))
-    with pytest.raises(CheckpointError, match=f"{to}'s FocalNet cannot have {name}="):
+    with pytest.raises(CheckpointError, match=rf"{to}'s? FocalNet cannot have {name}="):
         convert(
             inspect(tmp_path / 'odd.pth'), tmp_path / ('new.pth' if to == 'timm' else 'new'), to
         )

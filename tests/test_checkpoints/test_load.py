@@ -67,11 +67,16 @@ def pretrained(path, **kwargs):
     return dict(type='Pretrained', checkpoint=str(path), **kwargs)
 
 
-def test_the_log_says_what_was_done(saved, caplog):
+def test_the_log_says_what_was_done(saved, monkeypatch):
     _, path = saved
+    lines = []
+    monkeypatch.setattr(
+        'mmfocalnet.checkpoints.load.print_log', lambda line, **kwargs: lines.append(line)
+    )
     report = load_pretrained(small(focal_windows=[9, 9, 3, 1]), path)
     assert report.padded == {'3x3 to 9x9': 2, '5x5 to 11x11': 2}
     assert report.cropped == {'3x3 to 1x1': 1, '5x5 to 3x3': 1}
+    assert lines[0].endswith('; post-norm not told by the file.')
     text = str(report)
     assert '4 kernels zero-padded' in text
     assert 'dropped on purpose: norm.weight, norm.bias, head.weight, head.bias' in text
@@ -118,7 +123,9 @@ def test_added_levels_change_the_global_context_only(saved):
 
 def test_removing_levels_is_refused(saved):
     _, path = saved
-    with pytest.raises(CheckpointError, match=r'2 focal levels .* the model has 1.*focal_levels=2'):
+    with pytest.raises(
+        CheckpointError, match=r'2 focal levels .* the model has 1.*focal_levels=2.*--levels 2'
+    ):
         load_pretrained(small(focal_levels=[2, 1, 2, 2]), path)
 
 
@@ -234,7 +241,9 @@ def test_two_backbones_in_one_file_need_a_prefix(tmp_path):
     state = small().state_dict()
     both = {f'{prefix}.{k}': v for prefix in ('student', 'ema') for k, v in state.items()}
     torch.save(both, tmp_path / 'two.pth')
-    with pytest.raises(CheckpointError, match=r"several FocalNets: choose by prefix=.*'ema.'"):
+    with pytest.raises(
+        CheckpointError, match=r"several FocalNets: choose by prefix= \(--prefix\).*'ema.'"
+    ):
         load_pretrained(small(), tmp_path / 'two.pth')
     with pytest.raises(CheckpointError, match=r"no FocalNet under prefix 'teacher.'"):
         load_pretrained(small(), tmp_path / 'two.pth', prefix='teacher')
@@ -330,6 +339,28 @@ def test_pickled_code_is_refused_and_never_run(tmp_path):
     with pytest.raises(CheckpointError, match=r'bomb.pth holds a Python object .*open'):
         read_checkpoint(tmp_path / 'bomb.pth')
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    'source', ['~nouser-of-this/x.pth', 'x' * 5000 + '.pth', 'http://[bad/x.pth']
+)
+def test_sources_that_cannot_be_looked_for(source):
+    with pytest.raises(CheckpointError, match=r'cannot be looked for \(.*\): give') as error:
+        fetch(source)
+    assert '\n' not in str(error.value)
+
+
+def test_two_state_dicts_are_not_chosen_from(saved):
+    source, path = saved
+    state = classifier_state(source)
+    torch.save({'state_dict': state, 'model': state}, path)
+    with pytest.raises(CheckpointError, match=r'several state dicts \(state_dict, model\): save'):
+        read_checkpoint(path)
+    torch.save({'model': {'depth': 3}, 'teacher': state}, path)
+    assert read_checkpoint(path).keys() == state.keys()
+    torch.save({'state_dict': {}}, path)
+    with pytest.raises(CheckpointError, match=r'focalnet_small.pth is empty'):
+        read_checkpoint(path)
 
 
 def test_missing_file():

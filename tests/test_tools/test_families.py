@@ -33,7 +33,10 @@ FAMILIES = {
         [f'model.decode_head.in_channels={CHANNELS}', 'model.auxiliary_head.in_channels=32'],
     ),
     'mask2former': ('coco_panoptic/PQ', [f'model.panoptic_head.in_channels={CHANNELS}']),
-    'mask2former_semantic': ('mIoU', [f'model.decode_head.in_channels={CHANNELS}']),
+    'mask2former_semantic': (
+        'mIoU',
+        [f'model.decode_head.in_channels={CHANNELS}', 'model.auxiliary_head.in_channels=32'],
+    ),
 }
 
 

@@ -23,7 +23,7 @@ model = dict(
     test_cfg=dict(max_per_image=20, object_mask_thr=0.4),
 )
 
-max_iters = 1600
+max_iters = 1400
 train_cfg = dict(max_iters=max_iters, val_interval=200)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].end = max_iters

@@ -13,19 +13,17 @@ from mmfocalnet.checkpoints.fit import check_dimensions, describe
 from mmfocalnet.checkpoints.layouts import OUTPUT_NORM
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.archs import ARCHS
+from mmfocalnet.models.focalnet import DEFAULTS
 
 TOLD, GIVEN = 'told by the file', 'given'  # whatever else an origin says is an assumption
 _DEFAULTS: dict[str, Any] = {
     name: signature(FocalNet).parameters[name].default
     for name in ('in_chans', 'focal_factor', 'mlp_ratio', 'patch_norm')
-} | dict(  # the named architectures may set these, so that their defaults are None there
-    patch_size=4,
-    use_conv_embed=False,
-    use_postln=False,
-    use_layerscale=False,
-    use_postln_in_modulation=False,
-    normalize_modulator=False,
-)
+} | {
+    name: value
+    for name, value in DEFAULTS.items()
+    if name not in ('embed_dim', 'depths', 'focal_levels', 'focal_windows')  # always stated
+}
 
 
 @dataclass(frozen=True)

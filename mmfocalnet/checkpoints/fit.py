@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mmfocalnet.checkpoints.layouts import CLASSIFIER, OUTPUT_NORM, STEM
-from mmfocalnet.checkpoints.levels import State, append_levels, count_levels, insert_levels
+from mmfocalnet.checkpoints.layouts import CLASSIFIER, OUTPUT_NORM, STEM, State
+from mmfocalnet.checkpoints.levels import append_levels, count_levels, insert_levels
 from mmfocalnet.checkpoints.report import FitReport, listed
 from mmfocalnet.checkpoints.resize import (
     adapt_input_channels,

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mmfocalnet.checkpoints.layouts import State
 from mmfocalnet.errors import CheckpointError
-
-State = dict[str, Tensor]
 
 # Small enough that GELU(u) rounds to u / 2 in float32 and within 1e-12 of it in float64; a
 # power of two, so that scaling by it and back rounds nothing.

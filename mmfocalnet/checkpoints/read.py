@@ -127,11 +127,7 @@ def open_checkpoint(source: str | os.PathLike) -> Checkpoint:
             but tensors and plain containers.
     """
     path = fetch(source)
-    if _file_format(path) == 'safetensors':
-        content, metadata = _load_safetensors(path)
-    else:
-        content = load_file(path)
-        metadata = content.get('meta') if isinstance(content, dict) else None
+    content, metadata = _load(path)
     metadata = dict(metadata) if isinstance(metadata, dict) else {}
     if path.name in _FOLDER_WEIGHTS and (path.parent / _FOLDER_CONFIG).is_file():
         metadata[_FOLDER_CONFIG] = _read_config(path.parent / _FOLDER_CONFIG)
@@ -183,10 +179,7 @@ def _download(url: str, path: Path) -> Path:
     part = path.with_name(f'{path.name}.partial-{os.getpid()}')
     try:
         torch.hub.download_url_to_file(url, str(part), progress=get_rank() == 0)
-        if _file_format(part) == 'safetensors':
-            _load_safetensors(part)
-        else:
-            load_file(part)
+        _load(part)
         part.replace(path)
     except Exception as error:  # urllib raises a dozen unrelated types here
         reason = str(error).replace(str(part), 'what came')
@@ -268,6 +261,15 @@ def _read_config(path: Path) -> Any:
         ) from error
 
 
+def _load(path: Path) -> tuple[Any, Any]:
+    """Load a file of any known format: its content and metadata."""
+    kind = _file_format(path)
+    if kind == 'safetensors':
+        return _load_safetensors(path)
+    content = _load_pytorch(path, is_zip=kind == 'zip')
+    return content, content.get('meta') if isinstance(content, dict) else None
+
+
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         from safetensors import SafetensorError, safe_open
@@ -302,8 +304,10 @@ def load_file(path: Path) -> Any:
         CheckpointError: If it is truncated, no checkpoint of PyTorch's, or holds other
             objects.
     """
-    check_file(path)
-    is_zip = _file_format(path) == 'zip'
+    return _load_pytorch(path, is_zip=check_file(path))
+
+
+def _load_pytorch(path: Path, is_zip: bool) -> Any:
     try:
         with _training_types_allowed():
             # Only the zip format can be mapped; the one before PyTorch 1.6 is read whole.
@@ -314,20 +318,25 @@ def load_file(path: Path) -> Any:
         raise CheckpointError(_truncated(path)) from error
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path) -> bool:
     """Look at the outside of a checkpoint file of PyTorch's, without reading its content.
 
     Args:
         path: The file.
 
+    Returns:
+        Whether it has PyTorch's zip format, which can be memory-mapped.
+
     Raises:
         CheckpointError: If it is a web page, cut short, or of another format.
     """
-    if _file_format(path) == 'safetensors':
+    kind = _file_format(path)
+    if kind == 'safetensors':
         raise CheckpointError(
             f'{path} is a safetensors file, which MMEngine does not read: convert it first, '
             f'python tools/convert_checkpoint.py {path} NEW.pth --to ours.'
         )
+    return kind == 'zip'
 
 
 def _file_format(path: Path) -> str:

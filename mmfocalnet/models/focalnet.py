@@ -19,7 +19,8 @@ from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.archs import find_arch
 from mmfocalnet.models.focal_modulation import FocalModulation, check_focal_window
 
-_DEFAULTS: dict[str, Any] = dict(
+# What the named architectures may set; the constructor's own defaults of these are None.
+DEFAULTS: dict[str, Any] = dict(
     patch_size=4,
     embed_dim=96,
     depths=(2, 2, 6, 2),
@@ -264,7 +265,7 @@ class FocalNet(BaseModule):
             normalize_modulator=normalize_modulator,
         )
         cfg = {
-            **_DEFAULTS,
+            **DEFAULTS,
             **({} if arch is None else find_arch(arch)),
             **{key: value for key, value in given.items() if value is not None},
         }

@@ -17,6 +17,14 @@ def shapes(tmp_path_factory):
     return make_shapes(tmp_path_factory.mktemp('data') / 'shapes', 6, 3, size=64)
 
 
+@pytest.fixture
+def home(shapes, tmp_path):
+    """A folder to run in, with the sample set where the demos expect it."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(shapes)
+    return tmp_path
+
+
 @pytest.fixture(scope='session')
 def tiny_options(shapes):
     """Overrides that make configs/demo/mask_rcnn.py run in seconds: two iterations of two."""
@@ -45,11 +53,7 @@ def run(tmp_path):
         result = subprocess.run(
             [str(part) for part in command],
             cwd=cwd,
-            env={
-                **os.environ,
-                'PYTHON': sys.executable,
-                **(env or {}),
-            },
+            env={**os.environ, 'PYTHON': sys.executable, **(env or {})},
             capture_output=True,
             text=True,
             timeout=300,

@@ -40,14 +40,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture
-def home(shapes, tmp_path):
-    """A folder to run in, with the sample set where the demos expect it."""
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(shapes)
-    return tmp_path
-
-
 def test_every_demo_is_here():
     assert {path.stem for path in (ROOT / 'configs/demo').glob('*.py')} == set(FAMILIES)
 

@@ -46,14 +46,12 @@ SHORT = {
 
 
 @pytest.fixture
-def home(shapes, tmp_path):
-    """A checkout of sorts: our configs, the sample set, and room for configs of one's own."""
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(shapes)
-    (tmp_path / 'configs/my_data').mkdir(parents=True)
+def checkout(home):
+    """Our configs beside the sample set, with room for configs of one's own."""
+    (home / 'configs/my_data').mkdir(parents=True)
     for folder in (ROOT / 'configs').iterdir():
-        (tmp_path / 'configs' / folder.name).symlink_to(folder)
-    return tmp_path
+        (home / 'configs' / folder.name).symlink_to(folder)
+    return home
 
 
 def test_the_page_has_two_complete_configs():
@@ -61,19 +59,20 @@ def test_the_page_has_two_complete_configs():
 
 
 @pytest.mark.parametrize('name', SHORT)
-def test_runs_as_it_stands(name, run, home):
-    (home / name).write_text(CONFIGS[name])
+def test_runs_as_it_stands(name, run, checkout):
+    (checkout / name).write_text(CONFIGS[name])
     metric, options = SHORT[name]
     out = run(
-        sys.executable, ROOT / 'tools/train.py', name, '--cfg-options', *TINY, *options, cwd=home
+        sys.executable, ROOT / 'tools/train.py', name, '--cfg-options', *TINY, *options,
+        cwd=checkout,
     ).stdout  # fmt: skip
     assert re.search(rf'\(val\).* {metric}: +\d', out)
 
 
-def test_the_wrong_classes_are_named(run, home):
+def test_the_wrong_classes_are_named(run, checkout):
     name = 'configs/my_data/mask_rcnn.py'
-    (home / name).write_text(CONFIGS[name].replace("'triangle', 'star'", "'star', 'triangle'"))
-    result = run(sys.executable, ROOT / 'tools/train.py', name, cwd=home, code=2)
+    (checkout / name).write_text(CONFIGS[name].replace("'triangle', 'star'", "'star', 'triangle'"))
+    result = run(sys.executable, ROOT / 'tools/train.py', name, cwd=checkout, code=2)
     assert 'circle, square, triangle, star' in result.stderr
     assert 'the order differs' in result.stderr
-    assert not (home / 'work_dirs').exists()
+    assert not (checkout / 'work_dirs').exists()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.ops import ModulationWeights, gated_sum, modulate, runs_as_it_stands
 
 
 class FocalModulation(nn.Module):
@@ -55,7 +55,6 @@ class FocalModulation(nn.Module):
         # released checkpoints.
         self.f = nn.Linear(dim, 2 * dim + focal_level + 1, bias=bias)
         self.h = nn.Conv2d(dim, dim, kernel_size=1, bias=bias)
-        self.act = nn.GELU()
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
         self.focal_layers = nn.ModuleList(
@@ -72,35 +71,38 @@ class FocalModulation(nn.Module):
         Returns:
             Features (B, H, W, C).
         """
-        query, context, gates = self.f(x).split((self.dim, self.dim, self.focal_level + 1), dim=-1)
-        x = query * self.modulator(context, gates)
+        x = modulate(x, self._weights()) if self._is_plain() else self._by_layer(x)
         if self.ln is not None:
             x = self.ln(x)
         return self.proj_drop(self.proj(x))
 
-    def modulator(self, context: Tensor, gates: Tensor) -> Tensor:
-        """Aggregate the context over all focal levels (Eq. 4 and 5) and map it by h (Eq. 6).
+    def _weights(self) -> ModulationWeights:
+        return ModulationWeights(
+            self.f.weight,
+            self.f.bias,
+            tuple(layer[0].weight for layer in self.focal_layers),
+            self.h.weight,
+            self.h.bias,
+            self.normalize_modulator,
+        )
 
-        Args:
-            context: Projected features z^0 (B, H, W, C).
-            gates: Gates of the focal levels, the global one last (B, H, W, L + 1).
+    def _is_plain(self) -> bool:
+        convolutions = [layer[0] for layer in self.focal_layers]
+        return (
+            runs_as_it_stands(self.f, nn.Linear)
+            and all(runs_as_it_stands(conv, nn.Conv2d) for conv in (self.h, *convolutions))
+            and all(_is_depthwise(conv) for conv in convolutions)
+            and all(runs_as_it_stands(layer, nn.Sequential) for layer in self.focal_layers)
+            and all(runs_as_it_stands(layer[1], nn.GELU) for layer in self.focal_layers)
+        )
 
-        Returns:
-            The modulator (B, H, W, C).
-        """
-        # [B, H, W, C] -> [B, C, H, W] without a copy: the memory stays channels-last, where
-        # large depth-wise kernels run many times faster than in channels-first.
-        context = context.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        gates = gates.permute(0, 3, 1, 2).unbind(1)
-        total = 0.0
-        for layer, gate in zip(self.focal_layers, gates[:-1], strict=True):
-            context = layer(context)
-            total = total + context * gate.unsqueeze(1)
-        global_context = self.act(context.mean(dim=(2, 3), keepdim=True))
-        total = total + global_context * gates[-1].unsqueeze(1)
+    def _by_layer(self, x: Tensor) -> Tensor:
+        """Do what `mmfocalnet.ops.modulate` does, through the layers that hooks watch."""
+        query, context, gates = self.f(x).split((self.dim, self.dim, self.focal_level + 1), dim=-1)
+        total = gated_sum(context, gates, self.focal_layers)
         if self.normalize_modulator:
             total = total / (self.focal_level + 1)
-        return self.h(total).permute(0, 2, 3, 1)
+        return query * self.h(total.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def check_focal_window(focal_window: int, focal_level: int, focal_factor: int = 2) -> None:
@@ -127,3 +129,10 @@ def check_focal_window(focal_window: int, focal_level: int, focal_factor: int = 
 def _focal_layer(dim: int, kernel_size: int) -> nn.Sequential:
     conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
     return nn.Sequential(conv, nn.GELU())
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    size = conv.kernel_size[0]
+    same_size = conv.kernel_size == (size, size) and conv.padding == (size // 2, size // 2)
+    unit_steps = conv.stride == conv.dilation == (1, 1)
+    return same_size and unit_steps and conv.groups == conv.in_channels and conv.bias is None

@@ -18,6 +18,7 @@ from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.archs import find_arch
 from mmfocalnet.models.focal_modulation import FocalModulation, check_focal_window
+from mmfocalnet.ops import feed_forward, keep_path, runs_as_it_stands
 
 # What the named architectures may set; the constructor's own defaults of these are None.
 DEFAULTS: dict[str, Any] = dict(
@@ -52,7 +53,16 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        if self._is_plain():
+            x = feed_forward(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        else:
+            x = self.fc2(self.drop(self.act(self.fc1(x))))
+        return self.drop(x)
+
+    def _is_plain(self) -> bool:
+        drops = self.training and self.drop.p > 0
+        layers = (self.fc1, nn.Linear), (self.act, nn.GELU), (self.fc2, nn.Linear)
+        return not drops and all(runs_as_it_stands(*layer) for layer in layers)
 
 
 class FocalNetBlock(nn.Module):
@@ -176,7 +186,7 @@ class Stage(nn.Module):
         """Map (B, H, W, C) to (B, H, W, C); the caller applies ``downsample``."""
         for block in self.blocks:
             if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(keep_path(block), x, use_reentrant=False)
             else:
                 x = block(x)
         return x

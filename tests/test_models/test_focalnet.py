@@ -1,10 +1,12 @@
+import contextlib
+
 import pytest
 import torch
 from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.data import default_collate
 
-from mmfocalnet import FocalModulation, FocalNet
+from mmfocalnet import FocalModulation, FocalNet, ops
 from mmfocalnet.models import ARCHS
 
 SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)
@@ -268,3 +270,53 @@ def test_modulation_dropout_acts_in_training_only():
     x = torch.randn(1, 8, 8, 4)
     assert (op(x) == 0).any()
     assert not (op.eval()(x) == 0).any()
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_every_path_gives_the_same_network(variant):
+    net = small(**VARIANTS[variant]).eval()
+    x = torch.randn(1, net.patch_embed.proj.in_channels, 70, 90)
+    answers = {}
+    for path in ('plain', 'pytorch', None):
+        with ops.use_path(path) if path else contextlib.nullcontext():
+            outs = net(x)
+        net.zero_grad()
+        sum(out.square().mean() for out in outs).backward()
+        answers[path] = [*outs, *(p.grad.clone() for p in net.parameters())]
+    for path in ('pytorch', None):
+        for expected, got in zip(answers['plain'], answers[path], strict=True):
+            # Some gradients of a network just initialised are next to nothing, and all rounding.
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * scale + 1e-7)
+
+
+def test_checkpointing_computes_again_by_the_path_of_before():
+    net = small(use_checkpoint=True)
+    with ops.use_path('plain'):
+        outs = net(torch.randn(1, 3, 32, 32))
+    sum(out.sum() for out in outs).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_compiled_gradients():
+    net = small(drop_path_rate=0)
+    x = torch.randn(1, 3, 32, 40)
+    answers = []
+    for function in (net, torch.compile(net, backend='aot_eager', fullgraph=True)):
+        net.zero_grad()
+        sum(out.square().sum() for out in function(x)).backward()
+        answers.append([parameter.grad.clone() for parameter in net.parameters()])
+    for expected, got in zip(*answers, strict=True):
+        atol = 1e-5 * expected.abs().max().item() + 1e-5
+        torch.testing.assert_close(got, expected, rtol=0, atol=atol)
+
+
+def test_counting_hooks_see_every_layer():
+    net = small().eval()
+    seen = []
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(lambda *args, name=name: seen.append(name))
+    net(torch.randn(1, 3, 32, 32))
+    layers = [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert sorted(seen) == sorted(layers)

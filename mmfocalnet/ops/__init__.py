@@ -1,0 +1,15 @@
+from mmfocalnet.ops.dispatch import PATHS, explain, feed_forward, keep_path, modulate, use_path
+from mmfocalnet.ops.layers import runs_as_it_stands
+from mmfocalnet.ops.plain import ModulationWeights, gated_sum
+
+__all__ = [
+    'PATHS',
+    'ModulationWeights',
+    'explain',
+    'feed_forward',
+    'gated_sum',
+    'keep_path',
+    'modulate',
+    'runs_as_it_stands',
+    'use_path',
+]

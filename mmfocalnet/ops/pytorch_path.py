@@ -1,0 +1,244 @@
+"""The operators in PyTorch alone, arranged for the CPU.
+
+Against `plain`: large depth-wise convolutions and the gradients of their kernels by the
+routes that are fast in PyTorch, and GELU computed again in backward instead of kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmfocalnet.ops import plain
+from mmfocalnet.ops.case import Case
+from mmfocalnet.ops.derivatives import first_derivatives_only
+
+# From this kernel size on, Fourier transforms beat PyTorch's gradient of depth-wise kernels,
+# which takes time with the size, and 20 times as long again where channels are many.
+_FFT_SIZE = 7
+# Pixels of the planes that are transformed at a time: they should stay in the cache.
+_FFT_CHUNK = 2**20
+# Hidden activations of an MLP that are computed at a time: likewise.
+_HIDDEN_CHUNK = 2**19
+# Larger ones are computed again in backward: beyond 32 MiB every allocation gets fresh pages
+# from the system, which takes as long as the matrix product that fills them.
+_HIDDEN_KEPT = 2**23
+
+
+def reason_not(case: Case) -> str | None:
+    """Say why this path cannot compute a modulation; None where it can."""
+    if case.device != 'cpu':
+        return f'the features are on {case.device}, and its detours pay on the CPU only'
+    if case.tensor != 'Tensor':
+        return f'the features are a {case.tensor}, not a plain tensor'
+    if 0 in case.shape:
+        return 'the features are empty'
+    return None
+
+
+def reason_not_feed_forward(case: Case) -> str | None:
+    """Say why this path cannot compute an MLP; None where it can."""
+    if case.autocast:
+        return 'its matrix products do not follow autocast'
+    if case.mixed:
+        return 'the weights are of another type or device than the features'
+    return reason_not(case)
+
+
+def modulate(x: Tensor, weights: plain.ModulationWeights) -> Tensor:
+    """Do what `plain.modulate` does."""
+    return plain.modulate(x, weights, aggregate=aggregate_context)
+
+
+def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor]) -> Tensor:
+    """Do what `plain.aggregate_context` does."""
+    return _AggregateContext.apply(context, gates, *kernels)
+
+
+class _AggregateContext(torch.autograd.Function):
+    """Eq. 4 and 5; keeps the contexts before GELU. Tensors inside are (B, C, H, W)."""
+
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
+        z = _channels_first(context)
+        gate_of = _channels_first(gates).split(1, dim=1)
+        total = torch.zeros_like(z)
+        before_gelu = []
+        for kernel, gate in zip(kernels, gate_of[:-1], strict=True):
+            z = _convolve(z, kernel.to(z.dtype))
+            before_gelu.append(z)
+            z = F.gelu(z)
+            total.addcmul_(z, gate)
+        mean = z.mean(dim=(2, 3), keepdim=True)
+        total.addcmul_(F.gelu(mean), gate_of[-1])
+        ctx.save_for_backward(context, gates, mean, *kernels, *before_gelu)
+        return total.permute(0, 2, 3, 1)
+
+    @staticmethod
+    @first_derivatives_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        context, gates, mean, *rest = ctx.saved_tensors
+        kernels, before_gelu = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        grad = _channels_first(grad)
+        gate_of = _channels_first(gates).split(1, dim=1)
+        gate_grads = [(grad * F.gelu(mean)).sum(1)]
+        mean_grad = (grad * gate_of[-1]).sum(dim=(2, 3), keepdim=True)
+        mean_grad = torch.ops.aten.gelu_backward(mean_grad, mean) / grad[0, 0].numel()
+        z_grad = mean_grad.expand_as(grad)
+        z = F.gelu(before_gelu[-1]) if before_gelu else None
+        kernel_grads = []
+        for level in reversed(range(len(kernels))):
+            gate_grads.insert(0, (grad * z).sum(1))
+            z_grad = torch.addcmul(z_grad, grad, gate_of[level])
+            z_grad = torch.ops.aten.gelu_backward(z_grad, before_gelu[level])
+            z = F.gelu(before_gelu[level - 1]) if level else _channels_first(context)
+            kernel_grads.insert(0, _kernel_grad(z, z_grad, kernels[level]))
+            z_grad = _convolve(z_grad, kernels[level].to(z_grad.dtype).flip(2, 3))
+        return z_grad.permute(0, 2, 3, 1), torch.stack(gate_grads, dim=-1), *kernel_grads
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    # [B, H, W, C] -> [B, C, H, W], dense in channels-last memory.
+    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
+    # A convolution is also the transposed one with the kernel turned round, and oneDNN's
+    # depth-wise transposed convolution is up to three times faster at 13x13.
+    size = kernel.shape[-1]
+    return F.conv_transpose2d(x, kernel.flip(2, 3), padding=size // 2, groups=x.shape[1])
+
+
+def _kernel_grad(x: Tensor, grad: Tensor, kernel: Tensor) -> Tensor:
+    """Gradient of a depth-wise kernel: (C, 1, k, k) from (B, C, H, W)."""
+    channels, _, size, _ = kernel.shape
+    height, width = x.shape[2:]
+    if size < _FFT_SIZE:
+        return torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            kernel.to(x.dtype),
+            None,
+            [1, 1],
+            [size // 2, size // 2],
+            [1, 1],
+            False,
+            [0, 0],
+            channels,
+            [False, True, False],
+        )[1].to(kernel.dtype)
+    chunk = max(1, _FFT_CHUNK // (len(x) * height * width))
+    parts = [
+        _correlate(x[:, i : i + chunk], grad[:, i : i + chunk], size)
+        for i in range(0, channels, chunk)
+    ]
+    return torch.cat(parts).unsqueeze(1).to(kernel.dtype)
+
+
+def _correlate(x: Tensor, grad: Tensor, size: int) -> Tensor:
+    """Correlate planes at all lags up to k // 2: (C, k, k) from (B, C, H, W)."""
+    reach = size // 2
+    shape = [_fast_length(length + reach) for length in x.shape[2:]]
+    # bfloat16 has no transform.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    spectrum = torch.fft.rfft2(x.to(dtype).contiguous(), s=shape)
+    spectrum *= torch.fft.rfft2(grad.to(dtype).contiguous(), s=shape).conj()
+    planes = torch.fft.irfft2(spectrum.sum(0), s=shape)
+    lags = torch.arange(-reach, reach + 1, device=x.device)
+    return planes[:, lags % shape[0]][:, :, lags % shape[1]]
+
+
+def _fast_length(length: int) -> int:
+    """Smallest product of 2, 3 and 5 that is not below ``length``."""
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 1
+
+
+def feed_forward(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+) -> Tensor:
+    """Do what `plain.feed_forward` does."""
+    tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    hidden = x.shape[:-1].numel() * len(fc1_weight)
+    keep = torch.is_grad_enabled() and hidden <= _HIDDEN_KEPT
+    return _FeedForward.apply(keep, *tensors)
+
+
+class _FeedForward(torch.autograd.Function):
+    """An MLP, some rows at a time, so that its wide hidden layer stays in the cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        keep: bool,
+        x: Tensor,
+        fc1_weight: Tensor,
+        fc1_bias: Tensor | None,
+        fc2_weight: Tensor,
+        fc2_bias: Tensor | None,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out = rows.new_empty(len(rows), len(fc2_weight))
+        kept = []
+        for part, out_part in zip(*_in_chunks(fc1_weight, rows, out), strict=True):
+            hidden = F.linear(part, fc1_weight, fc1_bias)
+            if keep:
+                kept.append(hidden)
+            hidden = F.gelu(hidden) if keep else torch.ops.aten.gelu_(hidden)
+            _linear_into(out_part, hidden, fc2_weight, fc2_bias)
+        ctx.save_for_backward(x, fc1_weight, fc1_bias, fc2_weight, *kept)
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @first_derivatives_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, fc1_weight, fc1_bias, fc2_weight, *kept = ctx.saved_tensors
+        rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        rows_grad = torch.empty_like(rows)
+        fc1_grad, fc2_grad = torch.zeros_like(fc1_weight), torch.zeros_like(fc2_weight)
+        bias_grad = fc1_weight.new_zeros(len(fc1_weight))
+        chunks = zip(*_in_chunks(fc1_weight, rows, grad, rows_grad), strict=True)
+        for i, (part, part_grad, out) in enumerate(chunks):
+            hidden = kept[i] if kept else F.linear(part, fc1_weight, fc1_bias)
+            activated = F.gelu(hidden)
+            fc2_grad.addmm_(part_grad.t(), activated)
+            hidden_grad = torch.mm(part_grad, fc2_weight, out=activated)
+            torch.ops.aten.gelu_backward(hidden_grad, hidden, grad_input=hidden_grad)
+            fc1_grad.addmm_(hidden_grad.t(), part)
+            bias_grad += hidden_grad.sum(0)
+            torch.mm(hidden_grad, fc1_weight, out=out)
+        *_, with_fc1_bias, _, with_fc2_bias = ctx.needs_input_grad
+        return (
+            None,
+            rows_grad.view(x.shape),
+            fc1_grad,
+            bias_grad if with_fc1_bias else None,
+            fc2_grad,
+            grad.sum(0) if with_fc2_bias else None,
+        )
+
+
+def _in_chunks(fc1_weight: Tensor, *rows: Tensor) -> list[Sequence[Tensor]]:
+    size = max(256, _HIDDEN_CHUNK // len(fc1_weight))
+    return [tensor.split(size) for tensor in rows]
+
+
+def _linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if bias is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(bias, x, weight.t(), out=out)

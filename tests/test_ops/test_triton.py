@@ -1,0 +1,210 @@
+"""The Triton path: on a GPU where there is one, else in Triton's interpreter on the CPU."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmfocalnet.ops import plain, triton_path
+from mmfocalnet.ops.case import Case
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+
+
+@pytest.mark.skipif(DEVICE == 'cuda' or INTERPRETED, reason='the tests below run in this process')
+def test_in_the_interpreter():
+    # The interpreter of 3.1 leaves results on the CPU unwritten.
+    pytest.importorskip('triton', minversion='3.2')
+    # In a process of its own: the variable must be set before anything imports triton, as
+    # torch._dynamo does, and it would have other tests on the CPU take this path.
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__]
+    result = subprocess.run(
+        command, env={**os.environ, 'TRITON_INTERPRET': '1'}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def aggregate_reference(context, gates, kernels, normalize_modulator=False):
+    """Eq. 4 and 5, letter by letter."""
+    z = context.permute(0, 3, 1, 2)
+    total = 0
+    for level, kernel in enumerate(kernels):
+        z = F.gelu(F.conv2d(z, kernel, padding=kernel.shape[-1] // 2, groups=z.shape[1]))
+        total = total + gates[..., level].unsqueeze(1) * z
+    total = total + gates[..., -1].unsqueeze(1) * F.gelu(z.mean((2, 3), keepdim=True))
+    if normalize_modulator:
+        total = total / (len(kernels) + 1)
+    return total.permute(0, 2, 3, 1)
+
+
+def make(shape, channels, sizes):
+    """Return a projection that context and gates are slices of, kernels, and a gradient."""
+    projected = torch.randn(*shape, 2 * channels + len(sizes) + 1, device=DEVICE)
+    kernels = [torch.randn(channels, 1, k, k, device=DEVICE) / k for k in sizes]
+    return projected, kernels, torch.randn(*shape, channels, device=DEVICE)
+
+
+def slices(projected, levels):
+    channels = (projected.shape[-1] - levels - 1) // 2
+    return projected.split((channels, channels, levels + 1), dim=-1)[1:]
+
+
+def run(aggregate, projected, kernels, grad, **kwargs):
+    """Return the result and the gradients of the projection and of every kernel."""
+    projected = projected.detach().clone().requires_grad_()
+    kernels = [kernel.detach().clone().requires_grad_() for kernel in kernels]
+    result = aggregate(*slices(projected, len(kernels)), kernels, **kwargs)
+    return [result.detach(), *torch.autograd.grad(result, [projected, *kernels], grad)]
+
+
+def run_reference(projected, kernels, grad, **kwargs):
+    double = [tensor.double() for tensor in (projected, grad, *kernels)]
+    return run(aggregate_reference, double[0], double[2:], double[1], **kwargs)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    for value, wanted in zip(actual, expected, strict=True):
+        assert value.shape == wanted.shape
+        error = (value.double() - wanted).abs().max()
+        assert error <= tolerance * wanted.abs().max()  # False for NaN.
+
+
+def poisoned(function):
+    def fill(*args, **kwargs):
+        tensor = function(*args, **kwargs)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    return fill
+
+
+class TestTriton:
+    __test__ = DEVICE == 'cuda' or INTERPRETED
+
+    @pytest.fixture(autouse=True)
+    def _triton(self):
+        pytest.importorskip('triton')
+
+    @pytest.fixture(autouse=True)
+    def _poison(self, monkeypatch):
+        """Make whatever a kernel leaves unwritten show up as NaN."""
+        monkeypatch.setattr(torch, 'empty', poisoned(torch.empty))
+        monkeypatch.setattr(torch, 'empty_like', poisoned(torch.empty_like))
+
+    @pytest.mark.parametrize(
+        ('shape', 'channels', 'sizes'),
+        [
+            ((2, 5, 7), 5, (3, 5, 7)),
+            ((2, 5, 7), 5, ()),
+            ((1, 1, 1), 5, (3, 5)),
+            ((1, 1, 9), 40, (3, 5, 7)),
+            ((1, 6, 1), 1, (1, 3)),
+            ((1, 3, 2), 5, (13,)),
+            ((2, 2, 3), 72, (3,)),  # More than one block of channels.
+        ],
+        ids=str,
+    )
+    def test_output_and_gradients(self, shape, channels, sizes):
+        case = make(shape, channels, sizes)
+        actual = run(triton_path.aggregate, *case)
+        assert actual[0].is_contiguous()
+        assert_close(actual, run_reference(*case))
+
+    def test_normalize_modulator(self):
+        case = make((1, 2, 3), 5, (3, 5))
+        actual = run(triton_path.aggregate, *case, normalize_modulator=True)
+        assert_close(actual, run_reference(*case, normalize_modulator=True))
+
+    def test_gradients_of_kernels_over_several_chunks(self, monkeypatch):
+        monkeypatch.setattr(triton_path, 'CHUNK', 2 * triton_path.PIXELS)
+        case = make((2, 9, 9), 3, (3,))
+        assert_close(run(triton_path.aggregate, *case), run_reference(*case))
+
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize('kernel_dtype', [None, torch.float32], ids=str)
+    def test_low_precision(self, dtype, kernel_dtype):
+        projected, kernels, grad = make((2, 3, 5), 5, (3, 5))
+        projected, grad = projected.to(dtype), grad.to(dtype)
+        kernels = [kernel.to(kernel_dtype or dtype) for kernel in kernels]
+        actual = run(triton_path.aggregate, projected, kernels, grad)
+        assert [value.dtype for value in actual] == [dtype] * 2 + [kernels[0].dtype] * 2
+        # Sums are float32; what is rounded on the way to the gradient of the context are both
+        # levels before GELU, their gradients and the result: five times, by at most one eps
+        # each, as the interpreter rounds bfloat16 towards zero.
+        tolerance = 5 * torch.finfo(dtype).eps
+        assert_close(actual, run_reference(projected, kernels, grad), tolerance)
+
+    @pytest.mark.parametrize('batch', [1, 2])
+    def test_memory_in_any_order(self, batch):
+        context = torch.randn(batch, 5, 3, 4, device=DEVICE).permute(0, 2, 3, 1).requires_grad_()
+        gates = torch.randn(batch, 1, 1, 2, device=DEVICE).expand(-1, 3, 4, -1).requires_grad_()
+        kernels = [torch.randn(5, 1, 3, 3, device=DEVICE).transpose(2, 3).requires_grad_()]
+        grad = torch.randn(5, 4, 3, batch, device=DEVICE).permute(3, 2, 1, 0)
+        inputs = (context, gates, *kernels)
+        total = triton_path.aggregate(context, gates, kernels)
+        actual = [total, *torch.autograd.grad(total, inputs, grad)]
+        double = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        total = aggregate_reference(double[0], double[1], double[2:])
+        assert_close(actual, [total, *torch.autograd.grad(total, double, grad.double())])
+
+    def test_frozen_kernels(self):
+        projected, kernels, grad = make((1, 2, 3), 5, (3, 5))
+        kernels[0].requires_grad_()
+        projected.requires_grad_()
+        result = triton_path.aggregate(*slices(projected, 2), kernels)
+        actual = torch.autograd.grad(result, [projected, kernels[0]], grad)
+        assert_close(actual, run_reference(projected, kernels, grad)[1:3])
+
+    def test_same_bits_twice(self):
+        case = make((1, 5, 7), 5, (3,))
+        first, second = run(triton_path.aggregate, *case), run(triton_path.aggregate, *case)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_second_derivative_is_refused(self):
+        projected, kernels, grad = make((1, 2, 2), 5, (3,))
+        projected.requires_grad_()
+        result = triton_path.aggregate(*slices(projected, 1), kernels)
+        with pytest.raises(RuntimeError, match='second derivatives'):
+            torch.autograd.grad(result, projected, grad, create_graph=True)
+
+    @pytest.mark.parametrize('normalize_modulator', [False, True])
+    def test_modulate(self, normalize_modulator):
+        weights = plain.ModulationWeights(
+            f_weight=torch.randn(12, 5, device=DEVICE),
+            f_bias=torch.randn(12, device=DEVICE),
+            kernels=(torch.randn(5, 1, 3, 3, device=DEVICE),),
+            h_weight=torch.randn(5, 5, 1, 1, device=DEVICE),
+            h_bias=None,
+            normalize_modulator=normalize_modulator,
+        )
+        x = torch.randn(1, 3, 4, 5, device=DEVICE)
+        expected = plain.modulate(x, weights)
+        assert_close([triton_path.modulate(x, weights)], [expected.double()])
+
+    def test_can_run(self):
+        assert triton_path.reason_not(Case((1, 2, 3, 4), (3,), device=DEVICE)) is None
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'device': 'cpu'}, 'on cpu, not on CUDA'),
+        ({'device': 'mps'}, 'on mps, not on CUDA'),
+        ({'dtype': torch.float64}, 'not in torch.float64'),
+        ({'shape': (2, 0, 3, 4)}, 'empty'),
+        ({'tensor': 'FakeTensor'}, 'FakeTensor'),
+    ],
+    ids=str,
+)
+def test_reason_not(changes, reason, monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    case = Case((1, 2, 3, 4), (3,), device='cuda')
+    assert reason in triton_path.reason_not(case._replace(**changes))
+
+
+def test_reason_not_without_triton(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert 'pip install triton' in triton_path.reason_not(Case((1, 2, 3, 4), device='cuda'))

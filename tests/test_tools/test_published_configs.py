@@ -38,6 +38,9 @@ SMALL_CROPS = [
     'val_dataloader.dataset.pipeline.1.scale=(320,320)',
 ]
 
+# Minutes in all; tests/test_tools/test_families.py runs each family in less.
+pytestmark = pytest.mark.slow
+
 
 def shallow(head):
     """A Mask2Former head of one layer each, on the narrow backbone."""

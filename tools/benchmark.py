@@ -1,0 +1,483 @@
+"""Time FocalNet beside its peers and print a table: python tools/benchmark.py backbone
+
+Every row is timed in turn, round after round, and the table shows medians: ratios within one
+run mean something, seconds of two runs do not.
+"""
+
+import argparse
+import statistics
+import time
+import types
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
+from prettytable import PrettyTable, TableStyle
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmfocalnet import ops
+from mmfocalnet.errors import UserError
+from mmfocalnet.launch import one_sentence_errors
+from mmfocalnet.models import FocalNet
+from mmfocalnet.models.focal_modulation import FocalModulation
+from mmfocalnet.models.focalnet import Mlp
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = dict(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=3, focal_windows=9)
+GROWTH = [(512, 512), (800, 1216), (1200, 1824), (1600, 2400)]
+OURS = 'mmfocalnet'
+
+
+# ------------------------------------------------------------------------------------------------
+# What is compared
+# ------------------------------------------------------------------------------------------------
+
+
+def algorithm_1(self, x):
+    """The published layout: Algorithm 1 of the paper, channels-first, as autograd keeps it."""
+    x = self.f(x).permute(0, 3, 1, 2).contiguous()
+    query, context, gates = torch.split(x, (self.dim, self.dim, self.focal_level + 1), 1)
+    total = 0
+    for level in range(self.focal_level):
+        context = self.focal_layers[level](context)
+        total = total + context * gates[:, level : level + 1]
+    context = F.gelu(context.mean(2, keepdim=True).mean(3, keepdim=True))
+    total = total + context * gates[:, self.focal_level :]
+    x = query * self.h(total)
+    return self.proj(x.permute(0, 2, 3, 1).contiguous())
+
+
+def as_published(model):
+    """Let a model of ours compute as the published code does."""
+    for module in model.modules():
+        if isinstance(module, FocalModulation):
+            module.forward = types.MethodType(algorithm_1, module)
+        if isinstance(module, Mlp):
+            module.forward = types.MethodType(lambda self, x: self.fc2(F.gelu(self.fc1(x))), module)
+    return model
+
+
+def focalnet(**kwargs):
+    return FocalNet(**TINY, drop_path_rate=0, **kwargs)
+
+
+def on_path(name, function):
+    def run(*args):
+        with ops.use_path(name):
+            return function(*args)
+
+    return run
+
+
+def transformers_focalnet():
+    from transformers import FocalNetBackbone, FocalNetConfig
+
+    return FocalNetBackbone(
+        FocalNetConfig(
+            embed_dim=96,
+            hidden_sizes=[96, 192, 384, 768],
+            depths=[2, 2, 6, 2],
+            focal_levels=[3] * 4,
+            focal_windows=[9] * 4,
+            drop_path_rate=0,
+            out_features=[f'stage{i}' for i in range(1, 5)],
+        )
+    )
+
+
+def transformers_convnext():
+    from transformers import ConvNextBackbone, ConvNextConfig
+
+    # As with its FocalNet, transformers wants lists where its defaults are tuples.
+    sizes = dict(hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3])
+    stages = [f'stage{i}' for i in range(1, 5)]
+    return ConvNextBackbone(ConvNextConfig(**sizes, out_features=stages))
+
+
+def swin():
+    from mmdet.models.backbones import SwinTransformer
+
+    return SwinTransformer(drop_path_rate=0)
+
+
+def maps_of(model):
+    """Call a backbone of transformers, which wraps its feature maps."""
+    return lambda x: model(x).feature_maps
+
+
+def backbones(device):
+    """Name and builder of every row; a builder returns the module and how to call it."""
+
+    def row(build, call=lambda model: model):
+        def make():
+            torch.manual_seed(0)
+            model = build().to(device)
+            model.train()
+            return model, call(model)
+
+        return make
+
+    fast = 'triton' if device == 'cuda' else 'numba'
+    rows = {
+        'published layout': row(lambda: as_published(focalnet())),
+        'transformers FocalNet': row(transformers_focalnet, maps_of),
+        OURS: row(focalnet),
+        f'{OURS}, use_checkpoint': row(lambda: focalnet(use_checkpoint=True)),
+        f'{OURS} without {fast}': row(
+            focalnet, partial(on_path, 'plain' if device == 'cuda' else 'pytorch')
+        ),
+        f'{OURS}, plain path': row(focalnet, partial(on_path, 'plain')),
+        f'{OURS}, torch.compile': row(focalnet, partial(torch.compile, dynamic=False)),
+        'Swin-T (mmdet)': row(swin),
+        'ConvNeXt-T (transformers)': row(transformers_convnext, maps_of),
+    }
+    if device == 'cuda':
+        del rows[f'{OURS}, plain path']
+    return rows
+
+
+def operators(device, dim):
+    def row(change=lambda module: module, call=lambda module: module):
+        def make():
+            torch.manual_seed(0)
+            module = change(FocalModulation(dim, focal_window=9, focal_level=3)).to(device)
+            return module, call(module)
+
+        return make
+
+    names = [name for name in ops.PATHS if name != ('numba' if device == 'cuda' else 'triton')]
+    if device == 'cuda':
+        names.remove('pytorch')
+    rows = {f'{OURS}, {name} path': row(call=partial(on_path, name)) for name in names}
+    return {'published layout': row(as_published), **rows}
+
+
+def detectors(device):
+    """Mask R-CNN's losses with each backbone."""
+
+    def row(change=lambda model: model, backbone=None):
+        def make():
+            cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/focalnet_t_1x.py')
+            cfg.model.backbone.update(init_cfg=None)
+            cfg.model.backbone = backbone or cfg.model.backbone
+            with DefaultScope.overwrite_default_scope(cfg.default_scope):
+                model = MODELS.build(cfg.model).to(device)
+            model.train()
+            change(model.backbone)
+            return model, lambda x: [detection_loss(model, x)]
+
+        return make
+
+    return {
+        'published layout': row(as_published),
+        OURS: row(),
+        'Swin-T (mmdet)': row(backbone=dict(type='mmdet.SwinTransformer')),
+    }
+
+
+def detection_loss(model, images):
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+
+    height, width = images.shape[2:]
+    torch.manual_seed(0)
+    corner = torch.rand(8, 2) * torch.tensor([width / 2, height / 2])
+    boxes = torch.cat([corner, corner + torch.tensor([width / 4, height / 4])], dim=1)
+    masks = BitmapMasks([(torch.rand(height, width) > 0.5).byte().numpy()] * 8, height, width)
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(height, width), batch_input_shape=(height, width)),
+        gt_instances=InstanceData(
+            bboxes=boxes.to(images.device), labels=torch.arange(8).to(images.device), masks=masks
+        ),
+    )
+    losses = model.loss(images, [sample.clone() for _ in images])
+    return model.parse_losses(losses)[0]
+
+
+# ------------------------------------------------------------------------------------------------
+# Measuring
+# ------------------------------------------------------------------------------------------------
+
+
+def forward(call, x, amp):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        out = call(x)
+    return out if isinstance(out, (tuple, list)) else [out]
+
+
+def step(model, call, x, amp):
+    model.zero_grad(set_to_none=True)
+    x.grad = None
+    sum(out.float().mean() for out in forward(call, x, amp)).backward()
+
+
+def seconds(function, device):
+    start = time.perf_counter()
+    function()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def times(rows, x, args):
+    """Medians per row: forward without gradients, and a whole training step."""
+    built = {}
+    for name, make in rows.items():
+        try:
+            model, call = make()
+            step(model, call, x, args.amp)
+        except (ImportError, UserError) as error:
+            print(f'{name}: left out ({error})')
+            continue
+        built[name] = (model, call)
+    taken = {name: ([], []) for name in built}
+    for _ in range(args.rounds):
+        for name, (model, call) in built.items():
+            with torch.no_grad():
+                taken[name][0].append(seconds(lambda: forward(call, x, args.amp), args.device))  # noqa: B023
+            taken[name][1].append(seconds(lambda: step(model, call, x, args.amp), args.device))  # noqa: B023
+    return {name: tuple(map(statistics.median, both)) for name, both in taken.items()}
+
+
+def peak_memory(what, name, shape, args):
+    """MiB that a training step needs beyond the model and its input, in a process of its own."""
+    context = get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_memory, what, name, shape, args).result()
+
+
+def _peak_memory(what, name, shape, args):
+    prepare(args)
+    model, call = rows_of(what, args)[name]()
+    step(model, call, torch.randn(1, *small(shape), device=args.device), args.amp)
+    model.zero_grad(set_to_none=True)
+    x = torch.randn(*shape, device=args.device, requires_grad=what == 'operator')
+    if args.device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(model, call, x, args.amp)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # Linux takes the highest mark of resident memory anew from here on.
+    Path('/proc/self/clear_refs').write_text('5')
+    before = resident('VmRSS')
+    step(model, call, x, args.amp)
+    return resident('VmHWM') - before
+
+
+def small(shape):
+    """A smaller input of the same kind, on which everything is compiled and imported."""
+    return (3, 64, 64) if shape[1] == 3 else (8, 8, shape[3])
+
+
+def resident(field):
+    status = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines())
+    return int(status[field].split()[0]) / 1024
+
+
+# ------------------------------------------------------------------------------------------------
+# Tables
+# ------------------------------------------------------------------------------------------------
+
+
+def rows_of(what, args):
+    if what == 'operator':
+        return operators(args.device, args.dim)
+    if what == 'detector':
+        return detectors(args.device)
+    rows = backbones(args.device)
+    if not args.compile:
+        del rows[f'{OURS}, torch.compile']
+    return rows
+
+
+def compare(what, shape, args):
+    rows = rows_of(what, args)
+    x = torch.randn(*shape, device=args.device, requires_grad=what == 'operator')
+    medians = times(rows, x, args)
+    base = next(name for name in ('transformers FocalNet', 'published layout') if name in medians)
+    table = PrettyTable(
+        [
+            '',
+            'forward, s',
+            'its speed',
+            'with backward, s',
+            'its speed ',
+            'memory, MiB',
+            'its share',
+        ]
+    )
+    memory = {name: peak_memory(what, name, shape, args) for name in medians}
+    for name, (inference, training) in medians.items():
+        table.add_row(
+            [
+                name,
+                f'{inference:.4g}',
+                f'{medians[base][0] / inference:.2f}',
+                f'{training:.4g}',
+                f'{medians[base][1] / training:.2f}',
+                f'{memory[name]:.0f}',
+                f'{memory[name] / memory["published layout"]:.2f}',
+            ]
+        )
+    show(table)
+    print(
+        f'\nTraining is forward and backward. Speed is against {base}, the peak memory of a '
+        'training step against the published layout.'
+    )
+    return medians
+
+
+def floor(shape, medians):
+    """Print what the arithmetic alone would take at this machine's rate, and the distance."""
+    model = focalnet()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randn(*shape))
+    flops = counter.get_total_flops()
+    a = torch.randn(2048, 2048)
+    rate = 2 * 2048**3 / statistics.median(seconds(lambda: a @ a, 'cpu') for _ in range(9))
+    inference, training = medians[OURS]
+    print(
+        f'\nThe floor: {flops / 2e9:.1f} G multiply-accumulates of matrix products and '
+        f'convolutions take {flops / rate:.2f} s forward and {3 * flops / rate:.2f} s in training '
+        f'at the {rate / 1e9:.0f} GFLOP/s that a 2048 x 2048 product reaches here. {OURS} takes '
+        f'{inference * rate / flops:.2f} and {training * rate / flops / 3:.2f} times that.'
+    )
+
+
+def grow(args):
+    """Time and memory against pixels and against the batch."""
+    table = PrettyTable(
+        ['images', 'Mpixels', 'forward, s', 'per Mpixel', 'training, s', 'training per Mpixel']
+        + ['memory, MiB', 'memory per Mpixel']
+    )
+    points = []
+    for shape in [(1, 3, *size) for size in GROWTH] + [(n, 3, 512, 512) for n in (2, 4)]:
+        row = {OURS: backbones(args.device)[OURS]}
+        inference, training = times(row, torch.randn(*shape, device=args.device), args)[OURS]
+        memory = peak_memory('backbone', OURS, shape, args)
+        pixels = shape[0] * shape[2] * shape[3] / 1e6
+        points.append((shape[0], pixels, inference, training, memory))
+        cells = [f'{shape[0]} x {shape[2]} x {shape[3]}', f'{pixels:.2f}']
+        for value, digits in ((inference, 3), (training, 3), (memory, 0)):
+            cells += [f'{value:.{digits}f}', f'{value / pixels:.{digits}f}']
+        table.add_row(cells)
+    show(table)
+    if args.out:
+        draw(points, Path(args.out) / 'cost_against_pixels.png')
+
+
+def draw(points, file):
+    figure = Figure(figsize=(8, 3.4), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    single = [point for point in points if point[0] == 1]
+    batches = [point for point in points if point[0] > 1]
+    for axes, column, label in ((left, 2, 'forward'), (left, 3, 'forward + backward')):
+        (line,) = axes.plot([p[1] for p in single], [p[column] for p in single], 'o-', label=label)
+        axes.plot(
+            [p[1] for p in batches], [p[column] for p in batches], 'x', color=line.get_color()
+        )
+    right.plot([p[1] for p in single], [p[4] / 1024 for p in single], 'o-', label='one image')
+    right.plot([p[1] for p in batches], [p[4] / 1024 for p in batches], 'x', label='2 and 4 images')
+    left.set(title='Time', xlabel='Mpixels', ylabel='s', xlim=(0, None), ylim=(0, None))
+    right.set(
+        title='Peak memory of a training step',
+        xlabel='Mpixels',
+        ylabel='GiB',
+        xlim=(0, None),
+        ylim=(0, None),
+    )
+    for axes in (left, right):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    print(f'\nDrawn: {file}')
+
+
+def show(table):
+    table.set_style(TableStyle.MARKDOWN)
+    table.align = 'r'
+    table.align[table.field_names[0]] = 'l'
+    print(table)
+
+
+def machine(args):
+    if args.device == 'cuda':
+        return f'{torch.cuda.get_device_name()}, PyTorch {torch.__version__}'
+    model = [
+        line.split(':', 1)[1].strip()
+        for line in Path('/proc/cpuinfo').read_text().splitlines()
+        if line.startswith('model name')
+    ]
+    return (
+        f'{model[0]}, {args.threads} threads, PyTorch {torch.__version__} '
+        f'({torch.backends.cpu.get_cpu_capability()})'
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Command line
+# ------------------------------------------------------------------------------------------------
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'what',
+        choices=['operator', 'backbone', 'detector', 'growth'],
+        help='focal modulation alone; FocalNet-T; a training step of Mask R-CNN; '
+        'FocalNet-T against pixels and batch',
+    )
+    parser.add_argument('--size', type=int, nargs=2, default=(800, 1216), metavar=('H', 'W'))
+    parser.add_argument('--dim', type=int, default=96, help='channels of the operator')
+    parser.add_argument('--batch', type=int, default=1, help='images')
+    parser.add_argument('--rounds', type=int, default=5, help='of which the median is shown')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
+    parser.add_argument('--compile', action='store_true', help='torch.compile as a row')
+    parser.add_argument('--out', help='folder for the plot of `growth`')
+    args = parser.parse_args()
+    if min(args.size) < 1 or min(args.batch, args.rounds, args.threads, args.dim) < 1:
+        parser.error('sizes and numbers must be positive')
+    return args
+
+
+def prepare(args):
+    warnings.filterwarnings('ignore')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        raise UserError('--device cuda: PyTorch sees no GPU here; use --device cpu.')
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    prepare(args)
+    print(f'{machine(args)}\n')
+    height, width = args.size
+    if args.what == 'growth':
+        grow(args)
+    elif args.what == 'operator':
+        # Of the first stage, which sees every fourth pixel.
+        compare('operator', (args.batch, height // 4, width // 4, args.dim), args)
+    else:
+        shape = (args.batch, 3, height, width)
+        medians = compare(args.what, shape, args)
+        if args.what == 'backbone' and args.device == 'cpu':
+            floor(shape, medians)
+
+
+if __name__ == '__main__':
+    main()

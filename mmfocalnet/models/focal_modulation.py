@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.ops import ModulationWeights, gated_sum, modulate, runs_as_it_stands
+from mmfocalnet.ops import ModulationWeights, gated_sum, linear, modulate, runs_as_it_stands
 
 
 class FocalModulation(nn.Module):
@@ -74,7 +74,11 @@ class FocalModulation(nn.Module):
         x = modulate(x, self._weights()) if self._is_plain() else self._by_layer(x)
         if self.ln is not None:
             x = self.ln(x)
-        return self.proj_drop(self.proj(x))
+        if runs_as_it_stands(self.proj, nn.Linear):
+            x = linear(x, self.proj.weight, self.proj.bias)
+        else:
+            x = self.proj(x)
+        return self.proj_drop(x)
 
     def _weights(self) -> ModulationWeights:
         return ModulationWeights(

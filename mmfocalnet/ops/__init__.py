@@ -1,4 +1,12 @@
-from mmfocalnet.ops.dispatch import PATHS, explain, feed_forward, keep_path, modulate, use_path
+from mmfocalnet.ops.dispatch import (
+    PATHS,
+    explain,
+    feed_forward,
+    keep_path,
+    linear,
+    modulate,
+    use_path,
+)
 from mmfocalnet.ops.layers import runs_as_it_stands
 from mmfocalnet.ops.plain import ModulationWeights, gated_sum
 
@@ -9,6 +17,7 @@ __all__ = [
     'feed_forward',
     'gated_sum',
     'keep_path',
+    'linear',
     'modulate',
     'runs_as_it_stands',
     'use_path',

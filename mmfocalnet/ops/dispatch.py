@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.ops import numba_path, plain, pytorch_path, triton_path
@@ -33,8 +34,12 @@ MODULATION = (
     Path('pytorch', pytorch_path.reason_not, pytorch_path.modulate),
     Path('plain', lambda case: None, plain.modulate),
 )
+LINEAR = (
+    Path('pytorch', pytorch_path.reason_not_linear, pytorch_path.linear),
+    Path('plain', lambda case: None, F.linear),
+)
 FEED_FORWARD = (
-    Path('pytorch', pytorch_path.reason_not_feed_forward, pytorch_path.feed_forward),
+    Path('pytorch', pytorch_path.reason_not_linear, pytorch_path.feed_forward),
     Path('plain', lambda case: None, plain.feed_forward),
 )
 PATHS = tuple(path.name for path in MODULATION)
@@ -59,6 +64,23 @@ def modulate(x: Tensor, weights: plain.ModulationWeights) -> Tensor:
     """
     plain_weights = [weights.f_weight, weights.f_bias, weights.h_weight, weights.h_bias]
     return _choose(MODULATION, x, plain_weights, weights.kernels).run(x, weights)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a linear layer by the fastest path that can.
+
+    Args:
+        x: Features (..., C).
+        weight: (D, C).
+        bias: (D) or None.
+
+    Returns:
+        Features (..., D).
+
+    Raises:
+        ConfigError: If a path was asked for by `use_path` that cannot run here.
+    """
+    return _choose(LINEAR, x, [weight, bias]).run(x, weight, bias)
 
 
 def feed_forward(
@@ -91,8 +113,8 @@ def feed_forward(
 def use_path(name: str) -> Iterator[None]:
     """Compute by the path of this name alone, inside a ``with`` block.
 
-    An operator that has no path of this name (the MLP has no ``triton`` and no ``numba``)
-    chooses as usual.
+    An operator that has no path of this name (the MLP and the linear layer have no ``triton``
+    and no ``numba``) chooses as usual.
 
     Args:
         name: ``'triton'``, ``'numba'``, ``'pytorch'`` or ``'plain'``.

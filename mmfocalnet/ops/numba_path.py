@@ -16,10 +16,13 @@ from torch import Tensor
 from mmfocalnet.ops.case import Case
 from mmfocalnet.ops.derivatives import first_derivatives_only
 from mmfocalnet.ops.plain import ModulationWeights
+from mmfocalnet.ops.products import linear, linear_of_planes, linear_transposed, weight_grad
 
 # Kernel sizes with loops written out for them.
 SIZES = (3, 5, 7, 9, 11, 13, 15, 17, 19)
 MAX_LEVELS = 8
+# Numbers of the gradient of f that are put together at a time: they should stay in the cache.
+_CHUNK = 2**21
 
 
 def reason_not(case: Case) -> str | None:
@@ -85,10 +88,8 @@ class _Modulate(torch.autograd.Function):
     ) -> Tensor:
         batch, height, width, dim = x.shape
         rows = x.reshape(batch, height * width, dim)
-        query = torch.nn.functional.linear(rows, f_weight[:dim], f_bias[:dim])
-        projected = torch.baddbmm(
-            f_bias[dim:, None], f_weight[dim:].expand(batch, -1, -1), rows.transpose(1, 2)
-        )
+        query = linear(rows.flatten(0, 1), f_weight[:dim], f_bias[:dim]).view(rows.shape)
+        projected = linear_transposed(rows, f_weight[dim:], f_bias[dim:])
         packed = torch.cat([kernel.flatten(1) for kernel in kernels], dim=1)
         sizes = [kernel.shape[-1] for kernel in kernels]
         totals = rows.new_empty(batch, dim, height * width)
@@ -104,9 +105,7 @@ class _Modulate(torch.autograd.Function):
             means=means,
             totals=totals,
         )
-        modulator = torch.baddbmm(
-            h_bias, totals.transpose(1, 2), h_weight.t().expand(batch, -1, -1), alpha=scale
-        )
+        modulator = linear_of_planes(totals, h_weight * scale, h_bias)
         ctx.sizes, ctx.scale = sizes, scale
         ctx.save_for_backward(
             x, f_weight, h_weight, query, projected, packed, means, modulator, *contexts
@@ -126,9 +125,7 @@ class _Modulate(torch.autograd.Function):
         modulator_grad = grad * query
         h_bias_grad = modulator_grad.sum(dim=(0, 1))
 
-        totals = torch.bmm(h_weight.t().expand(batch, -1, -1), modulator_grad.transpose(1, 2))
-        if ctx.scale != 1:
-            totals *= ctx.scale
+        totals = linear_transposed(modulator_grad, ctx.scale * h_weight.t())
         projected_grad = torch.empty_like(projected)
         kernel_grads = torch.empty_like(packed)
         gate_grads = rows.new_zeros(_threads(dim), batch, len(ctx.sizes) + 1, height * width)
@@ -146,16 +143,22 @@ class _Modulate(torch.autograd.Function):
             kernel_grads=kernel_grads,
         )
         projected_grad[:, dim:] = gate_grads.sum(0)
-        # Now it holds the sums themselves.
-        h_weight_grad = torch.bmm(modulator_grad.transpose(1, 2), totals.transpose(1, 2)).sum(0)
-
-        query_rows = query_grad.flatten(0, 1)
-        f_weight_grad = torch.cat(
-            [query_rows.t() @ rows.flatten(0, 1), torch.bmm(projected_grad, rows).sum(0)]
-        )
-        f_bias_grad = torch.cat([query_rows.sum(0), projected_grad.sum(dim=(0, 2))])
-        x_grad = (query_rows @ f_weight[:dim]).view(rows.shape)
-        x_grad.baddbmm_(projected_grad.transpose(1, 2), f_weight[dim:].expand(batch, -1, -1))
+        f_weight_grad = h_weight_grad = None
+        f_bias_grad = f_weight.new_zeros(len(f_weight))
+        x_grad = torch.empty_like(rows)
+        chunk = max(256, _CHUNK // len(f_weight))
+        for sample in range(batch):
+            for at in range(0, height * width, chunk):
+                here = sample, slice(at, at + chunk)
+                f_grad = torch.cat(
+                    [query_grad[here], projected_grad[sample, :, here[1]].t()], dim=1
+                )
+                x_grad[here] = linear(f_grad, f_weight.t())
+                f_weight_grad = weight_grad(rows[here], f_grad, f_weight_grad)
+                f_bias_grad += f_grad.sum(0)
+                # By now these are the sums themselves.
+                sums = totals[sample, :, here[1]].t()
+                h_weight_grad = weight_grad(sums, modulator_grad[here], h_weight_grad)
         kernel_grads = kernel_grads.split([size * size for size in ctx.sizes], dim=1)
         return (
             None,

@@ -25,7 +25,10 @@ class ModulationWeights(NamedTuple):
 
 
 def modulate(
-    x: Tensor, weights: ModulationWeights, aggregate: Callable[..., Tensor] | None = None
+    x: Tensor,
+    weights: ModulationWeights,
+    aggregate: Callable[..., Tensor] | None = None,
+    linear: Callable[..., Tensor] = F.linear,
 ) -> Tensor:
     """Modulate the query of every location by its context: q(x) * h(sum_l g^l z^l) (Eq. 6).
 
@@ -33,17 +36,18 @@ def modulate(
         x: Features (B, H, W, C).
         weights: Weights of f, the focal levels and h.
         aggregate: What computes Eq. 4 and 5. Defaults to `aggregate_context`.
+        linear: What computes the linear maps. Defaults to PyTorch's.
 
     Returns:
         Features (B, H, W, C), to be projected by the caller.
     """
     dim = weights.h_weight.shape[0]
-    projected = F.linear(x, weights.f_weight, weights.f_bias)
+    projected = linear(x, weights.f_weight, weights.f_bias)
     query, context, gates = projected.split((dim, dim, len(weights.kernels) + 1), dim=-1)
     total = (aggregate or aggregate_context)(context, gates, weights.kernels)
     if weights.normalize_modulator:
         total = total / (len(weights.kernels) + 1)
-    return query * F.linear(total, weights.h_weight.flatten(1), weights.h_bias)
+    return query * linear(total, weights.h_weight.flatten(1), weights.h_bias)
 
 
 def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfocalnet.ops import plain
+from mmfocalnet.ops import plain, products
 from mmfocalnet.ops.case import Case
 from mmfocalnet.ops.derivatives import first_derivatives_only
 
@@ -23,7 +23,7 @@ _FFT_SIZE = 7
 # Pixels of the planes that are transformed at a time: they should stay in the cache.
 _FFT_CHUNK = 2**20
 # Hidden activations of an MLP that are computed at a time: likewise.
-_HIDDEN_CHUNK = 2**19
+_HIDDEN_CHUNK = 2**21
 # Larger ones are computed again in backward: beyond 32 MiB every allocation gets fresh pages
 # from the system, which takes as long as the matrix product that fills them.
 _HIDDEN_KEPT = 2**23
@@ -40,8 +40,8 @@ def reason_not(case: Case) -> str | None:
     return None
 
 
-def reason_not_feed_forward(case: Case) -> str | None:
-    """Say why this path cannot compute an MLP; None where it can."""
+def reason_not_linear(case: Case) -> str | None:
+    """Say why this path cannot compute a linear layer or an MLP; None where it can."""
     if case.autocast:
         return 'its matrix products do not follow autocast'
     if case.mixed:
@@ -51,7 +51,36 @@ def reason_not_feed_forward(case: Case) -> str | None:
 
 def modulate(x: Tensor, weights: plain.ModulationWeights) -> Tensor:
     """Do what `plain.modulate` does."""
-    return plain.modulate(x, weights, aggregate=aggregate_context)
+    f_weight, f_bias, _, h_weight, h_bias, _ = weights
+    case = Case.of(
+        x, [weight for weight in (f_weight, f_bias, h_weight, h_bias) if weight is not None]
+    )
+    product = F.linear if reason_not_linear(case) else linear
+    return plain.modulate(x, weights, aggregate_context, product)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Do what `torch.nn.functional.linear` does."""
+    return _Linear.apply(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return products.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @first_derivatives_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows, grad = x.flatten(0, -2), grad.flatten(0, -2)
+        with_x, with_weight, with_bias = ctx.needs_input_grad
+        return (
+            products.linear(grad, weight.t()).view(x.shape) if with_x else None,
+            products.weight_grad(rows, grad) if with_weight else None,
+            grad.sum(0) if with_bias else None,
+        )
 
 
 def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor]) -> Tensor:
@@ -118,19 +147,7 @@ def _kernel_grad(x: Tensor, grad: Tensor, kernel: Tensor) -> Tensor:
     channels, _, size, _ = kernel.shape
     height, width = x.shape[2:]
     if size < _FFT_SIZE:
-        return torch.ops.aten.convolution_backward(
-            grad,
-            x,
-            kernel.to(x.dtype),
-            None,
-            [1, 1],
-            [size // 2, size // 2],
-            [1, 1],
-            False,
-            [0, 0],
-            channels,
-            [False, True, False],
-        )[1].to(kernel.dtype)
+        return products.kernel_grad(x, grad, kernel.to(x.dtype), channels).to(kernel.dtype)
     chunk = max(1, _FFT_CHUNK // (len(x) * height * width))
     parts = [
         _correlate(x[:, i : i + chunk], grad[:, i : i + chunk], size)
@@ -195,11 +212,11 @@ class _FeedForward(torch.autograd.Function):
         out = rows.new_empty(len(rows), len(fc2_weight))
         kept = []
         for part, out_part in zip(*_in_chunks(fc1_weight, rows, out), strict=True):
-            hidden = F.linear(part, fc1_weight, fc1_bias)
+            hidden = products.linear(part, fc1_weight, fc1_bias)
             if keep:
                 kept.append(hidden)
             hidden = F.gelu(hidden) if keep else torch.ops.aten.gelu_(hidden)
-            _linear_into(out_part, hidden, fc2_weight, fc2_bias)
+            out_part.copy_(products.linear(hidden, fc2_weight, fc2_bias))
         ctx.save_for_backward(x, fc1_weight, fc1_bias, fc2_weight, *kept)
         return out.view(*x.shape[:-1], -1)
 
@@ -209,18 +226,18 @@ class _FeedForward(torch.autograd.Function):
         x, fc1_weight, fc1_bias, fc2_weight, *kept = ctx.saved_tensors
         rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         rows_grad = torch.empty_like(rows)
-        fc1_grad, fc2_grad = torch.zeros_like(fc1_weight), torch.zeros_like(fc2_weight)
+        fc1_grad = fc2_grad = None
         bias_grad = fc1_weight.new_zeros(len(fc1_weight))
         chunks = zip(*_in_chunks(fc1_weight, rows, grad, rows_grad), strict=True)
         for i, (part, part_grad, out) in enumerate(chunks):
-            hidden = kept[i] if kept else F.linear(part, fc1_weight, fc1_bias)
+            hidden = kept[i] if kept else products.linear(part, fc1_weight, fc1_bias)
             activated = F.gelu(hidden)
-            fc2_grad.addmm_(part_grad.t(), activated)
-            hidden_grad = torch.mm(part_grad, fc2_weight, out=activated)
+            fc2_grad = products.weight_grad(activated, part_grad, fc2_grad)
+            hidden_grad = products.linear(part_grad, fc2_weight.t())
             torch.ops.aten.gelu_backward(hidden_grad, hidden, grad_input=hidden_grad)
-            fc1_grad.addmm_(hidden_grad.t(), part)
+            fc1_grad = products.weight_grad(part, hidden_grad, fc1_grad)
             bias_grad += hidden_grad.sum(0)
-            torch.mm(hidden_grad, fc1_weight, out=out)
+            out.copy_(products.linear(hidden_grad, fc1_weight.t()))
         *_, with_fc1_bias, _, with_fc2_bias = ctx.needs_input_grad
         return (
             None,
@@ -235,10 +252,3 @@ class _FeedForward(torch.autograd.Function):
 def _in_chunks(fc1_weight: Tensor, *rows: Tensor) -> list[Sequence[Tensor]]:
     size = max(256, _HIDDEN_CHUNK // len(fc1_weight))
     return [tensor.split(size) for tensor in rows]
-
-
-def _linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if bias is None:
-        torch.mm(x, weight.t(), out=out)
-    else:
-        torch.addmm(bias, x, weight.t(), out=out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,9 +51,20 @@ def init_cpu_processes(cfg: Config) -> None:
     cfg.env_cfg.dist_cfg = dict(backend='gloo')
     cfg.sync_bn = None  # PyTorch's synchronised batch norm is for GPUs
     torch.distributed.init_process_group('gloo')
+    atexit.register(_let_gloo_finish)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
+
+
+def _let_gloo_finish() -> None:
+    """Keep the interpreter until gloo's threads have let go of the last collective's tensors.
+
+    They take the GIL for that; one that comes too late aborts the process ("terminate called
+    without an active exception"), and with it the whole launch. Destroying the process group
+    does not join them once DistributedDataParallel has used it (PyTorch 2.13).
+    """
+    time.sleep(0.5)

@@ -194,8 +194,9 @@ def detection_loss(model, images):
     corner = torch.rand(8, 2) * torch.tensor([width / 2, height / 2])
     boxes = torch.cat([corner, corner + torch.tensor([width / 4, height / 4])], dim=1)
     masks = BitmapMasks([(torch.rand(height, width) > 0.5).byte().numpy()] * 8, height, width)
+    shapes = ('img_shape', 'pad_shape', 'batch_input_shape')
     sample = DetDataSample(
-        metainfo=dict(img_shape=(height, width), batch_input_shape=(height, width)),
+        metainfo=dict.fromkeys(shapes, (height, width)),
         gt_instances=InstanceData(
             bboxes=boxes.to(images.device), labels=torch.arange(8).to(images.device), masks=masks
         ),

@@ -78,6 +78,12 @@ def test_backbone(main, tool, monkeypatch):
     assert 'The floor: ' in out
 
 
+def test_a_detector_takes_a_training_step(tool):
+    model, call = tool.detectors('cpu')[tool.OURS]()
+    tool.step(model, call, torch.randn(1, 3, 64, 64), False)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_growth_draws_a_plot(main, tool, monkeypatch, tmp_path):
     monkeypatch.setattr(tool, 'TINY', dict(embed_dim=4, depths=(1,), focal_levels=1))
     monkeypatch.setattr(tool, 'GROWTH', [(32, 32), (64, 64)])

@@ -1,0 +1,23 @@
+"""Trained models on pictures, without writing code or configs for it.
+
+>>> from mmfocalnet.inference import load_predictor, read_image
+>>> predictor = load_predictor(config, checkpoint)
+>>> [prediction] = predictor.predict([read_image('photo.jpg')])
+>>> prediction.boxes, prediction.labels, prediction.scores, prediction.overlay
+"""
+
+from mmfocalnet.inference.draw import draw
+from mmfocalnet.inference.images import MAX_PIXELS, ImageError, read_image
+from mmfocalnet.inference.prediction import Prediction, Segment
+from mmfocalnet.inference.predictor import Predictor, load_predictor
+
+__all__ = [
+    'MAX_PIXELS',
+    'ImageError',
+    'Prediction',
+    'Predictor',
+    'Segment',
+    'draw',
+    'load_predictor',
+    'read_image',
+]

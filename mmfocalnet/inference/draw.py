@@ -1,0 +1,155 @@
+"""Drawing predictions on pictures; sizes of text and lines follow the picture's.
+
+mmdet's own drawing varies its colours from call to call and fails on empty panoptic maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from mmfocalnet.inference.prediction import Prediction
+
+OPACITY = 0.5
+# Smaller pieces of a panoptic or semantic map than this part of the picture get no name.
+SMALLEST_NAMED = 0.002
+
+Color = tuple[int, int, int]
+
+
+def draw(prediction: Prediction, image: np.ndarray, score_thr: float = 0.3) -> np.ndarray:
+    """Draw a prediction on its picture.
+
+    Args:
+        prediction: What to draw; the network does not run again.
+        image: The picture, BGR, uint8, (H, W, 3).
+        score_thr: Boxes of lower scores are left out. Panoptic and semantic maps have none and
+            are drawn whole. Defaults to 0.3.
+
+    Returns:
+        A new picture, RGB, uint8, (H, W, 3).
+    """
+    canvas = _Canvas(image)
+    if prediction.semantic is not None:
+        _draw_map(canvas, prediction, _semantic_parts(prediction))
+    elif prediction.panoptic is not None:
+        _draw_map(canvas, prediction, _panoptic_parts(prediction))
+    else:
+        _draw_boxes(canvas, prediction.above(score_thr))
+    return canvas.finish()
+
+
+class _Canvas:
+    """A picture, and the labels to put on it last so that nothing covers them."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.rgb = image[..., ::-1].copy()
+        height, width = self.rgb.shape[:2]
+        self.line = max(1, round(min(height, width) / 300))
+        self.font = ImageFont.load_default(max(9, min(height, width) / 32))
+        self.labels: list[tuple[str, Color, list[tuple[float, float]]]] = []
+
+    def fill(self, mask: np.ndarray, color: Color) -> None:
+        """Tint where an (H, W) mask is set, and outline it."""
+        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+        if not width:
+            return
+        part = np.s_[top : top + height, left : left + width]
+        pixels, inside = self.rgb[part], mask[part]
+        tint = OPACITY * np.array(color) + (1 - OPACITY) * pixels[inside]
+        pixels[inside] = tint.astype(np.uint8)
+        outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        cv2.drawContours(self.rgb, outlines, -1, (255, 255, 255), self.line)
+
+    def box(self, box: np.ndarray, color: Color) -> None:
+        left, top, right, bottom = (int(edge) for edge in box.round())
+        cv2.rectangle(self.rgb, (left, top), (right, bottom), color, self.line + 1)
+
+    def label(self, text: str, color: Color, places: list[tuple[float, float]]) -> None:
+        """Name something; ``places`` are left bottom corners of the text, the best one first."""
+        self.labels.append((text, color, places))
+
+    def finish(self) -> np.ndarray:
+        image = Image.fromarray(self.rgb)
+        pen = ImageDraw.Draw(image)
+        taken: list[tuple[float, float, float, float]] = []
+        for text, color, places in self.labels:
+            spots = [self._spot(pen, text, place) for place in places]
+            spot = next((s for s in spots if not any(_overlap(s, t) for t in taken)), spots[0])
+            taken.append(spot)
+            pen.rectangle(spot, fill=color)
+            dark = np.dot(color, (0.299, 0.587, 0.114)) > 140
+            middle = ((spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2)
+            pen.text(middle, text, 'black' if dark else 'white', self.font, anchor='mm')
+        return np.asarray(image)
+
+    def _spot(
+        self, pen: ImageDraw.ImageDraw, text: str, place: tuple[float, float]
+    ) -> tuple[float, float, float, float]:
+        """Where a label goes: left, top, right, bottom, moved into the picture."""
+        ascent, descent = self.font.getmetrics()
+        width, height = pen.textlength(text, self.font) + 4, ascent + descent
+        left = max(0, min(place[0], self.rgb.shape[1] - width))
+        top = max(0, min(place[1] - height, self.rgb.shape[0] - height))
+        return left, top, left + width, top + height
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _draw_boxes(canvas: _Canvas, prediction: Prediction) -> None:
+    # The surest last, on top of the others.
+    for index in reversed(range(len(prediction.scores))):
+        color = prediction.palette[prediction.labels[index]]
+        if prediction.masks is not None:
+            canvas.fill(prediction.masks[index], color)
+        canvas.box(prediction.boxes[index], color)
+    height = sum(canvas.font.getmetrics())
+    for box, label, score in zip(
+        prediction.boxes, prediction.labels, prediction.scores, strict=True
+    ):
+        left, top, _, bottom = (float(edge) for edge in box)
+        canvas.label(
+            f'{prediction.classes[label]} {score:.2f}',
+            prediction.palette[label],
+            [(left, top), (left, bottom + height), (left, top + height), (left, bottom)],
+        )
+
+
+def _draw_map(
+    canvas: _Canvas, prediction: Prediction, parts: Iterator[tuple[int, np.ndarray]]
+) -> None:
+    smallest = SMALLEST_NAMED * canvas.rgb.shape[0] * canvas.rgb.shape[1]
+    height = sum(canvas.font.getmetrics())
+    for label, mask in parts:
+        color = prediction.palette[label]
+        canvas.fill(mask, color)
+        if mask.sum() >= smallest:
+            name = prediction.classes[label]
+            x, y = _thickest_point(mask)
+            left = x - canvas.font.getlength(name) / 2
+            canvas.label(name, color, [(left, y + shift * height) for shift in (0.5, -0.5, 1.5)])
+
+
+def _thickest_point(mask: np.ndarray) -> tuple[int, int]:
+    """The point (x, y) of a mask that is farthest from its outline, the picture's edge included."""
+    distance = cv2.distanceTransform(np.pad(mask, 1).view(np.uint8), cv2.DIST_L2, 3)
+    x, y = cv2.minMaxLoc(distance)[3]
+    return x - 1, y - 1
+
+
+def _semantic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
+    for label in np.unique(prediction.semantic):
+        yield int(label), prediction.semantic == label
+
+
+def _panoptic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
+    # Things after stuff, so that their outlines show.
+    for segment in sorted(prediction.segments, key=lambda segment: segment.is_thing):
+        yield segment.label, prediction.panoptic == segment.id

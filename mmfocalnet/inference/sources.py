@@ -1,0 +1,91 @@
+"""Finding the pictures and videos that a command line names."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+PICTURES = (
+    *('.bmp', '.dib', '.gif', '.jpe', '.jpeg', '.jpg', '.jp2', '.pbm', '.pgm', '.png', '.pnm'),
+    *('.ppm', '.tif', '.tiff', '.webp'),
+)
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
+
+
+class Source(NamedTuple):
+    """A picture or video.
+
+    Attributes:
+        path: The file.
+        name: What its outputs are called, without suffix; no other source has the same.
+        is_video: Whether it is a video.
+    """
+
+    path: Path
+    name: str
+    is_video: bool
+
+
+def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
+    """Find what files, folders and globs stand for.
+
+    Of a folder all pictures and videos are taken, not those in its subfolders. A file that is
+    named itself is taken whatever its suffix. Nothing is taken twice.
+
+    Args:
+        inputs: Files, folders and globs (``**`` for any subfolders).
+
+    Returns:
+        The sources in order, and one sentence for each input that stands for nothing.
+    """
+    files: dict[Path, Path] = {}
+    problems = []
+    for text in inputs:
+        found = list(_expand(text))
+        for path in found:
+            files.setdefault(path.resolve(), path)
+        if not found:
+            problems.append(_nothing(text))
+    sources: list[Source] = []
+    taken: set[str] = set()
+    for path in files.values():
+        name = _free_name(path.stem, taken)
+        taken.add(name.lower())
+        sources.append(Source(path, name, path.suffix.lower() in VIDEOS))
+    return sources, problems
+
+
+def _expand(text: str) -> Iterator[Path]:
+    path = Path(text)
+    if path.is_dir():
+        yield from (
+            file
+            for file in sorted(path.iterdir())
+            if file.suffix.lower() in PICTURES + VIDEOS and file.is_file()
+        )
+    elif path.exists():  # first, since a name may hold the brackets of a glob
+        yield path
+    else:
+        matches = map(Path, sorted(glob.glob(text, recursive=True)))
+        yield from (match for match in matches if not match.is_dir())
+
+
+def _nothing(text: str) -> str:
+    if Path(text).is_dir():
+        return (
+            f'The folder {text} holds no pictures or videos; expected files such as .jpg, .png or '
+            f".mp4: for those in its subfolders give '{text.rstrip('/')}/**/*.jpg' in quotes."
+        )
+    if glob.has_magic(text):
+        return f'No file matches {text!r}; expected pictures or videos: correct the pattern.'
+    return f'There is no file {text}; expected a picture, video or folder: correct its name.'
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    # Compared in lower case: some file systems do not tell A from a.
+    name, number = stem, 2
+    while name.lower() in taken:
+        name, number = f'{stem}_{number}', number + 1
+    return name

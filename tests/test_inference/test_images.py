@@ -1,0 +1,160 @@
+"""Pictures of every kind come out as a person sees them, or are refused in one sentence."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmfocalnet.inference import ImageError, read_image
+
+RED = (255, 0, 0)
+
+
+def encoded(image, kind='PNG', **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def first_pixel(image, kind='PNG', **options):
+    """The first pixel of a picture, RGB."""
+    pixels = read_image(encoded(image, kind, **options))
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.shape == (*image.size[::-1], 3)
+    return tuple(pixels[0, 0, ::-1].tolist())
+
+
+def palette_picture():
+    image = Image.new('P', (4, 3), 7)
+    image.putpalette([0, 0, 0] * 7 + list(RED))
+    return image
+
+
+@pytest.mark.parametrize(
+    ('image', 'kind', 'color'),
+    [
+        (Image.new('RGB', (4, 3), RED), 'PNG', RED),
+        (Image.new('RGB', (4, 3), RED), 'WEBP', RED),
+        (Image.new('RGB', (4, 3), RED), 'GIF', RED),
+        (Image.new('L', (4, 3), 77), 'PNG', (77, 77, 77)),
+        (Image.new('L', (4, 3), 77), 'JPEG', (77, 77, 77)),
+        (Image.new('1', (4, 3), 1), 'PNG', (255, 255, 255)),
+        (Image.new('1', (4, 3), 1), 'TIFF', (255, 255, 255)),
+        (palette_picture(), 'PNG', RED),
+        (Image.new('RGBA', (4, 3), (*RED, 255)), 'PNG', RED),
+        (Image.new('RGBA', (4, 3), (0, 0, 0, 0)), 'PNG', (255, 255, 255)),
+        (Image.new('RGBA', (4, 3), (*RED, 51)), 'PNG', (255, 204, 204)),
+        (Image.new('LA', (4, 3), (0, 0)), 'PNG', (255, 255, 255)),
+        (Image.new('CMYK', (4, 3), (0, 255, 255, 0)), 'TIFF', RED),
+    ],
+)  # fmt: skip
+def test_every_mode_has_the_colours_that_one_sees(image, kind, color):
+    assert first_pixel(image, kind) == pytest.approx(color, abs=2)
+
+
+def test_cmyk_jpeg_as_adobe_writes_it():
+    assert first_pixel(Image.new('CMYK', (8, 8), (0, 255, 255, 0)), 'JPEG') == pytest.approx(
+        RED, abs=3
+    )
+
+
+def test_transparent_palette_colour_is_white():
+    assert first_pixel(palette_picture(), 'PNG', transparency=7) == (255, 255, 255)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'PPM'])
+def test_16_bits_keep_their_range(kind):
+    values = np.array([[0, 257 * 100], [65535, 300]], np.uint16)
+    grey = read_image(encoded(Image.fromarray(values), kind))[..., 0]
+    assert grey.tolist() == [[0, 100], [255, 1]]
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_exif_turns_the_picture_upright(orientation):
+    # How a camera that is held in each of these ways stores the scene.
+    stored = {
+        1: lambda scene: scene,
+        2: np.fliplr,
+        3: lambda scene: np.rot90(scene, 2),
+        4: np.flipud,
+        5: lambda scene: scene.transpose(1, 0, 2),
+        6: np.rot90,
+        7: lambda scene: np.rot90(scene, 2).transpose(1, 0, 2),
+        8: lambda scene: np.rot90(scene, -1),
+    }
+    scene = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored[orientation](scene)))
+    assert (read_image(encoded(image, exif=exif))[..., ::-1] == scene).all()
+
+
+def test_of_several_frames_the_first(tmp_path):
+    frames = [Image.new('RGB', (4, 3), color) for color in (RED, (0, 255, 0))]
+    content = encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:])
+    assert tuple(read_image(content)[0, 0, ::-1]) == RED
+
+
+def png_header(width, height):
+    header = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack('>I', 13) + header + struct.pack('>I', zlib.crc32(header))
+    return b'\x89PNG\r\n\x1a\n' + chunk + struct.pack('>I', 0) + b'IDAT' + bytes(4)
+
+
+def test_size_is_checked_before_decoding():
+    # There are no pixels in this file: decoding it would fail with another message.
+    with pytest.raises(ImageError, match=r'20000x20000 pixels; at most 64 million fit'):
+        read_image(png_header(20000, 20000))
+
+
+def test_limit_can_be_set():
+    content = encoded(Image.new('RGB', (20, 10)))
+    assert read_image(content, max_pixels=200).shape == (10, 20, 3)
+    with pytest.raises(ImageError, match='20x10 pixels'):
+        read_image(content, max_pixels=199)
+
+
+def test_pillow_keeps_its_own_limit():
+    limit = Image.MAX_IMAGE_PIXELS
+    read_image(encoded(Image.new('RGB', (2, 2))))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'', 'is empty'),
+        (b'this is no picture', 'is no picture'),
+        (b'<html><body>404</body></html>', 'is no picture'),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'is no picture'),
+        (encoded(Image.effect_noise((64, 64), 90), 'JPEG')[:1500], 'is damaged or cut off'),
+        (encoded(Image.effect_noise((64, 64), 90))[:900], 'is damaged or cut off'),
+        (encoded(Image.fromarray(np.full((3, 3), 0.5, np.float32)), 'TIFF'), 'floating-point'),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path, content, message):
+    path = tmp_path / 'photo.jpg'
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=rf'photo\.jpg .*{message}.*expected .*: \w+') as caught:
+        read_image(path)
+    assert '\n' not in str(caught.value)
+    with pytest.raises(ImageError, match=message):
+        read_image(content)
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(ImageError, match=r'There is no file .*nothing\.png'):
+        read_image(tmp_path / 'nothing.png')
+    with pytest.raises(ImageError, match='is a folder'):
+        read_image(str(tmp_path))
+
+
+def test_real_photos(coco_root):
+    photo = next(iter(sorted(coco_root.rglob('*.jpg'))))
+    with Image.open(photo) as image:
+        expected = np.asarray(image.convert('RGB'))
+    assert (read_image(photo)[..., ::-1] == expected).all()

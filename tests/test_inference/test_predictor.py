@@ -1,0 +1,156 @@
+"""Models on pictures: all tasks, batches, thresholds, refusals."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmfocalnet.errors import CheckpointError, ConfigError
+from mmfocalnet.inference import ImageError, draw, load_predictor
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    random = np.random.default_rng(0)
+    sizes = [(64, 64), (48, 96), (64, 64)]
+    return [random.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+def test_boxes_and_masks(predictor, pictures):
+    model = predictor('mask_rcnn')
+    assert model.task == 'boxes and masks'
+    assert model.classes == ['circle', 'square', 'triangle', 'star']
+    prediction = model.predict(pictures[1:2])[0]
+    count = len(prediction.scores)
+    assert count > 0
+    assert prediction.boxes.shape == (count, 4)
+    assert prediction.masks.shape == (count, 48, 96)
+    assert prediction.masks.dtype == bool
+    assert prediction.boxes[:, 2].max() <= 96
+    assert (np.diff(prediction.scores) <= 0).all()
+    assert prediction.overlay.shape == (48, 96, 3)
+
+
+def test_boxes_alone(predictor, pictures):
+    model = predictor('atss')
+    assert model.task == 'boxes'
+    assert model.predict(pictures[:1])[0].masks is None
+
+
+def test_semantic(predictor, pictures):
+    model = predictor('upernet')
+    assert model.task == 'semantic'
+    prediction = model.predict(pictures[1:2])[0]
+    assert prediction.semantic.shape == (48, 96)
+    assert prediction.semantic.max() < len(model.classes) == 7
+    assert prediction.overlay.shape == (48, 96, 3)
+
+
+def test_panoptic(predictor, pictures):
+    model = predictor('mask2former')
+    assert model.task == 'panoptic'
+    assert model.things == 4
+    prediction = model.predict(pictures[1:2])[0]
+    ids, areas = np.unique(prediction.panoptic[prediction.panoptic > 0], return_counts=True)
+    assert len(ids) > 0
+    assert {segment.id: segment.area for segment in prediction.segments} == dict(
+        zip(ids.tolist(), areas.tolist(), strict=True)
+    )
+    assert all(segment.is_thing == (segment.label < 4) for segment in prediction.segments)
+    assert (prediction.overlay != pictures[1][..., ::-1]).any()
+
+
+def test_panoptic_maps_may_be_empty(predictor, pictures, monkeypatch):
+    model = predictor('mask2former')
+    monkeypatch.setitem(model.model.panoptic_fusion_head.test_cfg, 'object_mask_thr', 1.0)
+    prediction = model.predict(pictures[:1])[0]
+    assert prediction.segments == []
+    assert not prediction.panoptic.any()
+    assert (prediction.overlay == pictures[0][..., ::-1]).all()
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn', 'upernet'])
+def test_batches_predict_what_single_pictures_do(predictor, pictures, name):
+    model = predictor(name)
+    together = model.predict(pictures)
+    for picture, prediction in zip(pictures, together, strict=True):
+        alone = model.predict([picture])[0]
+        assert prediction.image is picture
+        if name == 'upernet':
+            assert (prediction.semantic == alone.semantic).mean() > 0.999
+        else:
+            np.testing.assert_allclose(prediction.scores, alone.scores, atol=1e-4)
+            # Of almost equal scores either may come first.
+            np.testing.assert_allclose(
+                np.sort(prediction.boxes, 0), np.sort(alone.boxes, 0), atol=1e-2
+            )
+
+
+def test_thresholds_choose_without_running_again(predictor, pictures):
+    prediction = predictor('mask_rcnn').predict(pictures[:1], score_thr=1.1)[0]
+    middle = float(np.median(prediction.scores))
+    assert (prediction.overlay == pictures[0][..., ::-1]).all()
+    kept = prediction.above(middle)
+    assert 0 < len(kept.scores) < len(prediction.scores)
+    assert kept.scores.min() >= middle
+    assert len(kept.masks) == len(kept.boxes) == len(kept.labels) == len(kept.scores)
+    some, all_ = (draw(prediction, pictures[0], score) for score in (middle, 0.0))
+    assert (some == kept.overlay).all()
+    assert (some != all_).any()
+    assert (some != pictures[0][..., ::-1]).any()
+
+
+def test_two_scopes_live_side_by_side(predictor, pictures):
+    detector, segmentor = predictor('mask_rcnn'), predictor('upernet')
+    for model in (segmentor, detector, segmentor):
+        assert len(model.predict(pictures[:1])) == 1
+
+
+def test_one_pixel_is_a_picture(predictor):
+    assert predictor('mask_rcnn').predict([np.zeros((1, 1, 3), np.uint8)])[0].overlay.size == 3
+
+
+@pytest.mark.parametrize(
+    ('picture', 'message'),
+    [
+        (np.zeros((8, 8), np.uint8), r'shape \(8, 8\)'),
+        (np.zeros((8, 8, 3), np.float32), 'type float32'),
+        (np.zeros((1, 900, 3), np.uint8), 'A picture of 900x1 pixels does not pass'),
+    ],
+)
+def test_other_arrays_are_refused(predictor, picture, message):
+    with pytest.raises(ImageError, match=message):
+        predictor('mask_rcnn').predict([picture])
+
+
+def test_classes_of_the_checkpoint_come_first(random_model, tmp_path):
+    config, checkpoint, options = random_model('mask_rcnn')
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    names = ('a', 'b', 'c', 'd')
+    path = tmp_path / 'named.pth'
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(CLASSES=names))), path)
+    assert load_predictor(config, path, cfg_options=options).classes == list(names)
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(classes=names[:3]))), path)
+    with pytest.raises(ConfigError, match='num_classes is 4, but the dataset has 3 classes'):
+        load_predictor(config, path, cfg_options=options)
+
+
+class Harmful:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('this code ran')",)
+
+
+def test_what_cannot_be_loaded_is_named(random_model, tmp_path):
+    config, checkpoint, options = random_model('mask_rcnn')
+    with pytest.raises(ConfigError, match='no config file'):
+        load_predictor('none.py', checkpoint)
+    with pytest.raises(CheckpointError, match='no checkpoint file'):
+        load_predictor(config, tmp_path / 'none.pth', cfg_options=options)
+    with pytest.raises(CheckpointError, match='not a checkpoint of this config'):
+        load_predictor(config, random_model('upernet')[1], cfg_options=options)
+    with pytest.raises(ConfigError, match="device 'gpu' cannot be used"):
+        load_predictor(config, checkpoint, 'gpu', options)
+    with pytest.raises(ConfigError, match="default_scope='other'"):
+        load_predictor(config, checkpoint, cfg_options=dict(default_scope='other'))
+    torch.save(dict(state_dict={}, meta=Harmful()), tmp_path / 'harmful.pth')
+    with pytest.raises(CheckpointError, match='holds a Python object'):
+        load_predictor(config, tmp_path / 'harmful.pth', cfg_options=options)

@@ -1,0 +1,57 @@
+"""What files, folders and globs stand for."""
+
+import pytest
+
+from mmfocalnet.inference.sources import find_sources
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ('b.JPG', 'a.png', 'clip.mp4', 'notes.txt', 'sub/a.png', 'sub/deep/c.webp'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def names(folder, *inputs):
+    sources, problems = find_sources([f'{folder}/{text}' for text in inputs])
+    assert not problems
+    return [source.path.relative_to(folder).as_posix() for source in sources]
+
+
+def test_folders_give_their_own_pictures_and_videos(folder):
+    assert names(folder, '') == ['a.png', 'b.JPG', 'clip.mp4']
+    assert [source.is_video for source in find_sources([str(folder)])[0]] == [False, False, True]
+
+
+def test_globs_reach_subfolders(folder):
+    assert names(folder, 'sub/*') == ['sub/a.png']
+    assert names(folder, '**/*.png', 'notes.txt') == ['a.png', 'sub/a.png', 'notes.txt']
+
+
+def test_nothing_is_taken_twice(folder):
+    assert names(folder, 'sub/a.png', 'sub', 'sub/*.png', 'sub/../sub/a.png') == ['sub/a.png']
+
+
+def test_outputs_of_one_stem_have_names_of_their_own(folder):
+    for name in ('a.jpg', 'A.bmp', 'a_2.png'):
+        (folder / name).touch()
+    sources, _ = find_sources([str(folder), str(folder / 'sub')])
+    found = [source.name for source in sources]
+    assert len({name.lower() for name in found}) == len(found) == 7
+
+
+def test_names_with_brackets_are_files_first(folder):
+    (folder / 'x[1].png').touch()
+    assert names(folder, 'x[1].png') == ['x[1].png']
+
+
+def test_inputs_without_pictures_are_named(folder):
+    (folder / 'empty').mkdir()
+    sources, problems = find_sources(
+        [f'{folder}/empty', f'{folder}/*.gif', f'{folder}/gone.png', f'{folder}/a.png']
+    )
+    assert len(sources) == 1
+    assert [problem.split('/')[0] for problem in problems] == [
+        'The folder ', "No file matches '", 'There is no file ',
+    ]  # fmt: skip

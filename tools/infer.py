@@ -1,0 +1,87 @@
+"""Predict pictures and videos: python tools/infer.py photos/ CONFIG CHECKPOINT --out results"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmfocalnet.errors import UserError
+from mmfocalnet.inference import load_predictor
+from mmfocalnet.inference.run import Run
+from mmfocalnet.inference.sources import find_sources
+from mmfocalnet.launch import add_cfg_options, one_sentence_errors
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Predict pictures and videos with a trained model')
+    parser.add_argument(
+        'images', nargs='+', metavar='IMAGES', help='pictures, videos, folders or globs in quotes'
+    )
+    parser.add_argument('config', help='config file of the model')
+    parser.add_argument('checkpoint', help='checkpoint that was trained with it')
+    parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write to')
+    parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='boxes of lower scores are neither drawn nor written (default: 0.3)',
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='default: 1')
+    add_cfg_options(parser)
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f'--batch-size {args.batch_size} must be 1 or more')
+    return args
+
+
+def make_folder(out, sources):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'--out {out} cannot be made ({error.strerror}); expected a folder: choose another.'
+        ) from error
+    written = [(out / name).resolve() for name in ('vis', 'pred', 'panoptic')]
+    for source in sources:
+        if source.path.resolve().parent in written:
+            raise UserError(
+                f'{source.path} lies where --out {out} has its results, which could replace it: '
+                'choose another --out.'
+            )
+
+
+def report(run, written):
+    print(f'{len(run.results.images)} predictions: {", ".join(map(str, written))}')
+    if run.results.task == 'semantic':
+        print('The values of the label maps count the classes from 0: see categories.json.')
+    elif run.results.ids_from:
+        print(f'category_id is that of {run.results.ids_from}.')
+    else:
+        print('category_id counts the classes from 1 (no annotation file): see categories.json.')
+    for problem in run.problems:
+        print(f'infer.py: {problem}', file=sys.stderr)
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    sources, problems = find_sources(args.images)
+    if not sources:
+        raise UserError(' '.join(problems))
+    make_folder(args.out, sources)
+    predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    run = Run(predictor, args.out, args.score_thr, args.batch_size)
+    run.problems += problems
+    try:
+        written = run(sources)
+    except OSError as error:
+        raise UserError(
+            f'{error.filename or args.out} cannot be written ({error.strerror}): make room there '
+            'or choose another --out.'
+        ) from error
+    report(run, written)
+    sys.exit(1 if run.problems else 0)
+
+
+if __name__ == '__main__':
+    main()

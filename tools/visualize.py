@@ -1,0 +1,127 @@
+"""Draw what a FocalNet looks at: python tools/visualize.py IMAGE CONFIG [CHECKPOINT]"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, DefaultScope
+
+from mmfocalnet.checkpoints import load_pretrained
+from mmfocalnet.errors import ConfigError, UserError
+from mmfocalnet.inference.images import read_image
+from mmfocalnet.launch import add_cfg_options, load_config, one_sentence_errors
+from mmfocalnet.models.focalnet import pretrained_options
+from mmfocalnet.visualization import (
+    draw_gates,
+    draw_kernels,
+    draw_modulator,
+    draw_receptive_field,
+    find_block,
+    find_focalnet,
+    level_kernels,
+    modulation_maps,
+    prepare_image,
+    receptive_field,
+    save_figure,
+)
+
+KINDS = ('gates', 'modulator', 'kernels', 'erf')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description='Draw the gates, modulator, kernels and receptive field of a FocalNet'
+    )
+    parser.add_argument('image', help='a picture, such as JPEG or PNG')
+    parser.add_argument('config', help='config file, such as configs/mask_rcnn/focalnet_t_1x.py')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='checkpoint of the model or of its backbone alone'
+    )
+    parser.add_argument('--what', choices=[*KINDS, 'all'], default='all')
+    parser.add_argument(
+        '--stage', type=int, default=-1, help='from 0; negative from the end (default: the last)'
+    )
+    parser.add_argument(
+        '--block', type=int, default=-1, help='of the stage, likewise (default: the last)'
+    )
+    parser.add_argument('--out', metavar='DIR', help='default: maps in the work dir of the config')
+    parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
+    add_cfg_options(parser)
+    args = parser.parse_intermixed_args()  # the checkpoint may come after flags
+    # What the tools that start runs let their users choose.
+    vars(args).update(work_dir=None, launcher='none', local_rank=0)
+    return args
+
+
+def find_device(name):
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such device; PyTorch built without it
+        raise UserError(f'--device {name} cannot be used here: use --device cpu.') from error
+    return device
+
+
+def build_backbone(cfg, args):
+    """The config's backbone with weights: all that runs here."""
+    if 'backbone' not in cfg.model:
+        raise ConfigError(f'The model of {args.config} has no backbone to look into.')
+    settings = cfg.model.backbone.copy()
+    init_cfg = settings.pop('init_cfg', None)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        net = find_focalnet(MODELS.build(settings))
+    channels = net.patch_embed.proj.in_channels
+    if channels != 3:
+        raise ConfigError(
+            f'{args.config} has in_chans={channels}, and a picture has 3: give a config of 3.'
+        )
+    net.init_weights()
+    options = pretrained_options(init_cfg) if init_cfg else {}
+    if args.checkpoint:
+        load_pretrained(net, args.checkpoint)
+    elif options and Path(options['checkpoint']).is_file():
+        load_pretrained(net, **options)
+    else:
+        print_log('No CHECKPOINT given: the weights are random.', logger='current')
+    return net
+
+
+def draw(what, net, place, shown, pixels):
+    """The figure of one kind."""
+    stage, block = place
+    if what == 'erf':
+        return draw_receptive_field(shown, receptive_field(net, pixels[None], stage))
+    if what == 'kernels':
+        return draw_kernels(level_kernels(net, *place), f'Kernels, stage {stage}, block {block}')
+    drawer = draw_gates if what == 'gates' else draw_modulator
+    return drawer(shown, modulation_maps(net, pixels, *place))
+
+
+def file_name(what, image, place):
+    stage, block = place
+    where = f'stage{stage}' if what == 'erf' else f'stage{stage}_block{block}'
+    return f'{what}_{where}.png' if what == 'kernels' else f'{Path(image).stem}_{what}_{where}.png'
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    cfg = load_config(args)
+    out = Path(args.out or Path(cfg.work_dir) / 'maps')
+    if out.exists() and not out.is_dir():
+        raise UserError(f'--out {out} is a file: give a folder.')
+    device = find_device(args.device)
+    shown, pixels = prepare_image(read_image(args.image), cfg)
+    net = build_backbone(cfg, args).to(device)
+    place = find_block(net, args.stage, args.block)
+    for what in KINDS if args.what == 'all' else (args.what,):
+        figure = draw(what, net, place, shown, pixels.to(device))
+        file = out / file_name(what, args.image, place)
+        save_figure(figure, file)
+        print_log(f'Drawn: {file}', logger='current')
+
+
+if __name__ == '__main__':
+    main()

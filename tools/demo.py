@@ -52,6 +52,7 @@ def main():
     drawn = (work_dir / 'predictions').resolve()
     run('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn)
     draw_sheet(sorted(drawn.rglob('*.*g'))[:8], work_dir / 'predictions.png')
+    run('report.py', work_dir)
 
     figures = ', '.join(
         f'{label} {metric_curve(scalars, key)[1][-1]:.1f}'
@@ -61,6 +62,7 @@ def main():
     print(f'Predictions (left the truth, right the prediction): {work_dir}/predictions.png')
     print(f'and one file per held-out image: {work_dir}/predictions')
     print(f'The curves of training: {work_dir}/curves.png')
+    print(f'All of it on one page, to open in a browser: {work_dir}/report.html')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,249 @@
+"""tools/report.py: runs of every state on one page."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from mmengine.structures import InstanceData
+
+from mmfocalnet.errors import UserError
+from mmfocalnet.visualization.curves import draw_panel, loss_terms, metrics, read_history
+from mmfocalnet.visualization.report import box_quality, mean_iou, write_report
+
+ENVIRONMENT = """2026/01/01 00:00:00 - mmengine - INFO -
+------------------------------------------------------------
+System environment:
+    PyTorch: 9.8.7+elsewhere
+    GPU 0,1: Imaginary Accelerator
+    MMEngine: 0.10.12
+
+Runtime environment:
+    seed: 7
+    GPU number: 2
+------------------------------------------------------------
+"""
+
+
+def training(step, loss=1.0, **more):
+    return {'lr': 0.1, 'loss': loss, 'loss_cls': loss, 'time': 0.5, 'data_time': 0.1,
+            'iter': step, 'step': step, **more}  # fmt: skip
+
+
+def validation(step, value):
+    return {'coco/bbox_mAP': value, 'coco/bbox_mAP_l': -1.0, 'time': 0.1, 'step': step}
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    """Write the files of one run of MMEngine's into a work dir."""
+
+    def _write(name, entries=(), log=None, config='model = dict()\n', end=''):
+        folder = tmp_path / 'work' / name
+        (folder / 'vis_data').mkdir(parents=True)
+        lines = ''.join(json.dumps(entry) + '\n' for entry in entries) + end
+        if lines:
+            (folder / 'vis_data/scalars.json').write_text(lines)
+        (folder / 'vis_data/config.py').write_text(config)
+        if log is not None:
+            (folder / f'{name}.log').write_text(log)
+        return folder.parent
+
+    return _write
+
+
+@pytest.fixture
+def report(tmp_path):
+    def _report(work_dir, images=0):
+        out = tmp_path / 'report.html'
+        sentences = write_report(work_dir, out, images)
+        return out.read_text(), sentences
+
+    return _report
+
+
+def test_a_resumed_run_is_joined(write_run):
+    first = [training(step, loss=1) for step in (10, 20, 30, 40)]
+    write_run('1', [*first, validation(20, 0.1), validation(40, 0.9)], log='')
+    log = 'resumed epoch: 0, iter: 20\n'
+    work_dir = write_run(
+        '2', [training(30, loss=2), training(45, loss=2), validation(45, 0.2)], log
+    )
+    history = read_history(work_dir)
+    assert [(e['step'], e['loss']) for e in history.training] == [
+        (10, 1), (20, 1), (30, 2), (45, 2),
+    ]  # fmt: skip
+    assert metrics(history.validation) == {'coco/bbox_mAP': ([20, 45], [10, 20])}
+    assert [(past.run, past.iteration) for past in history.resumed] == [('2', 20)]
+
+
+def test_a_resumed_run_of_epochs_is_joined(write_run):
+    write_run('1', [training(5, epoch=1), validation(1, 0.1), training(10, epoch=2)])
+    later = [training(8, epoch=2), validation(2, 0.3), training(15, epoch=3)]
+    work_dir = write_run('2', later)
+    history = read_history(work_dir)
+    assert [entry['step'] for entry in history.training] == [5, 8, 15]
+    assert [entry['step'] for entry in history.validation] == [1, 2]
+    assert history.by_epoch
+    assert (history.resumed[0].iteration, history.resumed[0].epoch) == (7, 1)
+
+
+def test_a_run_that_started_afresh_replaces_older_ones(write_run, report):
+    write_run('1', [training(10), training(400)], log='')
+    work_dir = write_run('2', [training(20)], log='')
+    html, notes = report(work_dir)
+    assert [entry['step'] for entry in read_history(work_dir).training] == [20]
+    assert 'Left out, because 2 started afresh: 1.' in notes
+    assert 'Resumed' not in html
+
+
+def test_a_test_run_afterwards_changes_nothing(write_run):
+    write_run('1', [training(10)])
+    work_dir = write_run('2', log=ENVIRONMENT)
+    assert [run.name for run in read_history(work_dir).runs] == ['1']
+
+
+def test_an_unfinished_run(write_run, report):
+    config = "train_cfg = dict(type='IterBasedTrainLoop', max_iters=50)\n"
+    work_dir = write_run('1', [training(10)], log='', config=config, end='{"lr": 0.1, "lo')
+    html, notes = report(work_dir, images=2)
+    assert 'logged up to iteration 10 of 50' in html
+    assert any('no validation yet' in note for note in notes)
+    assert any('1 line(s)' in note for note in notes)
+    assert any('No gallery' in note for note in notes)
+    assert html.count('<svg') == 4  # loss, terms, rate, speed
+
+
+def test_a_run_that_has_logged_nothing(write_run, report):
+    html, notes = report(write_run('1'))
+    assert 'Nothing has been logged yet' in html
+    assert '<svg' not in html
+    assert any('no log' in note for note in notes)
+
+
+def test_the_environment_is_that_of_the_run(write_run, report):
+    config = 'train_dataloader = dict(batch_size=3)\n'
+    work_dir = write_run('1', [training(10, memory=2048)], log=ENVIRONMENT, config=config)
+    html, notes = report(work_dir)
+    assert 'Imaginary Accelerator' in html
+    assert '9.8.7+elsewhere' in html
+    assert torch.__version__ not in html
+    assert 'at most 2,048 MiB on a GPU' in html
+    assert '20.0% of it waiting for data' in html
+    assert any('no validation yet' in note for note in notes)
+
+
+def test_memory_is_named_as_missing_on_the_cpu(write_run, report):
+    log = ENVIRONMENT.replace('    GPU 0,1: Imaginary Accelerator\n', '')
+    html, _ = report(write_run('1', [training(10)], log=log))
+    assert 'not logged on the CPU' in html
+
+
+def test_a_loss_that_breaks_is_named(write_run, report):
+    work_dir = write_run('1', [training(10), training(20, loss=float('nan'))])
+    assert 'The loss is NaN or infinite from iteration 20 on.' in report(work_dir)[1]
+
+
+def test_nothing_escapes_and_nothing_is_fetched(write_run, report):
+    config = "text = '</pre><script>alert(1)</script>'\n"
+    entries = [training(10), {'<b>$odd_{metric</b>': 3.0, 'step': 10}]
+    html, _ = report(write_run('1', entries, log=ENVIRONMENT + '<i>', config=config))
+    assert '<script' not in html
+    assert '<b>$odd' not in html
+    assert '&lt;script&gt;' in html
+    assert not re.search(r'(src|href)\s*=\s*(?!"#|"data:)', html)
+    assert '@import' not in html
+    assert not re.search(r'url\((?!#)', html)
+
+
+def test_many_terms_share_colours():
+    entry = {'step': 1, 'loss': 9.0, 'acc': 1.0}
+    entry |= {f'd{layer}.loss_{kind}': 1.0 for layer in range(9) for kind in ('cls', 'mask')}
+    terms = loss_terms([entry])
+    assert len(terms) == 18
+    svg = draw_panel(terms, 'Terms', 'Iteration')
+    assert set(re.findall(r'stroke: (#\w+)', svg)) >= {'#1f77b4', '#ff7f0e'}
+    assert '#2ca02c' not in svg
+
+
+def test_box_quality():
+    def boxes(*rows, **more):
+        return InstanceData(
+            bboxes=torch.tensor(rows, dtype=torch.float).reshape(-1, 4),
+            labels=torch.zeros(len(rows), dtype=torch.long),
+            **more,
+        )
+
+    truth = boxes((0, 0, 10, 10), (20, 20, 30, 30))
+    exact = boxes((20, 20, 30, 30), (0, 0, 10, 10), scores=torch.tensor([0.6, 0.9]))
+    assert box_quality(truth, exact) == pytest.approx(1)
+    # One of IoU 0.8, a second one on the same truth, one on nothing.
+    poor = boxes(
+        (0, 0, 10, 8), (0, 0, 10, 7), (50, 50, 60, 60), scores=torch.tensor([0.9, 0.8, 0.7])
+    )
+    assert box_quality(truth, poor) == pytest.approx(2 * 0.8 / 5)
+    exact.labels += 1
+    assert box_quality(truth, exact) == 0
+    nothing = boxes(scores=torch.zeros(0))
+    assert box_quality(truth, nothing) == 0
+    assert box_quality(boxes(), exact) == 0
+    assert box_quality(boxes(), nothing) == 1
+
+
+def test_mean_iou():
+    truth = torch.tensor([[[0, 0, 1, 255]]])
+    assert mean_iou(truth, truth, 3) == 1
+    # Class 0: 1 of 2; class 1: 1 of 1; class 2: 0 of 1; 3 is no class.
+    assert mean_iou(truth, torch.tensor([[[0, 2, 1, 2]]]), 3) == pytest.approx(0.5)
+    assert mean_iou(truth, torch.tensor([[[0, 3, 1, 0]]]), 3) == pytest.approx(0.75)
+    assert mean_iou(torch.full((1, 1, 2), 255), torch.zeros(1, 1, 2), 3) == 1
+
+
+def test_the_folder_of_several_work_dirs_is_refused(write_run, tmp_path):
+    write_run('1', [training(10)])
+    with pytest.raises(UserError, match='TIMESTAMP'):
+        write_report(tmp_path, tmp_path / 'report.html')
+    assert not (tmp_path / 'report.html').exists()
+
+
+def test_a_file_that_cannot_be_written(write_run, tmp_path):
+    work_dir = write_run('1', [training(10)])
+    with pytest.raises(UserError, match='--out'):
+        write_report(work_dir, tmp_path / 'missing/report.html', images=0)
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(UserError, match='--out'):
+        write_report(work_dir, tmp_path / 'folder', images=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'work']
+
+
+def test_a_wrong_work_dir_is_one_sentence(run, tmp_path):
+    result = run(sys.executable, 'tools/report.py', tmp_path / 'nowhere', code=2)
+    assert result.stderr.count('\n') == 1
+    assert 'There is no folder' in result.stderr
+    assert 'nowhere' in result.stderr
+
+
+def test_a_trained_model_is_shown_unless_its_data_are_gone(train, run, report, tmp_path):
+    train()
+    whole = (tmp_path / 'iter_2.pth').read_bytes()
+    (tmp_path / 'iter_3.pth').write_bytes(whole[: len(whole) // 2])
+    result = run(sys.executable, 'tools/report.py', tmp_path, '--images', '2')
+    html = (tmp_path / 'report.html').read_text()
+    assert f'The report: {tmp_path}/report.html' in result.stdout
+    assert 'iter_3.pth' in result.stdout  # named as damaged
+    assert '2 of 3 held-out images, predicted by iter_2.pth' in html
+    assert html.count('src="data:image/jpeg;base64,') == 2
+    assert 'MaskRCNN on FocalNet' in html
+    assert 'coco/bbox_mAP_50' in html
+    assert 'System environment' not in html
+    assert 'PyTorch compiling details' in html
+    assert not list(tmp_path.glob('*partial*'))
+
+    config = next(tmp_path.glob('*/vis_data/config.py'))
+    config.write_text(re.sub(r"'[^']*coco/", "'gone/", config.read_text()))
+    html, sentences = report(tmp_path, images=2)
+    assert 'data:image' not in html
+    assert len(sentences) == 1
+    assert sentences[0].startswith('No gallery: gone/')
+    assert '<svg' in html

@@ -1,0 +1,202 @@
+"""What the web page shows of one picture; nothing here needs Gradio."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mmfocalnet.datasets import CLASSES, draw_image
+from mmfocalnet.errors import UserError
+from mmfocalnet.inference import Prediction, Predictor, draw, read_image
+from mmfocalnet.models.focalnet import DEFAULTS
+from mmfocalnet.visualization import (
+    ModulationMaps,
+    draw_gates,
+    draw_modulator,
+    find_focalnet,
+    prepare_image,
+    watch_modulation,
+)
+
+# Masks and overlays are made at the picture's own size; a screen shows no more than this.
+MAX_SIDE = 2048
+# Smaller pictures are enlarged for drawing only, so that names on them can be read.
+DRAWN_SIDE = 640
+EXAMPLES = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one run of a model on one picture leaves behind; drawing needs no other run.
+
+    Attributes:
+        prediction: What it found.
+        seen: The picture as the backbone got it, RGB, uint8 (H, W, 3).
+        maps: Gates and modulator of the last block of each stage.
+        milliseconds: Time of the prediction, pre- and postprocessing included.
+    """
+
+    prediction: Prediction
+    seen: np.ndarray
+    maps: tuple[ModulationMaps, ...]
+    milliseconds: float
+
+
+def read_upload(path: str | os.PathLike) -> np.ndarray:
+    """Read an uploaded picture, and delete the file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        BGR, uint8 (H, W, 3), its longer side scaled down to `MAX_SIDE`.
+
+    Raises:
+        ImageError: If it is no picture, damaged or of too many pixels.
+    """
+    path = Path(path)
+    try:
+        image = read_image(path)
+    except UserError as error:
+        # People know its name, not where the server has put it.
+        raise type(error)(str(error).replace(str(path), path.name)) from error
+    finally:
+        path.unlink(missing_ok=True)
+    return mmcv.imrescale(image, (MAX_SIDE, MAX_SIDE)) if max(image.shape) > MAX_SIDE else image
+
+
+def look_at(predictor: Predictor, image: np.ndarray) -> Look:
+    """Run a model on a picture, and its backbone once more to watch every stage.
+
+    Args:
+        predictor: The model.
+        image: BGR, uint8 (H, W, 3).
+
+    Returns:
+        All that the page draws.
+
+    Raises:
+        ImageError: If the model's test pipeline does not take such a picture.
+    """
+    start = time.perf_counter()
+    [prediction] = predictor.predict([image])
+    milliseconds = 1000 * (time.perf_counter() - start)
+    seen, pixels = prepare_image(image, predictor.cfg)
+    net = find_focalnet(predictor.model)
+    # Apart from the timed run: a layer that is watched takes a slower path.
+    with ExitStack() as stack, torch.inference_mode():
+        stages = [
+            stack.enter_context(watch_modulation(net, stage)) for stage in range(len(net.layers))
+        ]
+        net(pixels[None].to(next(net.parameters()).device))
+    return Look(prediction, seen, tuple(maps for [maps] in stages), milliseconds)
+
+
+def draw_found(look: Look, score_thr: float) -> np.ndarray:
+    """Draw the prediction with boxes of at least a score; RGB, uint8 (H, W, 3)."""
+    prediction = _enlarged(look.prediction.above(score_thr))
+    return draw(prediction, prediction.image, score_thr)
+
+
+def draw_maps(look: Look, stage: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the gates (Figure 3) and the modulator (Figure 4) of a stage's last block.
+
+    Returns:
+        Two pictures, RGB, uint8 (H, W, 3).
+    """
+    maps = look.maps[stage]
+    return _pixels(draw_gates(look.seen, maps)), _pixels(draw_modulator(look.seen, maps))
+
+
+def describe_found(look: Look, score_thr: float) -> str:
+    """Count what is drawn, in words.
+
+    Returns:
+        Such as ``'3 objects: 2 star, 1 circle'``, or ``'2 classes: 75% sky, 25% cat'`` of the
+        pixels for a semantic map.
+    """
+    found = look.prediction.above(score_thr)
+    if found.task == 'semantic':
+        return _shares(found.semantic, found.classes)
+    if found.task == 'panoptic':
+        labels = [segment.label for segment in found.segments]
+        return _count('segment', labels, found.classes)
+    return _count('object', found.labels, found.classes)
+
+
+def describe_run(predictor: Predictor, look: Look) -> str:
+    """Name architecture, size and time: one line of text."""
+    height, width = look.prediction.image.shape[:2]
+    device = next(predictor.model.parameters()).device
+    return (
+        f'{type(predictor.model).__name__} with {_architecture(predictor)} · '
+        f'{sum(p.numel() for p in predictor.model.parameters()) / 1e6:.1f} M parameters · '
+        f'{look.milliseconds:.0f} ms for {width}x{height} pixels on {device}'
+    )
+
+
+def sample_pictures(classes: list[str]) -> list[np.ndarray]:
+    """Held-out pictures of the generated set, RGB; none for models of other classes."""
+    if not set(classes) <= set(CLASSES):
+        return []
+    return [draw_image(index, 'val').image for index in range(EXAMPLES)]
+
+
+def _count(name: str, labels: Iterable[int], classes: list[str]) -> str:
+    numbers = Counter(classes[int(label)] for label in labels)
+    total = numbers.total()
+    each = ', '.join(f'{number} {label}' for label, number in numbers.most_common())
+    return f'{total} {name}{"" if total == 1 else "s"}' + (f': {each}' if each else '')
+
+
+def _shares(semantic: np.ndarray, classes: list[str]) -> str:
+    pixels = Counter(semantic.ravel().tolist()).most_common()
+    each = ', '.join(f'{count / semantic.size:.0%} {classes[label]}' for label, count in pixels)
+    return f'{len(pixels)} {"class" if len(pixels) == 1 else "classes"}: {each}'
+
+
+def _architecture(predictor: Predictor) -> str:
+    settings = predictor.cfg.model.backbone
+    if settings.get('arch'):
+        return f'FocalNet {settings.arch}'
+    width, depths, levels = (
+        settings.get(key, DEFAULTS[key]) for key in ('embed_dim', 'depths', 'focal_levels')
+    )
+    blocks = '-'.join(map(str, depths))
+    return f'FocalNet (width {width}, depths {blocks}, focal levels {levels})'
+
+
+def _enlarged(prediction: Prediction) -> Prediction:
+    """A prediction at a multiple of its picture's size, if that is small."""
+    sides = prediction.image.shape[:2]
+    factor = DRAWN_SIDE // max(sides)
+    if factor < 2:
+        return prediction
+    height, width = (factor * side for side in sides)
+    changes: dict[str, Any] = dict(image=mmcv.imresize(prediction.image, (width, height)))
+    if prediction.boxes is not None:
+        changes['boxes'] = prediction.boxes * factor
+    for name in ('masks', 'panoptic', 'semantic'):
+        labels = getattr(prediction, name)
+        if labels is not None:
+            changes[name] = labels.repeat(factor, axis=-2).repeat(factor, axis=-1)
+    return replace(prediction, **changes)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100)
+    return np.asarray(Image.open(file).convert('RGB'))

@@ -1,0 +1,34 @@
+"""Try a model in the browser: python tools/web.py configs/demo/mask_rcnn.py CHECKPOINT"""
+
+import argparse
+
+from mmfocalnet import web
+from mmfocalnet.inference import load_predictor
+from mmfocalnet.launch import add_cfg_options, one_sentence_errors
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Serve a web page that tries a model on pictures')
+    parser.add_argument('config', help='config file, such as configs/demo/mask_rcnn.py')
+    parser.add_argument('checkpoint', help='checkpoint file of the model')
+    parser.add_argument(
+        '--host', default=web.HOST, help='address to listen on (default: %(default)s, this machine)'
+    )
+    parser.add_argument('--port', type=int, help='default: the first free one from 7860')
+    parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    web.need_gradio()
+    from mmfocalnet.web.page import serve
+
+    predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    serve(predictor, args.host, args.port)
+
+
+if __name__ == '__main__':
+    main()

@@ -5,7 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.ops import ModulationWeights, gated_sum, linear, modulate, runs_as_it_stands
+from mmfocalnet.ops import (
+    ModulationWeights,
+    gated_sum,
+    is_exact_gelu,
+    linear,
+    modulate,
+    runs_as_it_stands,
+)
 
 
 class FocalModulation(nn.Module):
@@ -96,8 +103,11 @@ class FocalModulation(nn.Module):
             runs_as_it_stands(self.f, nn.Linear)
             and all(runs_as_it_stands(conv, nn.Conv2d) for conv in (self.h, *convolutions))
             and all(_is_depthwise(conv) for conv in convolutions)
+            and self.h.kernel_size == self.h.stride == (1, 1)
+            and self.h.padding == (0, 0)
+            and self.h.groups == 1
             and all(runs_as_it_stands(layer, nn.Sequential) for layer in self.focal_layers)
-            and all(runs_as_it_stands(layer[1], nn.GELU) for layer in self.focal_layers)
+            and all(len(layer) == 2 and is_exact_gelu(layer[1]) for layer in self.focal_layers)
         )
 
     def _by_layer(self, x: Tensor) -> Tensor:
@@ -139,4 +149,5 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
     size = conv.kernel_size[0]
     same_size = conv.kernel_size == (size, size) and conv.padding == (size // 2, size // 2)
     unit_steps = conv.stride == conv.dilation == (1, 1)
-    return same_size and unit_steps and conv.groups == conv.in_channels and conv.bias is None
+    usual = same_size and unit_steps and conv.padding_mode == 'zeros'
+    return usual and conv.groups == conv.in_channels and conv.bias is None

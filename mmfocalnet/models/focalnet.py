@@ -18,7 +18,7 @@ from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.archs import find_arch
 from mmfocalnet.models.focal_modulation import FocalModulation, check_focal_window
-from mmfocalnet.ops import feed_forward, keep_path, runs_as_it_stands
+from mmfocalnet.ops import feed_forward, is_exact_gelu, keep_path, runs_as_it_stands
 
 # What the named architectures may set; the constructor's own defaults of these are None.
 DEFAULTS: dict[str, Any] = dict(
@@ -60,9 +60,9 @@ class Mlp(nn.Module):
         return self.drop(x)
 
     def _is_plain(self) -> bool:
-        drops = self.training and self.drop.p > 0
-        layers = (self.fc1, nn.Linear), (self.act, nn.GELU), (self.fc2, nn.Linear)
-        return not drops and all(runs_as_it_stands(*layer) for layer in layers)
+        layers = (self.fc1, nn.Linear), (self.fc2, nn.Linear), (self.drop, nn.Dropout)
+        usual = is_exact_gelu(self.act) and all(runs_as_it_stands(*layer) for layer in layers)
+        return usual and not (self.drop.training and self.drop.p > 0)
 
 
 class FocalNetBlock(nn.Module):

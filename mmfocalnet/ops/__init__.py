@@ -7,7 +7,7 @@ from mmfocalnet.ops.dispatch import (
     modulate,
     use_path,
 )
-from mmfocalnet.ops.layers import runs_as_it_stands
+from mmfocalnet.ops.layers import is_exact_gelu, runs_as_it_stands
 from mmfocalnet.ops.plain import ModulationWeights, gated_sum
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     'explain',
     'feed_forward',
     'gated_sum',
+    'is_exact_gelu',
     'keep_path',
     'linear',
     'modulate',

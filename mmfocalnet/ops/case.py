@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Case(NamedTuple):
@@ -17,7 +17,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     device: str = 'cpu'
     autocast: bool = False  # On the CPU; elsewhere no path minds.
-    tensor: str = 'Tensor'  # The tensor's class.
+    tensor: str = 'Tensor'  # The class of features and weights, of an unusual one if any.
     mixed: bool = False  # Weights of another type or on another device than the features.
 
     @classmethod
@@ -29,9 +29,15 @@ class Case(NamedTuple):
             dtype=x.dtype,
             device=x.device.type,
             autocast=x.device.type == 'cpu' and autocast_on_cpu(),
-            tensor=type(x).__name__,
+            tensor=_odd_type((x, *weights, *kernels)),
             mixed=any(w.dtype != x.dtype or w.device != x.device for w in (*weights, *kernels)),
         )
+
+
+def _odd_type(tensors: Sequence[Tensor]) -> str:
+    # Quantised and sharded weights are subclasses that know PyTorch's own operations only.
+    odd = [type(tensor) for tensor in tensors if type(tensor) not in (Tensor, nn.Parameter)]
+    return odd[0].__name__ if odd else 'Tensor'
 
 
 def autocast_on_cpu() -> bool:

@@ -9,6 +9,14 @@ from typing import Any
 import torch
 
 
+def without_base(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same memory as a tensor that is no view.
+
+    Autograd forbids to change what a function returns in place where that is a view.
+    """
+    return tensor.new_empty(0).set_(tensor)
+
+
 def first_derivatives_only(backward: Callable) -> Callable:
     """Let an autograd function's backward refuse second derivatives, and autocast leave it be.
 
@@ -20,17 +28,27 @@ def first_derivatives_only(backward: Callable) -> Callable:
         backward: The static method to wrap.
 
     Returns:
-        The same, raising RuntimeError where it is called with ``create_graph=True``.
+        The same, raising RuntimeError where it is called with ``create_graph=True`` or for many
+        gradients at once.
     """
 
     @functools.wraps(backward)
     def refusing(ctx: Any, *grads: torch.Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                'This path of FocalNet has no second derivatives (create_graph=True); compute '
-                "inside `with mmfocalnet.ops.use_path('plain'):` to have them."
-            )
+        for unable, what in (
+            (torch.is_grad_enabled(), 'second derivatives (create_graph=True)'),
+            (_is_batched(grads[0]), 'batched gradients (is_grads_batched, vectorize=True)'),
+        ):
+            if unable:
+                raise RuntimeError(
+                    f'This path of FocalNet has no {what}; compute inside '
+                    "`with mmfocalnet.ops.use_path('plain'):` to have them."
+                )
         with torch.autocast(grads[0].device.type, enabled=False):
             return backward(ctx, *grads)
 
     return refusing
+
+
+def _is_batched(grad: torch.Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)

@@ -7,11 +7,12 @@ import contextvars
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from mmfocalnet.errors import ConfigError
@@ -113,6 +114,7 @@ def feed_forward(
 def use_path(name: str) -> Iterator[None]:
     """Compute by the path of this name alone, inside a ``with`` block.
 
+    A compiler, a tracer and whatever else `_is_watched` names get the plain path all the same.
     An operator that has no path of this name (the MLP and the linear layer have no ``triton``
     and no ``numba``) chooses as usual.
 
@@ -140,11 +142,21 @@ def keep_path(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         function: What calls operators.
 
     Returns:
-        The same function, inside `use_path` where that is in force.
+        The same function, with the path that was asked for, or none.
     """
-    if _is_compiling() or _asked_for.get() is None:
+    if _is_compiling():
         return function
-    return use_path(_asked_for.get())(function)
+    asked_for = _asked_for.get()
+
+    @functools.wraps(function)
+    def bound(*args: Any) -> Tensor:
+        token = _asked_for.set(asked_for)
+        try:
+            return function(*args)
+        finally:
+            _asked_for.reset(token)
+
+    return bound
 
 
 def explain(
@@ -190,12 +202,14 @@ def _choose(
 def _is_watched() -> bool:
     """Tell whether something records or transforms PyTorch's operations, one by one.
 
-    Tracers, counters of FLOPs (modes) and the transforms of torch.func see the plain path only.
+    Tracers, counters of FLOPs (modes), the transforms of torch.func and forward-mode derivatives
+    see the plain path only.
     """
     return (
         torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
     )
 
 

@@ -27,3 +27,8 @@ def runs_as_it_stands(layer: nn.Module, kind: type[nn.Module]) -> bool:
     )
     replaced = type(layer) is not kind or 'forward' in vars(layer)
     return not replaced and not any(hooks) and not any(_hooks_of_all_layers)
+
+
+def is_exact_gelu(layer: nn.Module) -> bool:
+    """Tell whether a layer does what the operators do for GELU: not the tanh approximation."""
+    return runs_as_it_stands(layer, nn.GELU) and layer.approximate == 'none'

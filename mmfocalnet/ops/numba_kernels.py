@@ -49,7 +49,7 @@ ARGUMENTS = np.dtype(
         ('totals', 'i8'),  # (B, C, P)
         ('projected_grad', 'i8'),  # Of the context only (B, C + L + 1, P).
         ('gate_grads', 'i8'),  # (threads, B, L + 1, P), zeros to begin with.
-        ('kernel_grads', 'i8'),  # (C, T)
+        ('kernel_grads', 'i8'),  # (C, T); 0: do not compute them.
         ('scratch', 'i8'),  # (threads, BUFFERS, buffer), zeros to begin with.
         ('buffer', 'i8'),
     ]
@@ -374,7 +374,9 @@ def backward(arguments):
     for channel in range(first, last):
         kernels = _plane(args.kernels, channel, args.taps)
         kernel_grads = _plane(args.kernel_grads, channel, args.taps)
-        kernel_grads[:] = _ZERO
+        with_kernels = args.kernel_grads != 0
+        if with_kernels:
+            kernel_grads[:] = _ZERO
         for sample in range(args.batch):
             of_sample = sample * (channels + args.levels + 1)
             gates = of_sample + channels
@@ -434,15 +436,16 @@ def backward(arguments):
                 kernel_grad[:] = _ZERO
                 for start in range(0, run, step):
                     stop = min(run, start + step)
-                    _correlate(
-                        size,
-                        source[start + reach :],
-                        pitch,
-                        grads[inside + start : inside + stop],
-                        kernel_grad,
-                    )
+                    if with_kernels:
+                        _correlate(
+                            size,
+                            source[start + reach :],
+                            pitch,
+                            grads[inside + start : inside + stop],
+                            kernel_grad,
+                        )
                     _convolve(size, grads[start + reach :], pitch, flipped, from_above[start:stop])
-                for y in range(size):
+                for y in range(size if with_kernels else 0):
                     for x in range(size):
                         kernel_grads[first_tap + y * size + x] += kernel_grad[y * ROW + x]
             context_grad = _plane(args.projected_grad, of_sample + channel, pixels)

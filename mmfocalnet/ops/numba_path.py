@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmfocalnet.ops.case import Case
-from mmfocalnet.ops.derivatives import first_derivatives_only
+from mmfocalnet.ops.derivatives import first_derivatives_only, without_base
 from mmfocalnet.ops.plain import ModulationWeights
 from mmfocalnet.ops.products import linear, linear_of_planes, linear_transposed, weight_grad
 
@@ -110,14 +110,17 @@ class _Modulate(torch.autograd.Function):
         ctx.save_for_backward(
             x, f_weight, h_weight, query, projected, packed, means, modulator, *contexts
         )
-        return (query * modulator).view(x.shape)
+        return without_base((query * modulator).view(x.shape))
 
     @staticmethod
     @first_derivatives_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, f_weight, h_weight, query, projected, packed, means, modulator, *contexts = (
-            ctx.saved_tensors
+            # The loops trust the layout, which hooks on saved tensors may have changed.
+            tensor.contiguous()
+            for tensor in ctx.saved_tensors
         )
+        with_f, _, with_h, _, *with_kernels = ctx.needs_input_grad[3:]
         batch, height, width, dim = x.shape
         rows = x.reshape(batch, height * width, dim)
         grad = grad.reshape(rows.shape)
@@ -127,7 +130,7 @@ class _Modulate(torch.autograd.Function):
 
         totals = linear_transposed(modulator_grad, ctx.scale * h_weight.t())
         projected_grad = torch.empty_like(projected)
-        kernel_grads = torch.empty_like(packed)
+        kernel_grads = torch.empty_like(packed) if any(with_kernels) else None
         gate_grads = rows.new_zeros(_threads(dim), batch, len(ctx.sizes) + 1, height * width)
         _run(
             'backward',
@@ -154,22 +157,31 @@ class _Modulate(torch.autograd.Function):
                     [query_grad[here], projected_grad[sample, :, here[1]].t()], dim=1
                 )
                 x_grad[here] = linear(f_grad, f_weight.t())
-                f_weight_grad = weight_grad(rows[here], f_grad, f_weight_grad)
+                if with_f:
+                    f_weight_grad = weight_grad(rows[here], f_grad, f_weight_grad)
                 f_bias_grad += f_grad.sum(0)
-                # By now these are the sums themselves.
-                sums = totals[sample, :, here[1]].t()
-                h_weight_grad = weight_grad(sums, modulator_grad[here], h_weight_grad)
-        kernel_grads = kernel_grads.split([size * size for size in ctx.sizes], dim=1)
+                if with_h:
+                    # By now these are the sums themselves.
+                    sums = totals[sample, :, here[1]].t()
+                    h_weight_grad = weight_grad(sums, modulator_grad[here], h_weight_grad)
         return (
             None,
             None,
             x_grad.view(x.shape),
             f_weight_grad,
             f_bias_grad,
-            h_weight_grad * ctx.scale,
+            h_weight_grad * ctx.scale if with_h else None,
             h_bias_grad,
-            *(g.view(dim, 1, k, k) for g, k in zip(kernel_grads, ctx.sizes, strict=True)),
+            *_unpack(kernel_grads, ctx.sizes),
         )
+
+
+def _unpack(kernel_grads: Tensor | None, sizes: Sequence[int]) -> list[Tensor | None]:
+    """Split the gradients of all kernels (C, T) into those of each (C, 1, k, k)."""
+    if kernel_grads is None:
+        return [None] * len(sizes)
+    parts = kernel_grads.split([size * size for size in sizes], dim=1)
+    return [part.reshape(len(part), 1, size, size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _run(
@@ -177,7 +189,7 @@ def _run(
     shape: tuple[int, ...],
     sizes: Sequence[int],
     contexts: Sequence[Tensor],
-    **tensors: Tensor,
+    **tensors: Tensor | None,
 ) -> None:
     """Call one of `numba_kernels` on all of PyTorch's threads; its `ARGUMENTS` name the tensors."""
     kernels = _kernels()
@@ -186,12 +198,13 @@ def _run(
     threads = _threads(shape[1])
     # A run of pixels may look past the last row by a kernel's row.
     buffer = (height + 2 * margin) * (width + margin) + kernels.ROW
-    scratch = torch.zeros(threads, kernels.BUFFERS, buffer)
+    # Not torch.zeros, whose type and device are the user's to set.
+    scratch = tensors['totals'].new_zeros(threads, kernels.BUFFERS, buffer)
     arguments = np.zeros((), kernels.ARGUMENTS)
     numbers = dict(zip(('batch', 'channels', 'height', 'width'), shape, strict=True))
     numbers.update(levels=len(sizes), margin=margin, buffer=buffer)
     numbers.update(taps=sum(size * size for size in sizes))
-    addresses = {field: tensor.data_ptr() for field, tensor in tensors.items()}
+    addresses = {f: 0 if tensor is None else tensor.data_ptr() for f, tensor in tensors.items()}
     for field, value in {**numbers, **addresses, 'scratch': scratch.data_ptr()}.items():
         arguments[field] = value
     arguments['sizes'][: len(sizes)] = sizes

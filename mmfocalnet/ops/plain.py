@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -79,7 +78,7 @@ def gated_sum(
     """
     # [B, H, W, C] -> [B, C, H, W] without a copy: the memory stays channels-last, where
     # large depth-wise kernels run many times faster than in channels-first.
-    context = context.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    context = context.contiguous().permute(0, 3, 1, 2)
     gates = gates.permute(0, 3, 1, 2).unbind(1)
     total = 0.0
     for level, gate in zip(levels, gates[:-1], strict=True):

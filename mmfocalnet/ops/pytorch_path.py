@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmfocalnet.ops import plain, products
 from mmfocalnet.ops.case import Case
-from mmfocalnet.ops.derivatives import first_derivatives_only
+from mmfocalnet.ops.derivatives import first_derivatives_only, without_base
 
 # From this kernel size on, Fourier transforms beat PyTorch's gradient of depth-wise kernels,
 # which takes time with the size, and 20 times as long again where channels are many.
@@ -44,6 +44,8 @@ def reason_not_linear(case: Case) -> str | None:
     """Say why this path cannot compute a linear layer or an MLP; None where it can."""
     if case.autocast:
         return 'its matrix products do not follow autocast'
+    if not case.dtype.is_floating_point:
+        return f'it computes with real numbers, not with {case.dtype}'
     if case.mixed:
         return 'the weights are of another type or device than the features'
     return reason_not(case)
@@ -61,24 +63,24 @@ def modulate(x: Tensor, weights: plain.ModulationWeights) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Do what `torch.nn.functional.linear` does."""
-    return _Linear.apply(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    return _Linear.apply(rows, weight, bias).view(*x.shape[:-1], len(weight))
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return products.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
+        return without_base(products.linear(x, weight, bias))
 
     @staticmethod
     @first_derivatives_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows, grad = x.flatten(0, -2), grad.flatten(0, -2)
         with_x, with_weight, with_bias = ctx.needs_input_grad
         return (
-            products.linear(grad, weight.t()).view(x.shape) if with_x else None,
-            products.weight_grad(rows, grad) if with_weight else None,
+            products.linear(grad, weight.t()) if with_x else None,
+            products.weight_grad(x, grad) if with_weight else None,
             grad.sum(0) if with_bias else None,
         )
 
@@ -125,7 +127,8 @@ class _AggregateContext(torch.autograd.Function):
             z_grad = torch.addcmul(z_grad, grad, gate_of[level])
             z_grad = torch.ops.aten.gelu_backward(z_grad, before_gelu[level])
             z = F.gelu(before_gelu[level - 1]) if level else _channels_first(context)
-            kernel_grads.insert(0, _kernel_grad(z, z_grad, kernels[level]))
+            wanted = ctx.needs_input_grad[2 + level]
+            kernel_grads.insert(0, _kernel_grad(z, z_grad, kernels[level]) if wanted else None)
             z_grad = _convolve(z_grad, kernels[level].to(z_grad.dtype).flip(2, 3))
         return z_grad.permute(0, 2, 3, 1), torch.stack(gate_grads, dim=-1), *kernel_grads
 
@@ -218,7 +221,7 @@ class _FeedForward(torch.autograd.Function):
             hidden = F.gelu(hidden) if keep else torch.ops.aten.gelu_(hidden)
             out_part.copy_(products.linear(hidden, fc2_weight, fc2_bias))
         ctx.save_for_backward(x, fc1_weight, fc1_bias, fc2_weight, *kept)
-        return out.view(*x.shape[:-1], -1)
+        return without_base(out.view(*x.shape[:-1], -1))
 
     @staticmethod
     @first_derivatives_only
@@ -226,19 +229,21 @@ class _FeedForward(torch.autograd.Function):
         x, fc1_weight, fc1_bias, fc2_weight, *kept = ctx.saved_tensors
         rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         rows_grad = torch.empty_like(rows)
+        *_, with_fc1, with_fc1_bias, with_fc2, with_fc2_bias = ctx.needs_input_grad
         fc1_grad = fc2_grad = None
         bias_grad = fc1_weight.new_zeros(len(fc1_weight))
         chunks = zip(*_in_chunks(fc1_weight, rows, grad, rows_grad), strict=True)
         for i, (part, part_grad, out) in enumerate(chunks):
             hidden = kept[i] if kept else products.linear(part, fc1_weight, fc1_bias)
             activated = F.gelu(hidden)
-            fc2_grad = products.weight_grad(activated, part_grad, fc2_grad)
+            if with_fc2:
+                fc2_grad = products.weight_grad(activated, part_grad, fc2_grad)
             hidden_grad = products.linear(part_grad, fc2_weight.t())
             torch.ops.aten.gelu_backward(hidden_grad, hidden, grad_input=hidden_grad)
-            fc1_grad = products.weight_grad(part, hidden_grad, fc1_grad)
+            if with_fc1:
+                fc1_grad = products.weight_grad(part, hidden_grad, fc1_grad)
             bias_grad += hidden_grad.sum(0)
             out.copy_(products.linear(hidden_grad, fc1_weight.t()))
-        *_, with_fc1_bias, _, with_fc2_bias = ctx.needs_input_grad
         return (
             None,
             rows_grad.view(x.shape),

@@ -44,8 +44,8 @@ def reason_not(case: Case) -> str | None:
     if importlib.util.find_spec('triton') is None:
         return 'triton is not installed (pip install triton)'
     try:
-        _kernels()
-    except Exception as error:  # Such as a version that PyTorch does not go with.
+        _try_out(case.device, case.dtype)
+    except Exception as error:  # Such as an old GPU, or no C compiler for Triton's launcher.
         return f'triton does not work here ({error})'
     return None
 
@@ -80,6 +80,16 @@ def aggregate(
     """
     scale = 1 / (len(kernels) + 1) if normalize_modulator else 1.0
     return _Aggregate.apply(context, gates, scale, *kernels)
+
+
+@functools.cache
+def _try_out(device: str, dtype: torch.dtype) -> None:
+    """Compile and run every kernel once, on one pixel."""
+    with torch.enable_grad():
+        context = torch.zeros(1, 1, 1, 1, device=device, dtype=dtype, requires_grad=True)
+        kernel = torch.zeros(1, 1, 1, 1, device=device, requires_grad=True)
+        gates = context.expand(-1, -1, -1, 3)
+        aggregate(context, gates, [kernel, kernel]).sum().backward()
 
 
 @functools.cache

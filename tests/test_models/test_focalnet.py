@@ -296,6 +296,9 @@ def test_checkpointing_computes_again_by_the_path_of_before():
         outs = net(torch.randn(1, 3, 32, 32))
     sum(out.sum() for out in outs).backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+    outs = net(torch.randn(1, 3, 32, 32))
+    with ops.use_path('plain'):
+        sum(out.sum() for out in outs).backward()
 
 
 def test_compiled_gradients():

@@ -11,6 +11,13 @@ ensure_panopticapi()  # mmdet looks for it when imported
 
 from mmfocalnet.hooks import CheckLabelsHook  # noqa: E402
 from mmfocalnet.models import FocalModulation, FocalNet  # noqa: E402
+from mmfocalnet.optim import FocalNetLayerDecayOptimizerConstructor  # noqa: E402
 
 __version__ = '0.1.0'
-__all__ = ['CheckLabelsHook', 'FocalModulation', 'FocalNet', '__version__']
+__all__ = [
+    'CheckLabelsHook',
+    'FocalModulation',
+    'FocalNet',
+    'FocalNetLayerDecayOptimizerConstructor',
+    '__version__',
+]

@@ -109,7 +109,8 @@ def test_peak_memory_counts_what_is_kept(tool, monkeypatch):
     shape = (1, 3, 2048, 2048)
     mebibytes = 3 * 2048 * 2048 * 4 / 2**20
     peak = tool._peak_memory('backbone', 'keeper', shape, args)
-    assert 4 * mebibytes <= peak < 8 * mebibytes
+    # A few of the pages may have been there before.
+    assert 3.95 * mebibytes <= peak < 8 * mebibytes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

@@ -80,6 +80,8 @@ def main():
             'or choose another --out.'
         ) from error
     report(run, written)
+    if not run.results.images:
+        sys.exit(2)
     sys.exit(1 if run.problems else 0)
 
 

@@ -92,7 +92,9 @@ def draw(what, net, place, shown, pixels):
     """The figure of one kind."""
     stage, block = place
     if what == 'erf':
-        return draw_receptive_field(shown, receptive_field(net, pixels[None], stage))
+        # Of the picture's own centre, so without the padding.
+        inside = pixels[None, :, : shown.shape[0], : shown.shape[1]]
+        return draw_receptive_field(shown, receptive_field(net, inside, stage))
     if what == 'kernels':
         return draw_kernels(level_kernels(net, *place), f'Kernels, stage {stage}, block {block}')
     drawer = draw_gates if what == 'gates' else draw_modulator

@@ -60,7 +60,8 @@ class Run:
             try:
                 self._video(video)
             except ImageError as error:
-                self.problems.append(str(error))
+                named = str(error) if str(video.path) in str(error) else f'{video.path}: {error}'
+                self.problems.append(named)
         print()  # the bar leaves its line open
         return [*([self.drawn] if self.results.images else []), *self.results.close()]
 

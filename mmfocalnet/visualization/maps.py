@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def find_block(model: nn.Module, stage: int = -1, block: int = -1) -> tuple[int,
 
 
 def prepare_image(image: np.ndarray, cfg: Any) -> tuple[np.ndarray, Tensor]:
-    """Resize and normalise an image as a config does when testing, without padding.
+    """Resize, normalise and pad an image as a config does when testing.
 
     Args:
         image: BGR, uint8 (H, W, 3).
@@ -99,11 +100,21 @@ def prepare_image(image: np.ndarray, cfg: Any) -> tuple[np.ndarray, Tensor]:
             resize in it the image keeps its size), its data_preprocessor mean and std.
 
     Returns:
-        The resized image to look at, RGB, uint8 (H', W', 3), and to compute with, (3, H', W').
+        The resized image to look at, RGB, uint8 (H', W', 3), and to compute with, (3, H'', W''):
+        the global context sees the zeros on the right and at the bottom too.
+
+    Raises:
+        UserError: If the image is so narrow that a side would have no pixel.
     """
     scale = _test_scale(cfg.get('test_dataloader', {}))
     if scale:
-        image = mmcv.imrescale(image, scale)
+        try:
+            image = mmcv.imrescale(image, scale)
+        except cv2.error as error:
+            raise UserError(
+                f'A picture of {image.shape[1]}x{image.shape[0]} pixels is too narrow to be scaled '
+                f'to {scale}: cut it.'
+            ) from error
     rgb = np.ascontiguousarray(image[..., ::-1])
     settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     swaps = settings.get('bgr_to_rgb') or settings.get('rgb_to_bgr')
@@ -111,7 +122,16 @@ def prepare_image(image: np.ndarray, cfg: Any) -> tuple[np.ndarray, Tensor]:
     if settings.get('mean') is not None:
         mean, std = (torch.tensor(settings[key])[:, None, None] for key in ('mean', 'std'))
         pixels = (pixels - mean) / std
-    return rgb, pixels
+    return rgb, _pad(pixels, settings)
+
+
+def _pad(pixels: Tensor, settings: dict[str, Any]) -> Tensor:
+    # mmdet's name of the setting, then mmseg's.
+    divisor = settings.get('pad_size_divisor') or (settings.get('test_cfg') or {}).get(
+        'size_divisor', 1
+    )
+    height, width = pixels.shape[1:]
+    return torch.nn.functional.pad(pixels, (0, -width % divisor, 0, -height % divisor))
 
 
 @contextmanager

@@ -111,7 +111,9 @@ def build_page(handlers: Handlers) -> gr.Blocks:
         The page, not served yet.
     """
     picture = dict(interactive=False, show_label=False, buttons=['fullscreen'])
-    with gr.Blocks(analytics_enabled=False, title='FocalNet on your pictures') as page:
+    # Drawn pictures are kept for ten minutes.
+    settings = dict(analytics_enabled=False, delete_cache=(60, 600))
+    with gr.Blocks(title='FocalNet on your pictures', **settings) as page:
         gr.Markdown('## What the model finds, and what its modulation looks at')
         run = gr.Markdown('Choose a picture to start.', elem_id='run')
         look = gr.State()

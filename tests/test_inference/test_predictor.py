@@ -1,11 +1,15 @@
 """Models on pictures: all tasks, batches, thresholds, refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from mmfocalnet.errors import CheckpointError, ConfigError
 from mmfocalnet.inference import ImageError, draw, load_predictor
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -154,3 +158,24 @@ def test_what_cannot_be_loaded_is_named(random_model, tmp_path):
     torch.save(dict(state_dict={}, meta=Harmful()), tmp_path / 'harmful.pth')
     with pytest.raises(CheckpointError, match='holds a Python object'):
         load_predictor(config, tmp_path / 'harmful.pth', cfg_options=options)
+
+
+@pytest.mark.parametrize('size', [(96, 160), (97, 160), (60, 33)])
+def test_maps_are_those_of_the_prediction(size):
+    """Padding, which the global context sees, included."""
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
+
+    from mmfocalnet.inference.predictor import Predictor
+    from mmfocalnet.visualization import modulation_maps, prepare_image, watch_modulation
+
+    cfg = Config.fromfile(ROOT / 'configs/demo/mask_rcnn.py')
+    cfg.merge_from_dict({'model.backbone.embed_dim': 8, 'model.neck.in_channels': [8, 16, 32, 64]})
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model).eval()
+        predictor = Predictor(model, cfg, dict(classes=list('abcd')))
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    with watch_modulation(model, stage=2) as seen:
+        predictor.predict([image])
+    maps = modulation_maps(model, prepare_image(image, cfg)[1], stage=2)
+    np.testing.assert_allclose(maps.gates, seen[0].gates, atol=1e-5)

@@ -3,5 +3,6 @@
 from mmfocalnet.models.archs import ARCHS, find_arch
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import FocalNet, FocalNetBlock
+from mmfocalnet.models.mixers import MIXERS
 
-__all__ = ['ARCHS', 'FocalModulation', 'FocalNet', 'FocalNetBlock', 'find_arch']
+__all__ = ['ARCHS', 'MIXERS', 'FocalModulation', 'FocalNet', 'FocalNetBlock', 'find_arch']

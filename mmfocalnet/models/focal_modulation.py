@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.ops import (
@@ -34,11 +38,22 @@ class FocalModulation(nn.Module):
         proj_drop: Dropout rate after the output projection. Defaults to 0.
         use_postln_in_modulation: Normalise the modulated query (the huge models).
             Defaults to False.
-        normalize_modulator: Divide the gated sum by L + 1. Defaults to False.
+        normalize_modulator: Divide the gated sum by the number of contexts, L + 1.
+            Defaults to False.
+        modulation: What the modulator does to the query: ``'multiply'``, or ``'add'``, which
+            makes it a bias. Defaults to ``'multiply'``.
+        use_global_context: Add the average over the image. Defaults to True.
+        aggregate: Which focal levels are summed: ``'all'``, or the last alone (``'top'``),
+            beside the global context. Defaults to ``'all'``.
+        use_gates: Weight the contexts per location; without gates they are summed as they
+            are. Defaults to True.
+
+    The last four are the component analysis of the paper, whose choices are the defaults;
+    with any other the operator runs layer by layer. A context that is left out has no gate.
 
     Raises:
-        ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
-            negative.
+        ConfigError: If a kernel size would be even or not positive, ``focal_level`` is
+            negative, a switch has another value, or no context is left.
     """
 
     def __init__(
@@ -51,21 +66,41 @@ class FocalModulation(nn.Module):
         proj_drop: float = 0.0,
         use_postln_in_modulation: bool = False,
         normalize_modulator: bool = False,
+        modulation: str = 'multiply',
+        use_global_context: bool = True,
+        aggregate: str = 'all',
+        use_gates: bool = True,
     ) -> None:
         super().__init__()
         check_focal_window(focal_window, focal_level, focal_factor)
+        _check_choice('modulation', modulation, ('multiply', 'add'))
+        _check_choice('use_global_context', use_global_context, (True, False))
+        _check_choice('aggregate', aggregate, ('all', 'top'))
+        _check_choice('use_gates', use_gates, (True, False))
+        if not focal_level and not use_global_context:
+            raise ConfigError(
+                'focal_level=0 with use_global_context=False leaves no context to modulate by: '
+                'give 1 focal level or more, or the global context.'
+            )
         self.dim = dim
         self.focal_level = focal_level
         self.normalize_modulator = normalize_modulator
+        self.modulation = modulation
+        self.use_global_context = use_global_context
+        self.aggregate = aggregate
+        self.use_gates = use_gates
+        levels = focal_level if aggregate == 'all' else min(focal_level, 1)
+        self.num_contexts = levels + int(use_global_context)
 
         # Parameter names and shapes (the 1x1 convolution h among them) are those of the
         # released checkpoints.
-        self.f = nn.Linear(dim, 2 * dim + focal_level + 1, bias=bias)
+        self.num_gates = self.num_contexts if use_gates else 0
+        self.f = nn.Linear(dim, 2 * dim + self.num_gates, bias=bias)
         self.h = nn.Conv2d(dim, dim, kernel_size=1, bias=bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
         self.focal_layers = nn.ModuleList(
-            _focal_layer(dim, focal_window + focal_factor * level) for level in range(focal_level)
+            focal_layer(dim, focal_window + focal_factor * level) for level in range(focal_level)
         )
         self.ln = nn.LayerNorm(dim) if use_postln_in_modulation else None
 
@@ -100,7 +135,8 @@ class FocalModulation(nn.Module):
     def _is_plain(self) -> bool:
         convolutions = [layer[0] for layer in self.focal_layers]
         return (
-            runs_as_it_stands(self.f, nn.Linear)
+            self._has_all_components()
+            and runs_as_it_stands(self.f, nn.Linear)
             and all(runs_as_it_stands(conv, nn.Conv2d) for conv in (self.h, *convolutions))
             and all(_is_depthwise(conv) for conv in convolutions)
             and self.h.kernel_size == self.h.stride == (1, 1)
@@ -112,11 +148,36 @@ class FocalModulation(nn.Module):
 
     def _by_layer(self, x: Tensor) -> Tensor:
         """Do what `mmfocalnet.ops.modulate` does, through the layers that hooks watch."""
-        query, context, gates = self.f(x).split((self.dim, self.dim, self.focal_level + 1), dim=-1)
-        total = gated_sum(context, gates, self.focal_layers)
+        sizes = (self.dim, self.dim, self.num_gates)
+        query, context, gates = self.f(x).split(sizes, dim=-1)
+        if self._has_all_components():
+            total = gated_sum(context, gates, self.focal_layers)
+        else:
+            total = self._sum(context, gates)
         if self.normalize_modulator:
-            total = total / (self.focal_level + 1)
-        return query * self.h(total.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            total = total / self.num_contexts
+        modulator = self.h(total.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return query * modulator if self.modulation == 'multiply' else query + modulator
+
+    def _has_all_components(self) -> bool:
+        multiplies = self.modulation == 'multiply'
+        return multiplies and self.use_gates and self.num_contexts == self.focal_level + 1
+
+    def _sum(self, context: Tensor, gates: Tensor) -> Tensor:
+        """Sum those contexts that the switches leave, with gates or without (B, H, W, C)."""
+        contexts = self._contexts(context.contiguous().permute(0, 3, 1, 2))
+        if self.use_gates:
+            per_context = gates.permute(0, 3, 1, 2).split(1, dim=1)
+            contexts = (z * gate for z, gate in zip(contexts, per_context, strict=True))
+        return sum(contexts).permute(0, 2, 3, 1)
+
+    def _contexts(self, context: Tensor) -> Iterator[Tensor]:
+        for level, layer in enumerate(self.focal_layers, 1):
+            context = layer(context)
+            if self.aggregate == 'all' or level == self.focal_level:
+                yield context
+        if self.use_global_context:
+            yield global_context(context)
 
 
 def check_focal_window(focal_window: int, focal_level: int, focal_factor: int = 2) -> None:
@@ -140,9 +201,20 @@ def check_focal_window(focal_window: int, focal_level: int, focal_factor: int = 
         )
 
 
-def _focal_layer(dim: int, kernel_size: int) -> nn.Sequential:
+def focal_layer(dim: int, kernel_size: int) -> nn.Sequential:
+    """Make one focal level (Eq. 4), a map of (B, C, H, W): depth-wise convolution and GELU."""
     conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
     return nn.Sequential(conv, nn.GELU())
+
+
+def global_context(context: Tensor) -> Tensor:
+    """Average the last level's context (B, C, H, W) over the image, to (B, C, 1, 1)."""
+    return F.gelu(context.mean(dim=(2, 3), keepdim=True))
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise ConfigError(f'{name} must be {" or ".join(map(repr, choices))}, got {value!r}.')
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:

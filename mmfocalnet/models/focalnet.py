@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.archs import find_arch
-from mmfocalnet.models.focal_modulation import FocalModulation, check_focal_window
+from mmfocalnet.models.focal_modulation import check_focal_window
+from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.ops import feed_forward, is_exact_gelu, keep_path, runs_as_it_stands
 
 # What the named architectures may set; the constructor's own defaults of these are None.
@@ -66,11 +67,12 @@ class Mlp(nn.Module):
 
 
 class FocalNetBlock(nn.Module):
-    """One FocalNet block: focal modulation and an MLP, each on a residual branch.
+    """One FocalNet block: a token mixer and an MLP, each on a residual branch.
 
     Args:
         dim: Number of channels C.
-        modulation: Further arguments of `FocalModulation` (window, levels, ...).
+        modulation: Further arguments of `FocalModulation` (window, levels, ...); other
+            mixers take those that they have.
         mlp_ratio: Hidden width of the MLP as a multiple of C. Defaults to 4.
         drop: Dropout rate of the projection and the MLP. Defaults to 0.
         drop_path: Stochastic depth: probability that a sample skips a branch. Defaults to 0.
@@ -78,6 +80,8 @@ class FocalNetBlock(nn.Module):
             22K models). Defaults to False.
         layerscale_value: Initial value of a learned per-channel factor on each branch;
             None leaves the factor out. Defaults to None.
+        mixer: Name of the token mixer (`mmfocalnet.models.MIXERS`). Defaults to
+            ``'focal_modulation'``.
     """
 
     def __init__(
@@ -89,11 +93,12 @@ class FocalNetBlock(nn.Module):
         drop_path: float = 0.0,
         use_postln: bool = False,
         layerscale_value: float | None = None,
+        mixer: str = 'focal_modulation',
     ) -> None:
         super().__init__()
         self.use_postln = use_postln
         self.norm1 = nn.LayerNorm(dim)
-        self.modulation = FocalModulation(dim, proj_drop=drop, **modulation)
+        self.modulation = build_mixer(mixer, dim, dict(modulation, proj_drop=drop))
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -222,6 +227,13 @@ class FocalNet(BaseModule):
         layerscale_value: Their initial value. Defaults to 1e-4.
         use_postln_in_modulation: Normalise inside the modulation. Defaults to False.
         normalize_modulator: Divide the gated context by L + 1. Defaults to False.
+        mixer: Token mixer of the blocks (`mmfocalnet.models.MIXERS`), for ablations.
+            Defaults to ``'focal_modulation'``.
+        modulation: ``'multiply'`` or ``'add'``, as of `FocalModulation`, like the three after
+            it. Defaults to ``'multiply'``.
+        use_global_context: Whether there is a global context. Defaults to True.
+        aggregate: ``'all'`` focal levels or the ``'top'`` one. Defaults to ``'all'``.
+        use_gates: Whether contexts have gates. Defaults to True.
         out_indices: Stages to return, each after a LayerNorm of its own (``norm0``, ...).
             Defaults to None: all of them.
         frozen_stages: Freeze the stem and the first ``frozen_stages`` stages; 0 freezes the
@@ -256,6 +268,11 @@ class FocalNet(BaseModule):
         layerscale_value: float = 1e-4,
         use_postln_in_modulation: bool | None = None,
         normalize_modulator: bool | None = None,
+        mixer: str = 'focal_modulation',
+        modulation: str = 'multiply',
+        use_global_context: bool = True,
+        aggregate: str = 'all',
+        use_gates: bool = True,
         out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         use_checkpoint: bool = False,
@@ -294,6 +311,9 @@ class FocalNet(BaseModule):
                 'use_conv_embed=True is defined for patch_size=4 only (a 7x7 kernel of stride 4), '
                 f'got patch_size={cfg["patch_size"]}.'
             )
+        components = dict(
+            use_global_context=use_global_context, aggregate=aggregate, use_gates=use_gates
+        )
         self.out_indices = _check_out_indices(out_indices, len(depths))
         self.frozen_stages = _check_frozen_stages(frozen_stages, len(depths))
         self.num_features = [cfg['embed_dim'] * 2**i for i in range(len(depths))]
@@ -318,7 +338,10 @@ class FocalNet(BaseModule):
                         focal_factor=focal_factor,
                         use_postln_in_modulation=cfg['use_postln_in_modulation'],
                         normalize_modulator=cfg['normalize_modulator'],
+                        modulation=modulation,
+                        **components,
                     ),
+                    mixer=mixer,
                     mlp_ratio=mlp_ratio,
                     drop=drop_rate,
                     drop_path=next(drop_paths),
@@ -334,6 +357,8 @@ class FocalNet(BaseModule):
             self.layers.append(Stage(blocks, downsample, use_checkpoint))
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(self.num_features[i]))
+        if init_cfg:
+            _check_pretrained_fits(dict(mixer=mixer, **components))
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -421,6 +446,18 @@ def pretrained_options(init_cfg: Any) -> dict[str, Any]:
     # Weights always go through the CPU and are copied to wherever the model is.
     options.pop('map_location', None)
     return options
+
+
+def _check_pretrained_fits(settings: dict[str, Any]) -> None:
+    """Refuse ``init_cfg`` where weights other than the published operator's are needed."""
+    paper = dict(mixer='focal_modulation', use_global_context=True, aggregate='all', use_gates=True)
+    changed = [f'{key}={value!r}' for key, value in settings.items() if value != paper[key]]
+    if changed:
+        raise ConfigError(
+            f'init_cfg loads focal modulation as published, and {changed[0]} has other weights: '
+            'set init_cfg=None, and load_from to a checkpoint trained with the same settings, '
+            'if there is one.'
+        )
 
 
 def _init_module(module: nn.Module) -> None:

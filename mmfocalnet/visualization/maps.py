@@ -84,9 +84,14 @@ def find_block(model: nn.Module, stage: int = -1, block: int = -1) -> tuple[int,
     """Turn numbers of a stage and a block, which may count from the end, into those from 0.
 
     Raises:
-        UserError: If there is no FocalNet, or no such stage or block.
+        UserError: If there is no FocalNet, no such stage or block, or another mixer in it.
     """
     net = find_focalnet(model)
+    if not isinstance(net.layers[0].blocks[0].modulation, FocalModulation):
+        raise UserError(
+            'There are no gates, modulators or kernels of focal modulation with another mixer: '
+            "give a model whose backbone has mixer='focal_modulation'."
+        )
     stage = _index('stage', stage, len(net.layers), 'the model')
     return stage, _index('block', block, len(net.layers[stage].blocks), f'stage {stage}')
 

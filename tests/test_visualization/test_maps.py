@@ -278,3 +278,9 @@ def test_image_without_resize_and_mean_is_taken_as_it_is():
     shown, pixels = prepare_image(image, config(mean=None, bgr_to_rgb=False))
     np.testing.assert_array_equal(shown, image[..., ::-1])
     np.testing.assert_array_equal(pixels.permute(1, 2, 0), image)
+
+
+def test_other_mixers_are_named():
+    net = FocalNet(embed_dim=4, depths=(1,), mixer='pooling')
+    with pytest.raises(UserError, match="mixer='focal_modulation'"):
+        find_block(net)

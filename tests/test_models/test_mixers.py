@@ -1,0 +1,428 @@
+"""Component switches of the operator and the other token mixers, against the paper's counts."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+from torch.nn import functional as F
+
+from mmfocalnet import FocalModulation, FocalNet
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.models import MIXERS
+from mmfocalnet.models.mixers import (
+    DepthwiseConv,
+    MultiscaleAttentionFirst,
+    MultiscaleAttentionLater,
+    Pooling,
+    SlidingWindowAttention,
+)
+
+PAGE = Path(__file__).resolve().parents[2] / 'docs/ablations.md'
+SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)
+SWITCHES = {
+    'additive': dict(modulation='add'),
+    'no_global_pool': dict(use_global_context=False),
+    'top_only': dict(aggregate='top'),
+    'no_gating': dict(use_gates=False),
+    'all_switched': dict(
+        modulation='add', use_global_context=False, aggregate='top', use_gates=False
+    ),
+    'normalized': dict(use_global_context=False, normalize_modulator=True),
+    'levels_0_ungated': dict(focal_levels=0, use_gates=False, aggregate='top'),
+}
+VARIANTS = {**SWITCHES, **{name: dict(mixer=name) for name in MIXERS}}
+
+# Name in the page: settings on arch='tiny_lrf', then parameters in M and FLOPs in G as printed
+# in the paper (None: not printed) and as counted here.
+PAPER = {
+    'focal modulation': ({}, 28.6, 4.49, '28.648', '4.485'),
+    'depth-wise ConvNet': (dict(mixer='depthwise_conv'), 28.6, 4.47, '28.630', '4.474'),
+    'pooling aggregator': (dict(mixer='pooling'), 28.3, 4.37, '28.281', '4.367'),
+    'global pooling': (dict(mixer='global_pooling'), 28.3, 4.36, '28.268', '4.358'),
+    'multi-scale attention, q, k, v first': (
+        dict(mixer='multiscale_attention_first'),
+        28.6,
+        4.61,
+        '28.630',
+        '4.606',
+    ),
+    'multi-scale attention, q, k, v later': (
+        dict(mixer='multiscale_attention_later'),
+        28.6,
+        7.26,
+        '28.630',
+        '7.261',
+    ),
+    'sliding-window attention': (
+        dict(mixer='sliding_window_attention'),
+        28.3,
+        4.49,
+        '28.264',
+        '4.494',
+    ),
+    'additive': (dict(modulation='add'), None, 4.49, '28.648', '4.485'),
+    'no global pool': (dict(use_global_context=False), None, 4.48, '28.643', '4.483'),
+    'top only': (dict(aggregate='top'), None, 4.49, '28.639', '4.480'),
+    'no gating': (dict(use_gates=False), None, 4.48, '28.630', '4.480'),
+    '0 levels': (dict(focal_levels=0), 28.3, 4.37, '28.268', '4.358'),
+    '1 level (3)': (dict(focal_levels=1), 28.3, 4.37, '28.312', '4.374'),
+    '4 levels (3-5-7-9)': (dict(focal_levels=4), 29.0, 4.59, '29.010', '4.604'),
+    '1 level (13)': (dict(focal_levels=1, focal_windows=13), 28.8, 4.59, '29.019', '4.603'),
+}
+# The rows whose printed digits no construction explains, with what of them differs.
+DIFFERENT = {
+    'top only': ['flops'],
+    '0 levels': ['flops'],
+    '4 levels (3-5-7-9)': ['flops'],
+    '1 level (13)': ['params', 'flops'],
+}
+
+
+def small(**kwargs):
+    net = FocalNet(**{**SMALL, **kwargs})
+    net.init_weights()
+    return net
+
+
+# ------------------------------------------------------------------------------------------------
+# The paper's counts
+# ------------------------------------------------------------------------------------------------
+
+
+def classifier_parameters(net):
+    """Millions, with a final norm and a head of 1000 classes in place of the output norms."""
+    features, classes = net.num_features[-1], 1000
+    backbone = sum(p.numel() for key, p in net.named_parameters() if not key.startswith('norm'))
+    return (backbone + 2 * features + classes * (features + 1)) / 1e6
+
+
+def classifier_flops(net, size=224):
+    """Billions of multiply-accumulates of such a classifier for one image, as the release counts.
+
+    Linear maps and convolutions, the bias of h alone; one per element for norms and for each
+    context that is summed; the two products of attention; the final average and the head.
+    """
+    total = 0
+
+    def see(module, inputs, out):
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += out.numel() * module.in_features
+        elif isinstance(module, nn.Conv2d):
+            total += out.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.LayerNorm):
+            total += out.numel()
+        elif isinstance(module, FocalModulation):
+            total += (module.num_contexts + 1) * out.numel()
+        elif isinstance(module, DepthwiseConv):
+            total += out.numel()
+        elif isinstance(module, (MultiscaleAttentionFirst, MultiscaleAttentionLater)):
+            total += 2 * (len(module.focal_layers) + 2) * out.numel()
+        elif isinstance(module, SlidingWindowAttention):
+            total += 2 * module.window**2 * out.numel()
+
+    for name, module in net.named_modules():
+        if not name.startswith('norm'):  # the output norms, which a classifier does not have
+            module.register_forward_hook(see)
+    out = net.eval()(torch.empty(1, 3, size, size, device='meta'))[-1]
+    return (total + out.numel() + 1000 * net.num_features[-1]) / 1e9
+
+
+@pytest.mark.parametrize('row', PAPER)
+def test_counts_are_those_of_the_paper(row):
+    settings, params, flops, *counted = PAPER[row]
+    with torch.device('meta'):
+        net = FocalNet('tiny_lrf', **settings)
+    our_params, our_flops = classifier_parameters(net), classifier_flops(net)
+    assert [f'{our_params:.3f}', f'{our_flops:.3f}'] == counted
+    differences = []
+    if params is not None and round(our_params, 1) != params:
+        differences.append('params')
+    if round(our_flops, 2) != flops:
+        differences.append('flops')
+    assert differences == DIFFERENT.get(row, [])
+
+
+@pytest.mark.parametrize('row', PAPER)
+def test_the_page_has_the_counts(row):
+    settings, params, flops, our_params, our_flops = PAPER[row]
+    given = ', '.join(f'{key}={value!r}' for key, value in settings.items())
+    cells = [
+        row,
+        f'`{given}`' if given else '',
+        'not printed' if params is None else f'{params:.1f}',
+        our_params,
+        f'{flops:.2f}',
+        our_flops,
+    ]
+    line = '| ' + ' | '.join(cells) + ' |'
+    assert line.replace('|  |', '| |') in PAGE.read_text()
+
+
+# ------------------------------------------------------------------------------------------------
+# Formulas
+# ------------------------------------------------------------------------------------------------
+
+
+def contexts_of(op, context):
+    """z^1 to z^{L+1} of a context (B, C, H, W), by the paper's Eq. 4."""
+    levels = []
+    for layer in op.focal_layers:
+        weight = layer[0].weight
+        context = F.gelu(
+            F.conv2d(context, weight, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+        )
+        levels.append(context)
+    return [*levels, F.gelu(context.mean((2, 3), keepdim=True)).expand_as(context)]
+
+
+@pytest.mark.parametrize('levels', [0, 1, 3])
+@pytest.mark.parametrize('use_gates', [True, False])
+@pytest.mark.parametrize('aggregate', ['all', 'top'])
+@pytest.mark.parametrize('use_global_context', [True, False])
+@pytest.mark.parametrize('modulation', ['multiply', 'add'])
+def test_switches_leave_the_rest_of_the_formula(
+    modulation, use_global_context, aggregate, use_gates, levels
+):
+    switches = dict(
+        modulation=modulation,
+        use_global_context=use_global_context,
+        aggregate=aggregate,
+        use_gates=use_gates,
+    )
+    if not levels and not use_global_context:
+        with pytest.raises(ConfigError, match='leaves no context to modulate by'):
+            FocalModulation(6, 3, levels, **switches)
+        return
+    op = FocalModulation(6, 3, levels, **switches, normalize_modulator=True).double()
+    x = torch.randn(2, 5, 7, 6, dtype=torch.float64)
+    query, context, gates = op.f(x).permute(0, 3, 1, 2).tensor_split((6, 12), 1)
+    *local, everywhere = contexts_of(op, context)
+    kept = local if aggregate == 'all' else local[-1:]
+    kept = kept + [everywhere] if use_global_context else kept
+    assert gates.shape[1] == (len(kept) if use_gates else 0)
+    weighted = [z * gates[:, i : i + 1] if use_gates else z for i, z in enumerate(kept)]
+    modulator = op.h(sum(weighted) / len(kept))
+    x_out = query * modulator if modulation == 'multiply' else query + modulator
+    torch.testing.assert_close(op(x), op.proj(x_out.permute(0, 2, 3, 1)))
+
+
+def test_the_papers_choice_is_the_default():
+    torch.manual_seed(1)
+    plain = FocalModulation(6, 3, 2)
+    torch.manual_seed(1)
+    told = FocalModulation(
+        6, 3, 2, modulation='multiply', use_global_context=True, aggregate='all', use_gates=True
+    )
+    assert plain.state_dict().keys() == told.state_dict().keys()
+    assert plain._is_plain()  # so that the fast paths run
+    x = torch.randn(1, 9, 9, 6)
+    torch.testing.assert_close(plain(x), told(x), rtol=0, atol=0)
+    assert not FocalModulation(6, 3, 2, modulation='add')._is_plain()
+
+
+def test_depthwise_conv_follows_its_formula():
+    op = DepthwiseConv(6, 3, 2).double()
+    x = torch.randn(2, 5, 7, 6, dtype=torch.float64)
+    top = contexts_of(op, op.f(x).permute(0, 3, 1, 2))[-2]
+    expected = op.proj(op.q(F.gelu(op.h(top)).permute(0, 2, 3, 1)))
+    torch.testing.assert_close(op(x), expected)
+
+
+def test_pooling_averages_what_lies_inside():
+    op = Pooling(6, focal_window=3, focal_level=1, use_global_context=False, use_gates=False)
+    x = torch.randn(1, 3, 4, 6)
+    query, context = op.f(x).chunk(2, dim=-1)
+    average = F.gelu(context[:, :2, :2].mean((1, 2)))  # the four cells around the corner
+    expected = op.proj(query[:, 0, 0] * op.h(average[..., None, None])[..., 0, 0])
+    torch.testing.assert_close(op(x)[:, 0, 0], expected)
+
+
+def test_global_pooling_is_focal_modulation_without_levels():
+    op = MIXERS['global_pooling'](6, focal_level=3, focal_window=3)
+    plain = FocalModulation(6, focal_level=0, focal_window=3)
+    plain.load_state_dict(op.state_dict())
+    x = torch.randn(1, 5, 5, 6)
+    torch.testing.assert_close(op(x), plain(x))
+
+
+def attend(query, keys, values, heads):
+    """Attention of one location, head by head: (C) with (K, C) and (K, C)."""
+    out = []
+    for q, k, v in zip(*(part.chunk(heads, -1) for part in (query, keys, values)), strict=True):
+        out.append((k @ q / math.sqrt(len(q))).softmax(0) @ v)
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize('mixer', [MultiscaleAttentionFirst, MultiscaleAttentionLater])
+def test_multiscale_attention_is_over_the_scales_of_a_location(mixer):
+    op = mixer(64, focal_window=3, focal_level=2).double()
+    assert op.num_heads == 2
+    x = torch.randn(1, 5, 7, 64, dtype=torch.float64)
+
+    def scales(z):
+        z = z.permute(0, 3, 1, 2)
+        return torch.stack([z, *contexts_of(op, z)])[:, 0, :, 2, 4]  # [L + 2, C] at (2, 4)
+
+    if mixer is MultiscaleAttentionFirst:
+        query, key, value = op.qkv(x).chunk(3, -1)
+        query, keys, values = query[0, 2, 4], scales(key), scales(value)
+    else:
+        query = op.q(x[0, 2, 4])
+        keys, values = op.kv(scales(x)).chunk(2, -1)
+    torch.testing.assert_close(op(x)[0, 2, 4], op.proj(attend(query, keys, values, 2)))
+
+
+@pytest.mark.parametrize(('row', 'column'), [(0, 0), (4, 5), (8, 9)])
+def test_sliding_window_attention_sees_the_window_and_no_border(row, column):
+    op = SlidingWindowAttention(64).double()
+    x = torch.randn(1, 9, 10, 64, dtype=torch.float64)
+    query, key, value = op.qkv(x)[0].chunk(3, -1)
+    window = slice(max(0, row - 3), row + 4), slice(max(0, column - 3), column + 4)
+    keys, values = key[window].flatten(0, 1), value[window].flatten(0, 1)
+    expected = op.proj(attend(query[row, column], keys, values, 2))
+    torch.testing.assert_close(op(x)[0, row, column], expected)
+
+
+@pytest.mark.parametrize('dim', [7, 8, 64, 72, 100])
+def test_attention_takes_any_number_of_channels(dim):
+    for name in ('sliding_window_attention', 'multiscale_attention_first'):
+        mixer = MIXERS[name]
+        levels = {} if mixer is SlidingWindowAttention else dict(focal_window=3, focal_level=1)
+        assert mixer(dim, **levels)(torch.randn(1, 4, 4, dim)).shape == (1, 4, 4, dim)
+
+
+# ------------------------------------------------------------------------------------------------
+# As for the main architectures
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('size', [(64, 64), (1, 1), (33, 70), (5, 200)])
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_shapes_and_gradients_at_any_size(variant, size):
+    net = small(**VARIANTS[variant])
+    x = torch.randn(1, 3, *size, requires_grad=True)
+    outs = net(x)
+    for i, out in enumerate(outs):
+        assert out.shape[1:] == (8 * 2**i, -(-size[0] // (4 * 2**i)), -(-size[1] // (4 * 2**i)))
+    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    for name, tensor in [('x', x), *net.named_parameters()]:
+        assert tensor.grad is not None, name
+        assert tensor.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_every_parameter_matters(variant):
+    net = small(**VARIANTS[variant], use_layerscale=True, layerscale_value=0.5, drop_path_rate=0.0)
+    outs = net(torch.randn(1, 3, 64, 64))
+    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    assert [name for name, p in net.named_parameters() if not p.grad.any()] == []
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_checkpointing_changes_no_number(variant):
+    settings = {**VARIANTS[variant], 'drop_path_rate': 0.5, 'drop_rate': 0.1}
+    plain, lean = small(**settings), small(**settings, use_checkpoint=True)
+    lean.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 40, 48)
+    grads = []
+    for net in (plain, lean):
+        torch.manual_seed(1)
+        sum(out.square().sum() for out in net(x)).backward()
+        grads.append([p.grad for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_channels_last_input_and_batches_of_one(variant):
+    net = small(**VARIANTS[variant]).eval()
+    x = torch.randn(2, 3, 47, 61)
+    together = net(x.contiguous(memory_format=torch.channels_last))
+    alone = [net(image.unsqueeze(0)) for image in x]
+    for i, out in enumerate(together):
+        expected = torch.cat([outs[i] for outs in alone])
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_bfloat16_autocast_stays_near(variant):
+    net = small(**VARIANTS[variant], use_layerscale=True, layerscale_value=1.0).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.autocast('cpu', torch.bfloat16):
+        outs = net(x)
+    for out, reference in zip(outs, net(x), strict=True):
+        assert (out.float() - reference).abs().mean() / reference.abs().mean() < 0.05
+    sum(out.float().sum() for out in outs).backward()
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_in_a_config(variant):
+    net = MODELS.build(dict(type='FocalNet', **{**SMALL, **VARIANTS[variant]}))
+    mixers = {type(block.modulation) for stage in net.layers for block in stage.blocks}
+    assert mixers == {MIXERS[VARIANTS[variant].get('mixer', 'focal_modulation')]}
+
+
+def test_a_detector_trains_with_another_mixer():
+    from mmdet.structures import DetDataSample
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+    from mmengine.structures import InstanceData
+
+    cfg = Config.fromfile(PAGE.parents[1] / 'configs/demo/mask_rcnn.py')
+    cfg.model.backbone.update(mixer='multiscale_attention_first', embed_dim=8)
+    cfg.model.neck.in_channels = [8, 16, 32, 64]
+    cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+    sample = DetDataSample(metainfo=dict(img_shape=(64, 64), pad_shape=(64, 64)))
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor([[8.0, 8, 40, 40]]), labels=torch.tensor([1])
+    )
+    losses = model(torch.randn(1, 3, 64, 64), [sample], mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    mixer = model.backbone.layers[0].blocks[0].modulation
+    assert mixer.qkv.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(modulation='divide'), "modulation must be 'multiply' or 'add', got 'divide'"),
+        (dict(aggregate='bottom'), "aggregate must be 'all' or 'top', got 'bottom'"),
+        (dict(use_gates='no'), "use_gates must be True or False, got 'no'"),
+        (dict(use_global_context=None), 'use_global_context must be True or False, got None'),
+        (dict(use_global_context=False, focal_levels=0), 'leaves no context to modulate by'),
+        (dict(mixer='attention'), "There is no mixer 'attention': choose from focal_modulation"),
+        (dict(mixer=['pooling']), 'There is no mixer'),
+        (
+            dict(mixer='pool', init_cfg=dict(type='Pretrained', checkpoint='x.pth')),
+            "There is no mixer 'pool'",
+        ),
+        (
+            dict(mixer='sliding_window_attention', use_gates=False),
+            "mixer='sliding_window_attention' has no use_gates, got False: leave it at True",
+        ),
+        (
+            dict(mixer='depthwise_conv', normalize_modulator=True),
+            "mixer='depthwise_conv' has no normalize_modulator",
+        ),
+        (
+            dict(mixer='pooling', init_cfg=dict(type='Pretrained', checkpoint='x.pth')),
+            "init_cfg loads focal modulation as published, and mixer='pooling' has other weights",
+        ),
+        (
+            dict(use_gates=False, init_cfg=dict(type='Pretrained', checkpoint='x.pth')),
+            'use_gates=False has other weights: set init_cfg=None',
+        ),
+    ],
+)
+def test_bad_settings_are_one_sentence(kwargs, message):
+    with pytest.raises(ConfigError) as error:
+        FocalNet(**{**SMALL, **kwargs})
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)

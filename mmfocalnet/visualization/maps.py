@@ -87,7 +87,7 @@ def find_block(model: nn.Module, stage: int = -1, block: int = -1) -> tuple[int,
         UserError: If there is no FocalNet, no such stage or block, or another mixer in it.
     """
     net = find_focalnet(model)
-    if not isinstance(net.layers[0].blocks[0].modulation, FocalModulation):
+    if type(net.layers[0].blocks[0].modulation) is not FocalModulation:
         raise UserError(
             'There are no gates, modulators or kernels of focal modulation with another mixer: '
             "give a model whose backbone has mixer='focal_modulation'."

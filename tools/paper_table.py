@@ -1,7 +1,6 @@
 """Count the networks of Tables 5 to 9 beside the paper's figures: python tools/paper_table.py"""
 
 import argparse
-import os
 import sys
 import warnings
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from mmfocalnet.errors import UserError
+from mmfocalnet.files import replacing
 from mmfocalnet.launch import one_sentence_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -217,9 +217,8 @@ def around_markers(path):
 def write_tables(path, text):
     """Replace what a file has between the markers: all of it or, if interrupted, nothing."""
     before, after = around_markers(path)
-    new = path.with_name(f'{path.name}.new')
-    new.write_text(f'{before}{BEGIN}\n{text}\n\n{END}{after}')
-    os.replace(new, path)
+    with replacing(path) as new:
+        new.write_text(f'{before}{BEGIN}\n{text}\n\n{END}{after}')
 
 
 # ------------------------------------------------------------------------------------------------

@@ -83,9 +83,8 @@ class _Canvas:
             spot = next((s for s in spots if not any(_overlap(s, t) for t in taken)), spots[0])
             taken.append(spot)
             pen.rectangle(spot, fill=color)
-            dark = np.dot(color, (0.299, 0.587, 0.114)) > 140
             middle = ((spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2)
-            pen.text(middle, text, 'black' if dark else 'white', self.font, anchor='mm')
+            pen.text(middle, text, ink_on(color), self.font, anchor='mm')
         return np.asarray(image)
 
     def _spot(
@@ -97,6 +96,11 @@ class _Canvas:
         left = max(0, min(place[0], self.rgb.shape[1] - width))
         top = max(0, min(place[1] - height, self.rgb.shape[0] - height))
         return left, top, left + width, top + height
+
+
+def ink_on(ground: Color) -> str:
+    """Black or white, whichever is easier to read on a ground."""
+    return 'black' if np.dot(ground, (0.299, 0.587, 0.114)) > 140 else 'white'
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

@@ -71,12 +71,29 @@ def load_predictor(
     cfg.load_from = str(checkpoint)
     check_start(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = revert_sync_batchnorm(MODELS.build(cfg.model))
-        check_fits(model, str(checkpoint))
-        content = load_checkpoint(model, str(fetch(checkpoint)), map_location='cpu')
+        model, content = load_model(cfg, str(checkpoint))
         meta = _dataset_meta(cfg, content.get('meta') or {})
         _move(model, device)
-        return Predictor(model.eval(), cfg, meta)
+        return Predictor(model, cfg, meta)
+
+
+def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a config's model in its scope and load a checkpoint that `check_start` has seen.
+
+    Args:
+        cfg: The config.
+        checkpoint: Path or URL.
+
+    Returns:
+        The model on the CPU, in evaluation mode, and what else the checkpoint holds.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another model.
+    """
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    check_fits(model, checkpoint)
+    content = load_checkpoint(model, str(fetch(checkpoint)), map_location='cpu')
+    return model.eval(), content
 
 
 class Predictor:
@@ -96,7 +113,7 @@ class Predictor:
         self.cfg = cfg
         self.task = _task(model, cfg.default_scope)
         self.classes = list(meta['classes'])
-        self.palette = _palette(meta.get('palette'), len(self.classes))
+        self.palette = find_palette(meta.get('palette'), len(self.classes))
         panoptic = self.task == 'panoptic'
         self.things = model.panoptic_fusion_head.num_things_classes if panoptic else None
         # Built in the model's scope, in which LoadImageFromNDArray is mmdet's or mmseg's.
@@ -213,7 +230,7 @@ def _dataset_meta(cfg: Config, checkpoint_meta: dict[str, Any]) -> dict[str, Any
     return meta
 
 
-def _palette(colors: Any, count: int) -> list[tuple[int, int, int]]:
+def find_palette(colors: Any, count: int) -> list[tuple[int, int, int]]:
     """The dataset's colours, or others where it has none for each class."""
     if isinstance(colors, (list, tuple)) and len(colors) >= count:
         return [tuple(map(int, color)) for color in colors]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mmfocalnet.compat.panoptic import id2rgb
+from mmfocalnet.files import replacing
 from mmfocalnet.inference.prediction import Prediction
 from mmfocalnet.inference.predictor import Predictor, find_test_dataset
 
@@ -20,20 +19,9 @@ from mmfocalnet.inference.predictor import Predictor, find_test_dataset
 MAP_FOLDERS = {'panoptic': 'panoptic', 'semantic': 'pred'}
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a file, which replaces the file if all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.partial-{os.getpid()}-{path.name}')
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def save_picture(pixels: np.ndarray, path: Path) -> None:
     """Save (H, W) or RGB (H, W, 3) pixels as JPEG or PNG, by the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         # Unlike the default, without blurring thin coloured lines.
         Image.fromarray(pixels).save(part, quality=95, subsampling=0)

@@ -12,10 +12,11 @@ import mmcv
 import numpy as np
 from mmengine.utils import ProgressBar
 
+from mmfocalnet.files import replacing
 from mmfocalnet.inference.images import MAX_PIXELS, ImageError, read_image
 from mmfocalnet.inference.prediction import Prediction
 from mmfocalnet.inference.predictor import Predictor
-from mmfocalnet.inference.results import Results, replacing, save_picture
+from mmfocalnet.inference.results import Results, save_picture
 from mmfocalnet.inference.sources import Source
 
 JPEG = ('.jpe', '.jpeg', '.jpg')
@@ -93,6 +94,7 @@ class Run:
     def _video(self, source: Source) -> None:
         reader = _open(source.path)
         count = 0
+        self.drawn.mkdir(parents=True, exist_ok=True)
         with replacing(self.drawn / f'{source.name}.mp4') as part:
             writer = _writer(part, reader)
             try:

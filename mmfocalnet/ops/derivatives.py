@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+# Private to PyTorch, and not sure to be there in every version; training must not depend on it.
+_is_legacy_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: False)
+
 
 def without_base(tensor: torch.Tensor) -> torch.Tensor:
     """Return the same memory as a tensor that is no view.
@@ -50,5 +53,4 @@ def first_derivatives_only(backward: Callable) -> Callable:
 
 
 def _is_batched(grad: torch.Tensor) -> bool:
-    functorch = torch._C._functorch
-    return functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)
+    return torch._C._functorch.is_batchedtensor(grad) or _is_legacy_batched(grad)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mmfocalnet.errors import UserError
+from mmfocalnet.files import replacing
 from mmfocalnet.visualization.maps import ModulationMaps, ReceptiveField
 
 PANEL = 2.8  # inches
@@ -156,18 +157,14 @@ def save_figure(figure: Figure, out: str | os.PathLike) -> None:
         UserError: If it cannot be written.
     """
     out = Path(out)
-    part = out.with_name(f'.{out.name}.partial-{os.getpid()}')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(part, dpi=100, format='png')
-        part.replace(out)
+        with replacing(out) as part:
+            figure.savefig(part, dpi=100, format='png')
     except OSError as error:
         raise UserError(
             f'{out} cannot be written ({error.strerror}): give a folder that can.'
         ) from error
-    finally:
-        if part.parent.is_dir():
-            part.unlink(missing_ok=True)
 
 
 def _panels(image: np.ndarray, count: int) -> tuple[Figure, list[Axes]]:

@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from jinja2 import Environment
 from markupsafe import Markup
-from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.runner import load_checkpoint
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.structures import BaseDataElement
 from mmengine.utils import track_iter_progress
 from PIL import Image, ImageDraw, ImageFont
 
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
-from mmfocalnet.launch import check_data, check_fits, check_start, read_config
+from mmfocalnet.files import replacing
+from mmfocalnet.inference.draw import ink_on
+from mmfocalnet.inference.predictor import find_palette, load_model
+from mmfocalnet.launch import check_data, check_start, read_config
 from mmfocalnet.visualization.curves import (
     Curve,
     History,
@@ -109,12 +109,10 @@ def write_report(work_dir: Path, out: Path, images: int = 16) -> list[str]:
 
 
 def _write(out: Path, text: str) -> None:
-    part = out.with_name(f'{out.name}.partial-{os.getpid()}')
     try:
-        part.write_text(text, encoding='utf-8')
-        part.replace(out)
+        with replacing(out) as part:
+            part.write_text(text, encoding='utf-8')
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f'{out} cannot be written ({error.strerror}): give another file as --out.'
         ) from error
@@ -346,10 +344,7 @@ def _fill(gallery: _Gallery, work_dir: Path, cfg: Config, images: int) -> None:
     threshold = cfg.get('default_hooks', {}).get('visualization', {}).get('score_thr', 0.3)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
-        model = MODELS.build(cfg.model)
-        check_fits(model, str(checkpoint))
-        load_checkpoint(model, str(checkpoint), map_location='cpu')
-        model = revert_sync_batchnorm(model).eval()
+        model, _ = load_model(cfg, str(checkpoint))
         # Evenly from the whole set, which may be sorted.
         chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
         pictures = [
@@ -401,7 +396,7 @@ def _picture(
         raise ConfigError('the pipeline of val_dataloader loads no annotations to compare with.')
     with Image.open(sample.img_path) as file:
         image = np.asarray(file.convert('RGB'))
-    colours = _colours(dataset.metainfo)
+    colours = find_palette(dataset.metainfo.get('palette'), len(classes))
     halves = [_drawn(image, labels, classes, colours) for labels in (truth, prediction)]
     gap = np.full_like(halves[0][:, :_GAP], 255)
     boxes, panoptic = isinstance(truth, BaseDataElement), 'pred_panoptic_seg' in sample
@@ -439,14 +434,6 @@ def _labels(
 def _present(labels: BaseDataElement | Tensor) -> set[int]:
     values = labels.labels if isinstance(labels, BaseDataElement) else labels
     return set(values.unique().tolist()) - {IGNORED}
-
-
-def _colours(metainfo: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """A colour for each class: the dataset's, or some that are easy to tell apart."""
-    if metainfo.get('palette'):
-        return [tuple(colour) for colour in metainfo['palette']]
-    table = (np.array(colormaps['tab20'].colors) * 255).astype(int).tolist()
-    return [tuple(table[label % len(table)]) for label in range(len(metainfo['classes']))]
 
 
 def _drawn(
@@ -506,7 +493,7 @@ def _draw_boxes(
         x = max(0, min(box[0], picture.width - right - 4))
         y = max(0, box[1] - bottom - 4)
         draw.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colours[label])
-        draw.text((x + 2, y + 2), text, font=font, fill=_ink(colours[label]))
+        draw.text((x + 2, y + 2), text, font=font, fill=ink_on(colours[label]))
 
 
 def _order(instances: BaseDataElement) -> list[int]:
@@ -514,12 +501,6 @@ def _order(instances: BaseDataElement) -> list[int]:
     if 'scores' in instances:
         return instances.scores.argsort().tolist()
     return list(range(len(instances)))
-
-
-def _ink(ground: tuple[int, int, int]) -> str:
-    """Black or white, whichever is easier to read on a ground."""
-    red, green, blue = ground
-    return 'black' if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else 'white'
 
 
 _LABELS = 'The score is the mean IoU of the classes in the truth or in the prediction.'

@@ -38,13 +38,16 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Let a command end mistakes of the user with one sentence on stderr and exit code 2.
 
     These are `UserError` and what MMEngine raises itself for a setting that a class does not
-    take and for a class that it does not know. Everything else keeps its traceback.
+    take and for a class that it does not know. Everything else keeps its traceback, but Ctrl-C.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
         try:
             main()
+        except KeyboardInterrupt:
+            print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
+            sys.exit(130)  # what shells say of it
         except Exception as error:
             sentence = ' '.join(str(error).split())
             if _raised_by_builder(error):

@@ -11,6 +11,13 @@ from mmfocalnet.inference.sources import find_sources
 from mmfocalnet.launch import add_cfg_options, one_sentence_errors
 
 
+def score(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text} is no score: give a number from 0 to 1')
+    return value
+
+
 def parse_args():
     parser = argparse.ArgumentParser(description='Predict pictures and videos with a trained model')
     parser.add_argument(
@@ -22,7 +29,7 @@ def parse_args():
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     parser.add_argument(
         '--score-thr',
-        type=float,
+        type=score,
         default=0.3,
         help='boxes of lower scores are neither drawn nor written (default: 0.3)',
     )
@@ -51,15 +58,20 @@ def make_folder(out, sources):
 
 
 def report(run, written):
-    print(f'{len(run.results.images)} predictions: {", ".join(map(str, written))}')
-    if run.results.task == 'semantic':
-        print('The values of the label maps count the classes from 0: see categories.json.')
-    elif run.results.ids_from:
-        print(f'category_id is that of {run.results.ids_from}.')
-    else:
-        print('category_id counts the classes from 1 (no annotation file): see categories.json.')
+    print(f'{len(run.results.images)} predictions')
+    if written:
+        print(f'Written: {", ".join(map(str, written))}')
+        print(meaning_of_ids(run.results))
     for problem in run.problems:
         print(f'infer.py: {problem}', file=sys.stderr)
+
+
+def meaning_of_ids(results):
+    if results.task == 'semantic':
+        return 'The values of the label maps count the classes from 0: see categories.json.'
+    if results.ids_from:
+        return f'category_id is that of {results.ids_from}.'
+    return 'category_id counts the classes from 1 (no annotation file): see categories.json.'
 
 
 @one_sentence_errors
@@ -80,6 +92,8 @@ def main():
             'or choose another --out.'
         ) from error
     report(run, written)
+    if run.interrupted:
+        sys.exit(130)  # what shells say of Ctrl-C
     if not run.results.images:
         sys.exit(2)
     sys.exit(1 if run.problems else 0)

@@ -14,7 +14,7 @@ from mmfocalnet.errors import UserError
 
 MAX_PIXELS = 64_000_000
 # What Pillow itself decodes. Its other readers call programs (EPS) or fetch further files.
-FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
+FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 EXPECTED = 'expected a picture such as JPEG, PNG, TIFF, WebP, BMP or GIF'
 
 _OPENING = threading.Lock()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from itertools import groupby
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.infer import BaseInferencer
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
@@ -70,11 +70,7 @@ def load_predictor(
         )
     cfg.load_from = str(checkpoint)
     check_start(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model, content = load_model(cfg, str(checkpoint))
-        meta = _dataset_meta(cfg, content.get('meta') or {})
-        _move(model, device)
-        return Predictor(model, cfg, meta)
+    return Predictor(cfg, str(checkpoint), device)
 
 
 def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -96,8 +92,17 @@ def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]
     return model.eval(), content
 
 
-class Predictor:
-    """A model of mmdet or mmseg with what is needed to feed it pictures.
+class Predictor(BaseInferencer):
+    """MMEngine's inferencer for models of mmdet and mmseg, fed with pictures in memory.
+
+    Unlike mmdet's and mmseg's own it never pads pictures of different sizes into one batch, which
+    FocalNet's global context would see, reads checkpoints without unpickling what they hold, and
+    gives a class the same colour everywhere.
+
+    Args:
+        cfg: Config of the model, in whose scope everything is built.
+        weights: Path or URL of its checkpoint, which `check_start` has seen.
+        device: Such as ``'cuda:0'``. Defaults to ``'cpu'``.
 
     Attributes:
         model: The model, in evaluation mode.
@@ -108,22 +113,18 @@ class Predictor:
         things: How many of the classes, the first ones, have instances; None without panoptic maps.
     """
 
-    def __init__(self, model: nn.Module, cfg: Config, meta: dict[str, Any]) -> None:
-        self.model = model
-        self.cfg = cfg
-        self.task = _task(model, cfg.default_scope)
-        self.classes = list(meta['classes'])
-        self.palette = find_palette(meta.get('palette'), len(self.classes))
+    visualize_kwargs: ClassVar[set[str]] = {'score_thr'}
+
+    def __init__(self, cfg: Config, weights: str, device: str = 'cpu') -> None:
+        scope = cfg.default_scope
+        with DefaultScope.overwrite_default_scope(scope):
+            super().__init__(cfg, weights, device, scope, show_progress=False)
+        self.task = _task(self.model, scope)
         panoptic = self.task == 'panoptic'
-        self.things = model.panoptic_fusion_head.num_things_classes if panoptic else None
-        # Built in the model's scope, in which LoadImageFromNDArray is mmdet's or mmseg's.
-        self._pipeline = Compose(_pipeline(cfg))
+        self.things = self.model.panoptic_fusion_head.num_things_classes if panoptic else None
 
     def predict(self, images: Sequence[np.ndarray], score_thr: float = 0.3) -> list[Prediction]:
-        """Run the model on pictures, as one batch where they are of one size.
-
-        Pictures of different sizes would need padding, which FocalNet's global context sees;
-        they go one after the other, so that batching never changes a prediction.
+        """Run the model on pictures, neighbours of one size as one batch.
 
         Args:
             images: BGR, uint8, (H, W, 3) each, as `read_image` returns them.
@@ -135,40 +136,46 @@ class Predictor:
         Raises:
             ImageError: If one is no such array, or too narrow for the model's test pipeline.
         """
-        groups = defaultdict(list)
-        for index, image in enumerate(images):
-            data = self._prepare(image)
-            groups[data['inputs'].shape].append((index, data))
-        predictions: dict[int, Prediction] = {}
-        for group in groups.values():
-            indices, batch = zip(*group, strict=True)
-            for index, sample in zip(indices, self._run(batch), strict=True):
-                predictions[index] = self._read(sample, images[index], score_thr)
-        return [predictions[index] for index in range(len(images))]
+        if not images:
+            return []
+        found = self(list(images), batch_size=len(images), score_thr=score_thr)
+        return found['predictions']
 
-    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(
-                f'A picture has shape {image.shape} and type {image.dtype}; expected (H, W, 3) '
-                'and uint8, BGR: read it with mmfocalnet.inference.read_image.'
-            )
-        try:
-            return self._pipeline(dict(img=image, img_id=0))
-        except Exception as error:  # OpenCV's own type, for sides that scale to no pixel
-            raise ImageError(
-                f'A picture of {image.shape[1]}x{image.shape[0]} pixels does not pass the test '
-                f'pipeline of {self.cfg.filename}; expected one that is not so narrow: cut it.'
-            ) from error
+    def preprocess(
+        self, inputs: Sequence[np.ndarray], batch_size: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """Yield batches of the model's inputs, pictures of one size each."""
+        for chunk in self._get_chunk_data(map(self._prepare, inputs), batch_size):
+            for _, batch in groupby(chunk, key=lambda data: data['inputs'].shape):
+                yield self.collate_fn(list(batch))
 
-    @torch.inference_mode()
-    def _run(self, batch: Sequence[dict[str, Any]]) -> list[BaseDataElement]:
-        with DefaultScope.overwrite_default_scope(self.cfg.default_scope):
-            samples = self.model.test_step(
-                {key: [data[key] for data in batch] for key in ('inputs', 'data_samples')}
-            )
-        return [sample.cpu() for sample in samples]
+    def forward(self, inputs: dict[str, Any]) -> list[BaseDataElement]:
+        """Run the model on a batch; what it found is on the CPU then."""
+        with DefaultScope.overwrite_default_scope(self.scope):
+            return [sample.cpu() for sample in super().forward(inputs)]
 
-    def _read(self, sample: BaseDataElement, image: np.ndarray, score_thr: float) -> Prediction:
+    def visualize(
+        self,
+        inputs: Sequence[np.ndarray],
+        preds: Sequence[BaseDataElement],
+        score_thr: float = 0.3,
+    ) -> list[Prediction]:
+        """Turn what the model found into what can be drawn: see `Prediction.overlay`."""
+        return [
+            self.read(sample, image, score_thr) for sample, image in zip(preds, inputs, strict=True)
+        ]
+
+    def postprocess(
+        self,
+        preds: Sequence[BaseDataElement],
+        visualization: list[Prediction],
+        return_datasample: bool = False,
+    ) -> dict[str, list]:
+        """Give predictions, or what the model itself returned."""
+        return dict(predictions=preds if return_datasample else visualization)
+
+    def read(self, sample: BaseDataElement, image: np.ndarray, score_thr: float) -> Prediction:
+        """Take what the model found in a picture (H, W, 3) out of the form mmdet or mmseg give."""
         make = partial(Prediction, self.task, image, self.classes, self.palette, score_thr)
         if self.task == 'semantic':
             return make(semantic=sample.pred_sem_seg.data[0].numpy())
@@ -182,6 +189,35 @@ class Predictor:
             scores=found.scores[best_first].numpy(),
             masks=found.masks[best_first].numpy().astype(bool) if 'masks' in found else None,
         )
+
+    def _init_model(self, cfg: Config, weights: str, device: str) -> nn.Module:
+        model, content = load_model(cfg, weights)
+        meta = _dataset_meta(cfg, content.get('meta') or {})
+        self.classes = list(meta['classes'])
+        self.palette = find_palette(meta.get('palette'), len(self.classes))
+        move_to(model, device)
+        return model
+
+    def _init_pipeline(self, cfg: Config) -> Compose:
+        # Built in the model's scope, in which LoadImageFromNDArray is mmdet's or mmseg's.
+        return Compose(_pipeline(cfg))
+
+    def _init_visualizer(self, cfg: Config) -> None:
+        """None: `draw` needs none."""
+
+    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(
+                f'A picture has shape {image.shape} and type {image.dtype}; expected (H, W, 3) '
+                'and uint8, BGR: read it with mmfocalnet.inference.read_image.'
+            )
+        try:
+            return self.pipeline(dict(img=image, img_id=0))
+        except Exception as error:  # OpenCV's own type, for sides that scale to no pixel
+            raise ImageError(
+                f'A picture of {image.shape[1]}x{image.shape[0]} pixels does not pass the test '
+                f'pipeline of {self.cfg.filename}; expected one that is not so narrow: cut it.'
+            ) from error
 
     def _read_panoptic(self, packed: np.ndarray) -> dict[str, Any]:
         values, places = np.unique(packed, return_inverse=True)
@@ -197,8 +233,17 @@ class Predictor:
 
 
 def find_test_dataset(cfg: Config) -> dict[str, Any]:
-    """The dataset of a config's tests, without what wraps it."""
-    dataset = cfg.test_dataloader.dataset
+    """The dataset of a config's tests, without what wraps it.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    if not dataset:
+        raise ConfigError(
+            f'{cfg.filename} has no test_dataloader, whose dataset tells how to prepare pictures: '
+            'give a config that has one, such as those in configs/.'
+        )
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     return dataset
@@ -247,7 +292,12 @@ def _task(model: nn.Module, scope: str) -> str:
     return 'boxes and masks' if model.with_mask else 'boxes'
 
 
-def _move(model: nn.Module, device: str) -> None:
+def move_to(model: nn.Module, device: str) -> None:
+    """Move a model to a device.
+
+    Raises:
+        ConfigError: If the device cannot be used here.
+    """
     try:
         model.to(device)
     except (AssertionError, RuntimeError) as error:

@@ -32,6 +32,10 @@ class Run:
         out: Folder to write to.
         score_thr: Boxes of lower scores are neither drawn nor written.
         batch_size: Pictures or frames per batch.
+
+    Attributes:
+        problems: A sentence for each input that is left out.
+        interrupted: Whether Ctrl-C ended it.
     """
 
     def __init__(
@@ -43,14 +47,34 @@ class Run:
         self.score_thr = score_thr
         self.batch_size = batch_size
         self.problems: list[str] = []
+        self.interrupted = False
         self.bar = ProgressBar(start=False)
 
     def __call__(self, sources: Sequence[Source]) -> list[Path]:
         """Predict all; what cannot be read ends up in `problems`.
 
+        What was predicted before Ctrl-C, or before the disk was full, is written all the same.
+
         Returns:
             The files and folders written.
+
+        Raises:
+            OSError: If the results themselves cannot be written.
         """
+        try:
+            self._all(sources)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.problems.append('Interrupted: what had not been predicted by then is left out.')
+        except OSError as error:
+            self.problems.append(
+                f'{error.filename or self.drawn} cannot be written ({error.strerror}), and the '
+                'rest is left out: make room there or choose another --out.'
+            )
+        print()  # the bar leaves its line open
+        return [self.drawn, *self.results.close()] if self.results.images else []
+
+    def _all(self, sources: Sequence[Source]) -> None:
         pictures = [source for source in sources if not source.is_video]
         videos = [source for source in sources if source.is_video]
         self.bar.task_num = len(pictures) + sum(map(_length, videos))
@@ -63,8 +87,6 @@ class Run:
             except ImageError as error:
                 named = str(error) if str(video.path) in str(error) else f'{video.path}: {error}'
                 self.problems.append(named)
-        print()  # the bar leaves its line open
-        return [*([self.drawn] if self.results.images else []), *self.results.close()]
 
     def _pictures(self, sources: list[Source]) -> None:
         read = []

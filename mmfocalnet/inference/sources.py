@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+# HEIC, which Pillow does not decode, is among them so that it is named as such.
 PICTURES = (
-    *('.bmp', '.dib', '.gif', '.jpe', '.jpeg', '.jpg', '.jp2', '.pbm', '.pgm', '.png', '.pnm'),
-    *('.ppm', '.tif', '.tiff', '.webp'),
+    *('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jpe', '.jpeg', '.jpg', '.jp2', '.pbm'),
+    *('.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
 )
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
+LONGEST_NAME = 200  # bytes
 
 
 class Source(NamedTuple):
@@ -51,7 +54,7 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
     sources: list[Source] = []
     taken: set[str] = set()
     for path in files.values():
-        name = _free_name(path.stem, taken)
+        name = _free_name(_shortened(path.stem), taken)
         taken.add(name.lower())
         sources.append(Source(path, name, path.suffix.lower() in VIDEOS))
     return sources, problems
@@ -59,13 +62,14 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
 
 def _expand(text: str) -> Iterator[Path]:
     path = Path(text)
-    if path.is_dir():
+    # Those of os.path say no where a name is too long to be one.
+    if os.path.isdir(path):
         yield from (
             file
             for file in sorted(path.iterdir())
             if file.suffix.lower() in PICTURES + VIDEOS and file.is_file()
         )
-    elif path.exists():  # first, since a name may hold the brackets of a glob
+    elif os.path.exists(path):  # first, since a name may hold the brackets of a glob
         yield path
     else:
         matches = map(Path, sorted(glob.glob(text, recursive=True)))
@@ -73,7 +77,7 @@ def _expand(text: str) -> Iterator[Path]:
 
 
 def _nothing(text: str) -> str:
-    if Path(text).is_dir():
+    if os.path.isdir(text):
         return (
             f'The folder {text} holds no pictures or videos; expected files such as .jpg, .png or '
             f".mp4: for those in its subfolders give '{text.rstrip('/')}/**/*.jpg' in quotes."
@@ -81,6 +85,11 @@ def _nothing(text: str) -> str:
     if glob.has_magic(text):
         return f'No file matches {text!r}; expected pictures or videos: correct the pattern.'
     return f'There is no file {text}; expected a picture, video or folder: correct its name.'
+
+
+def _shortened(stem: str) -> str:
+    # Outputs add numbers and suffixes to it, and file systems allow 255 bytes.
+    return stem.encode(errors='surrogateescape')[:LONGEST_NAME].decode(errors='ignore')
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

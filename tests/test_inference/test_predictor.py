@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.infer import BaseInferencer
 
 from mmfocalnet.errors import CheckpointError, ConfigError
 from mmfocalnet.inference import ImageError, draw, load_predictor
@@ -161,21 +162,30 @@ def test_what_cannot_be_loaded_is_named(random_model, tmp_path):
 
 
 @pytest.mark.parametrize('size', [(96, 160), (97, 160), (60, 33)])
-def test_maps_are_those_of_the_prediction(size):
+def test_maps_are_those_of_the_prediction(predictor, size):
     """Padding, which the global context sees, included."""
-    from mmengine.config import Config
-    from mmengine.registry import MODELS, DefaultScope
-
-    from mmfocalnet.inference.predictor import Predictor
     from mmfocalnet.visualization import modulation_maps, prepare_image, watch_modulation
 
-    cfg = Config.fromfile(ROOT / 'configs/demo/mask_rcnn.py')
-    cfg.merge_from_dict({'model.backbone.embed_dim': 8, 'model.neck.in_channels': [8, 16, 32, 64]})
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(cfg.model).eval()
-        predictor = Predictor(model, cfg, dict(classes=list('abcd')))
+    mask_rcnn = predictor('mask_rcnn')
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    with watch_modulation(model, stage=2) as seen:
-        predictor.predict([image])
-    maps = modulation_maps(model, prepare_image(image, cfg)[1], stage=2)
+    with watch_modulation(mask_rcnn.model, stage=2) as seen:
+        mask_rcnn.predict([image])
+    maps = modulation_maps(mask_rcnn.model, prepare_image(image, mask_rcnn.cfg)[1], stage=2)
     np.testing.assert_allclose(maps.gates, seen[0].gates, atol=1e-5)
+
+
+def test_it_is_an_inferencer_of_mmengine(predictor, pictures):
+    inferencer = predictor('atss')
+    assert isinstance(inferencer, BaseInferencer)
+    found = inferencer(pictures, batch_size=2, score_thr=0.5)['predictions']
+    assert [prediction.score_thr for prediction in found] == [0.5] * 3
+    for prediction, alone in zip(found, inferencer.predict(pictures), strict=True):
+        np.testing.assert_allclose(prediction.scores, alone.scores, atol=1e-4)
+    [sample] = inferencer(pictures[0], return_datasamples=True)['predictions']
+    assert len(sample.pred_instances) == len(found[0].scores)
+
+
+def test_a_config_without_tests_is_refused(random_model):
+    config, checkpoint, options = random_model('mask_rcnn')
+    with pytest.raises(ConfigError, match='has no test_dataloader'):
+        load_predictor(config, checkpoint, cfg_options=dict(options, test_dataloader=None))

@@ -13,6 +13,7 @@ from pycocotools.mask import decode
 
 from mmfocalnet.compat.panoptic import rgb2id
 from mmfocalnet.inference import read_image
+from mmfocalnet.inference.results import Results
 from mmfocalnet.inference.run import Run
 from mmfocalnet.inference.sources import find_sources
 
@@ -188,20 +189,60 @@ def test_the_bad_are_named_and_the_rest_goes_on(predictor, photos, tmp_path):
     assert sorted(path.name for path in (out / 'vis').iterdir()) == ['a.png', 'b.jpg', 'cut.mp4']
 
 
-def test_nothing_half_written_stays(predictor, photos, tmp_path, monkeypatch):
-    def fail(*_):
-        raise KeyboardInterrupt
+def interrupt(*_):
+    raise KeyboardInterrupt
 
+
+def test_nothing_half_written_stays(predictor, photos, tmp_path, monkeypatch):
     out = tmp_path / 'out'
     model = predictor('mask_rcnn')
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, '_add_frame', fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, '_add_frame', interrupt)
         Run(model, out)(find_sources([str(write_video(tmp_path / 'a.avi', 2))])[0])
     assert list((out / 'vis').iterdir()) == []
     predict(model, [photos], out)
     shutil.copytree(out, tmp_path / 'first')
-    monkeypatch.setattr(json, 'dumps', fail)
+    monkeypatch.setattr(json, 'dumps', interrupt)
     with pytest.raises(KeyboardInterrupt):
         Run(model, out)(find_sources([str(photos)])[0])
     before = (tmp_path / 'first/predictions.json').read_text()
     assert (out / 'predictions.json').read_text() == before
+
+
+def full_disk(path, *_):
+    raise OSError(28, 'No space left on device', str(path))
+
+
+@pytest.mark.parametrize(('failure', 'interrupted'), [(interrupt, True), (full_disk, False)])
+def test_what_was_predicted_before_an_end_is_kept(
+    predictor, photos, tmp_path, monkeypatch, failure, interrupted
+):
+    out = tmp_path / 'out'
+    save = Results.add
+
+    def add_one(self, prediction, name, **origin):
+        if self.images:
+            failure(f'{name}.jpg')
+        save(self, prediction, name, **origin)
+
+    monkeypatch.setattr(Results, 'add', add_one)
+    run = predict(predictor('mask_rcnn'), [photos], out, score_thr=0.0)
+    assert run.interrupted is interrupted
+    assert len(run.problems) == 1
+    assert 'left out' in run.problems[0]
+    assert {entry['image_id'] for entry in read_json(out / 'predictions.json')} == {1}
+
+
+def test_nothing_is_written_about_nothing(predictor, photos, tmp_path):
+    (tmp_path / 'text.jpg').write_text('no picture')
+    run = Run(predictor('mask_rcnn'), tmp_path / 'out')
+    assert run(find_sources([str(tmp_path / 'text.jpg')])[0]) == []
+    assert not (tmp_path / 'out').exists()
+
+
+def test_names_may_be_as_long_as_they_can_be(predictor, photos, tmp_path):
+    for name in ('a' * 250 + '.png', 'ä' * 125 + '.png', '日' * 83 + '.jpg'):
+        shutil.copy(photos / 'a.png', photos / name)
+    run = predict(predictor('upernet'), [photos], tmp_path / 'out')
+    assert not run.problems
+    assert len(list((tmp_path / 'out/pred').iterdir())) == 5

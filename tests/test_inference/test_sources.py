@@ -46,6 +46,12 @@ def test_names_with_brackets_are_files_first(folder):
     assert names(folder, 'x[1].png') == ['x[1].png']
 
 
+def test_text_too_long_for_a_name_stands_for_nothing():
+    sources, problems = find_sources(['a' * 5000])
+    assert not sources
+    assert problems[0].startswith('There is no file aaa')
+
+
 def test_inputs_without_pictures_are_named(folder):
     (folder / 'empty').mkdir()
     sources, problems = find_sources(

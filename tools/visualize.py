@@ -9,7 +9,8 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError, UserError
-from mmfocalnet.inference.images import read_image
+from mmfocalnet.inference import read_image
+from mmfocalnet.inference.predictor import move_to
 from mmfocalnet.launch import add_cfg_options, load_config, one_sentence_errors
 from mmfocalnet.models.focalnet import pretrained_options
 from mmfocalnet.visualization import (
@@ -45,6 +46,13 @@ def parse_args():
     parser.add_argument(
         '--block', type=int, default=-1, help='of the stage, likewise (default: the last)'
     )
+    parser.add_argument(
+        '--pretrained-window',
+        type=int,
+        metavar='K',
+        help='draw the kernels as they were before expansion, K by K at the first focal level '
+        '(default: as they are)',
+    )
     parser.add_argument('--out', metavar='DIR', help='default: maps in the work dir of the config')
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
@@ -52,15 +60,6 @@ def parse_args():
     # What the tools that start runs let their users choose.
     vars(args).update(work_dir=None, launcher='none', local_rank=0)
     return args
-
-
-def find_device(name):
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such device; PyTorch built without it
-        raise UserError(f'--device {name} cannot be used here: use --device cpu.') from error
-    return device
 
 
 def build_backbone(cfg, args):
@@ -90,21 +89,27 @@ def build_backbone(cfg, args):
 
 def draw(what, net, place, shown, pixels):
     """The figure of one kind."""
-    stage, block = place
     if what == 'erf':
         # Of the picture's own centre, so without the padding.
         inside = pixels[None, :, : shown.shape[0], : shown.shape[1]]
-        return draw_receptive_field(shown, receptive_field(net, inside, stage))
-    if what == 'kernels':
-        return draw_kernels(level_kernels(net, *place), f'Kernels, stage {stage}, block {block}')
+        return draw_receptive_field(shown, receptive_field(net, inside, place[0]))
     drawer = draw_gates if what == 'gates' else draw_modulator
     return drawer(shown, modulation_maps(net, pixels, *place))
 
 
-def file_name(what, image, place):
+def draw_kernels_of(net, place, window):
+    kernels = level_kernels(net, *place, window)
+    before = '' if window is None else f', before expansion from window {window}'
+    return draw_kernels(kernels, f'Kernels, stage {place[0]}, block {place[1]}{before}')
+
+
+def file_name(what, args, place):
     stage, block = place
     where = f'stage{stage}' if what == 'erf' else f'stage{stage}_block{block}'
-    return f'{what}_{where}.png' if what == 'kernels' else f'{Path(image).stem}_{what}_{where}.png'
+    if what != 'kernels':
+        return f'{Path(args.image).stem}_{what}_{where}.png'
+    window = args.pretrained_window
+    return f'{what}_{where}.png' if window is None else f'{what}_{where}_window{window}.png'
 
 
 @one_sentence_errors
@@ -114,13 +119,17 @@ def main():
     out = Path(args.out or Path(cfg.work_dir) / 'maps')
     if out.exists() and not out.is_dir():
         raise UserError(f'--out {out} is a file: give a folder.')
-    device = find_device(args.device)
-    shown, pixels = prepare_image(read_image(args.image), cfg)
-    net = build_backbone(cfg, args).to(device)
+    image = read_image(args.image)
+    net = build_backbone(cfg, args)
+    move_to(net, args.device)
     place = find_block(net, args.stage, args.block)
+    shown, pixels = prepare_image(image, cfg)
     for what in KINDS if args.what == 'all' else (args.what,):
-        figure = draw(what, net, place, shown, pixels.to(device))
-        file = out / file_name(what, args.image, place)
+        if what == 'kernels':
+            figure = draw_kernels_of(net, place, args.pretrained_window)
+        else:
+            figure = draw(what, net, place, shown, pixels.to(args.device))
+        file = out / file_name(what, args, place)
         save_figure(figure, file)
         print_log(f'Drawn: {file}', logger='current')
 

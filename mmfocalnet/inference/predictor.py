@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar
@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 from matplotlib import colormaps
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.infer import BaseInferencer
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
@@ -23,7 +22,7 @@ from torch import nn
 from mmfocalnet.checkpoints import fetch
 from mmfocalnet.datasets.checks import check_classes
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.inference.images import ImageError
+from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
 from mmfocalnet.launch import check_fits, check_start, load_config
 
@@ -145,7 +144,7 @@ class Predictor(BaseInferencer):
         self, inputs: Sequence[np.ndarray], batch_size: int = 1
     ) -> Iterator[dict[str, Any]]:
         """Yield batches of the model's inputs, pictures of one size each."""
-        for chunk in self._get_chunk_data(map(self._prepare, inputs), batch_size):
+        for chunk in self._get_chunk_data(map(self.pipeline, inputs), batch_size):
             for _, batch in groupby(chunk, key=lambda data: data['inputs'].shape):
                 yield self.collate_fn(list(batch))
 
@@ -198,26 +197,11 @@ class Predictor(BaseInferencer):
         move_to(model, device)
         return model
 
-    def _init_pipeline(self, cfg: Config) -> Compose:
-        # Built in the model's scope, in which LoadImageFromNDArray is mmdet's or mmseg's.
-        return Compose(_pipeline(cfg))
+    def _init_pipeline(self, cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
+        return build_pipeline(cfg)
 
     def _init_visualizer(self, cfg: Config) -> None:
         """None: `draw` needs none."""
-
-    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(
-                f'A picture has shape {image.shape} and type {image.dtype}; expected (H, W, 3) '
-                'and uint8, BGR: read it with mmfocalnet.inference.read_image.'
-            )
-        try:
-            return self.pipeline(dict(img=image, img_id=0))
-        except Exception as error:  # OpenCV's own type, for sides that scale to no pixel
-            raise ImageError(
-                f'A picture of {image.shape[1]}x{image.shape[0]} pixels does not pass the test '
-                f'pipeline of {self.cfg.filename}; expected one that is not so narrow: cut it.'
-            ) from error
 
     def _read_panoptic(self, packed: np.ndarray) -> dict[str, Any]:
         values, places = np.unique(packed, return_inverse=True)
@@ -230,31 +214,6 @@ class Predictor(BaseInferencer):
                 area = int((packed == value).sum())
                 segments.append(Segment(int(ids[index]), label, area, label < self.things))
         return dict(panoptic=ids[places].reshape(packed.shape), segments=segments)
-
-
-def find_test_dataset(cfg: Config) -> dict[str, Any]:
-    """The dataset of a config's tests, without what wraps it.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
-    if not dataset:
-        raise ConfigError(
-            f'{cfg.filename} has no test_dataloader, whose dataset tells how to prepare pictures: '
-            'give a config that has one, such as those in configs/.'
-        )
-    while 'dataset' in dataset or 'datasets' in dataset:
-        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
-    return dataset
-
-
-def _pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """The test pipeline, for a picture in memory and without labels."""
-    _, *steps = find_test_dataset(cfg).pipeline
-    return [dict(type='LoadImageFromNDArray')] + [
-        step for step in steps if not step['type'].split('.')[-1].startswith('Load')
-    ]
 
 
 def _dataset_meta(cfg: Config, checkpoint_meta: dict[str, Any]) -> dict[str, Any]:

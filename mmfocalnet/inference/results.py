@@ -12,8 +12,9 @@ from PIL import Image
 
 from mmfocalnet.compat.panoptic import id2rgb
 from mmfocalnet.files import replacing
+from mmfocalnet.inference.pipeline import find_test_dataset
 from mmfocalnet.inference.prediction import Prediction
-from mmfocalnet.inference.predictor import Predictor, find_test_dataset
+from mmfocalnet.inference.predictor import Predictor
 
 # Folder of the maps that a task's predictions are.
 MAP_FOLDERS = {'panoptic': 'panoptic', 'semantic': 'pred'}

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
-import mmcv
 import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from mmfocalnet.checkpoints import resize_kernel
 from mmfocalnet.errors import UserError
+from mmfocalnet.inference.pipeline import build_pipeline
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.focal_modulation import FocalModulation
 
@@ -96,47 +97,28 @@ def find_block(model: nn.Module, stage: int = -1, block: int = -1) -> tuple[int,
     return stage, _index('block', block, len(net.layers[stage].blocks), f'stage {stage}')
 
 
-def prepare_image(image: np.ndarray, cfg: Any) -> tuple[np.ndarray, Tensor]:
-    """Resize, normalise and pad an image as a config does when testing.
+def prepare_image(image: np.ndarray, cfg: Config) -> tuple[np.ndarray, Tensor]:
+    """Resize, normalise and pad an image as a config's model does when testing.
 
     Args:
         image: BGR, uint8 (H, W, 3).
-        cfg: Config of a detector or segmentor. Its test pipeline tells the scale (without a
-            resize in it the image keeps its size), its data_preprocessor mean and std.
+        cfg: Config of a detector or segmentor.
 
     Returns:
         The resized image to look at, RGB, uint8 (H', W', 3), and to compute with, (3, H'', W''):
         the global context sees the zeros on the right and at the bottom too.
 
     Raises:
-        UserError: If the image is so narrow that a side would have no pixel.
+        ConfigError: If the config has no tests.
+        ImageError: If the image is so narrow that a side would have no pixel.
     """
-    scale = _test_scale(cfg.get('test_dataloader', {}))
-    if scale:
-        try:
-            image = mmcv.imrescale(image, scale)
-        except cv2.error as error:
-            raise UserError(
-                f'A picture of {image.shape[1]}x{image.shape[0]} pixels is too narrow to be scaled '
-                f'to {scale}: cut it.'
-            ) from error
-    rgb = np.ascontiguousarray(image[..., ::-1])
-    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    swaps = settings.get('bgr_to_rgb') or settings.get('rgb_to_bgr')
-    pixels = torch.from_numpy(rgb if swaps else image).permute(2, 0, 1).float()
-    if settings.get('mean') is not None:
-        mean, std = (torch.tensor(settings[key])[:, None, None] for key in ('mean', 'std'))
-        pixels = (pixels - mean) / std
-    return rgb, _pad(pixels, settings)
-
-
-def _pad(pixels: Tensor, settings: dict[str, Any]) -> Tensor:
-    # mmdet's name of the setting, then mmseg's.
-    divisor = settings.get('pad_size_divisor') or (settings.get('test_cfg') or {}).get(
-        'size_divisor', 1
-    )
-    height, width = pixels.shape[1:]
-    return torch.nn.functional.pad(pixels, (0, -width % divisor, 0, -height % divisor))
+    data = build_pipeline(cfg)(image)
+    settings = cfg.model.get('data_preprocessor') or dict(type='BaseDataPreprocessor')
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        preprocessor = MODELS.build(settings)
+    batch = preprocessor({key: [data[key]] for key in ('inputs', 'data_samples')})
+    shown = data['inputs'].flip(0).permute(1, 2, 0).contiguous().numpy()  # [3, H', W'] of BGR
+    return shown, batch['inputs'][0]
 
 
 @contextmanager
@@ -337,15 +319,3 @@ def _as_it_was(net: nn.Module) -> Iterator[None]:
 def _array(tensor: Tensor) -> np.ndarray:
     # A copy: kernels would share the model's memory.
     return tensor.detach().float().cpu().numpy().copy()
-
-
-def _test_scale(node: Any) -> tuple[int, int] | None:
-    """The scale of the first resize in a dataloader's config."""
-    if isinstance(node, dict):
-        if str(node.get('type')).endswith('Resize') and node.get('scale'):
-            scale = node['scale']
-            return (scale, scale) if isinstance(scale, int) else tuple(scale)
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        return next(filter(None, map(_test_scale, node)), None)
-    return None

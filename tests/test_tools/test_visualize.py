@@ -117,6 +117,28 @@ def test_the_checkpoint_is_what_is_drawn(draw, tmp_path):
     assert drawn[0] == drawn[1] == drawn[2] != drawn[3]
 
 
+def test_kernels_before_and_after_expansion(draw, tmp_path):
+    """Released kernels of 3 and 5 in a model of window 9: 9 and 11."""
+    checkpoint, out = tmp_path / 'srf.pth', tmp_path / 'maps'
+    save_checkpoint('mask_rcnn/focalnet_t_srf_1x', checkpoint, focal_windows=3)
+    for flags in ([], ['--pretrained-window', 3]):
+        code, printed = draw(
+            'mask_rcnn/focalnet_t_srf_1x', checkpoint, '--what', 'kernels', '--out', out,
+            *flags, *TINY, SCALE,
+        )  # fmt: skip
+        assert code == 0, printed
+    after, before = (np.asarray(Image.open(file)) for file in sorted(out.iterdir()))
+    assert sorted(file.name for file in out.iterdir()) == [
+        'kernels_stage3_block0.png',
+        'kernels_stage3_block0_window3.png',
+    ]
+    # The padding is white in the middle of the colour scale; without it colour is everywhere.
+    coloured = [
+        (np.ptp(pixels[..., :3].astype(int), axis=2) > 60).mean() for pixels in (before, after)
+    ]
+    assert coloured[0] > 2 * coloured[1]
+
+
 def test_mistakes_end_in_one_sentence_and_leave_nothing(draw, picture, tmp_path):
     other = tmp_path / 'other.pth'
     save_checkpoint('demo/mask_rcnn', other, use_layerscale=True)
@@ -128,7 +150,8 @@ def test_mistakes_end_in_one_sentence_and_leave_nothing(draw, picture, tmp_path)
         (['--stage', 2, '--block', 2, *TINY], 'no block 2 in stage 2: give 0 to 1'),
         ([tmp_path / 'gone.pth', *TINY], 'no checkpoint file'),
         ([other, *TINY], 'another architecture'),
-        (['--device', 'nonsense', *TINY], '--device nonsense cannot be used here'),
+        (['--device', 'nonsense', *TINY], "device 'nonsense' cannot be used"),
+        (['--what', 'kernels', '--pretrained-window', 4, *TINY], 'window=4 is no kernel size'),
         (['--what', 'nothing'], 'invalid choice'),
         (['--cfg-options', 'nonsense'], 'KEY=VALUE'),
         (grey, 'in_chans=1, and a picture has 3'),

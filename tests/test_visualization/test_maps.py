@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config
 from torch import nn
 from torch.nn import functional as F
 
@@ -255,27 +255,33 @@ def test_what_is_not_there_is_said_in_one_sentence():
 
 
 def config(*transforms, **settings):
-    preprocessor = dict(mean=[1.0, 2.0, 3.0], std=[2.0, 4.0, 8.0], bgr_to_rgb=True)
-    return ConfigDict(
-        model=dict(data_preprocessor={**preprocessor, **settings}),
-        test_dataloader=dict(dataset=dict(pipeline=list(transforms))),
+    preprocessor = dict(type='DetDataPreprocessor', mean=[1.0, 2.0, 3.0], std=[2.0, 4.0, 8.0])
+    pipeline = [dict(type='LoadImageFromFile'), *transforms, dict(type='PackDetInputs')]
+    return Config(
+        dict(
+            default_scope='mmdet',
+            model=dict(data_preprocessor={**preprocessor, 'bgr_to_rgb': True, **settings}),
+            test_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        )
     )
 
 
-@pytest.mark.parametrize(('scale', 'size'), [((60, 20), (20, 40)), (50, (25, 50))])
-def test_image_is_scaled_and_normalised_as_the_config_says(scale, size):
+@pytest.mark.parametrize(('scale', 'size'), [((60, 20), (20, 40)), ((50, 50), (25, 50))])
+def test_image_is_scaled_normalised_and_padded_as_the_config_says(scale, size):
     image = np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
-    cfg = config(dict(type='Load'), dict(type='mmdet.Resize', scale=scale))
+    cfg = config(dict(type='Resize', scale=scale, keep_ratio=True), pad_size_divisor=32)
     shown, pixels = prepare_image(image, cfg)
     assert shown.shape == (*size, 3) and shown.dtype == np.uint8
-    assert pixels.shape == (3, *size) and pixels.dtype == torch.float32
+    assert pixels.shape == (3, 32, 64) and pixels.dtype == torch.float32
+    inside, outside = pixels[:, : size[0], : size[1]], pixels[:, size[0] :]
     expected = (shown.astype(np.float32) - [1, 2, 3]) / [2, 4, 8]
-    np.testing.assert_allclose(pixels.permute(1, 2, 0), expected, rtol=1e-5)
+    np.testing.assert_allclose(inside.permute(1, 2, 0), expected, rtol=1e-5)
+    assert not outside.any()
 
 
 def test_image_without_resize_and_mean_is_taken_as_it_is():
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    shown, pixels = prepare_image(image, config(mean=None, bgr_to_rgb=False))
+    shown, pixels = prepare_image(image, config(mean=None, std=None, bgr_to_rgb=False))
     np.testing.assert_array_equal(shown, image[..., ::-1])
     np.testing.assert_array_equal(pixels.permute(1, 2, 0), image)
 

@@ -1,0 +1,67 @@
+"""Preparing pictures in memory as a config's test pipeline does with files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DefaultScope
+
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.inference.images import ImageError
+
+
+def find_test_dataset(cfg: Config) -> dict[str, Any]:
+    """The dataset of a config's tests, without what wraps it.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    if not dataset:
+        raise ConfigError(
+            f'{cfg.filename} has no test_dataloader, whose dataset tells how to prepare pictures: '
+            'give a config that has one, such as those in configs/.'
+        )
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    return dataset
+
+
+def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
+    """Build the test pipeline of a detector's or segmentor's config, without labels.
+
+    Args:
+        cfg: The config; in its scope LoadImageFromNDArray is mmdet's or mmseg's.
+
+    Returns:
+        A function from a picture (BGR, uint8, (H, W, 3)) to ``inputs``, uint8 (3, H', W'), and
+        ``data_samples``. It raises `ImageError` for other arrays and for pictures that scale to
+        no pixel.
+
+    Raises:
+        ConfigError: If the config has no tests.
+    """
+    _, *steps = find_test_dataset(cfg).pipeline
+    without_labels = [s for s in steps if not s['type'].split('.')[-1].startswith('Load')]
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        pipeline = Compose([dict(type='LoadImageFromNDArray'), *without_labels])
+
+    def prepare(image: np.ndarray) -> dict[str, Any]:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(
+                f'A picture has shape {image.shape} and type {image.dtype}; expected (H, W, 3) '
+                'and uint8, BGR: read it with mmfocalnet.inference.read_image.'
+            )
+        try:
+            return pipeline(dict(img=image, img_id=0))
+        except Exception as error:  # OpenCV's own type, for sides that scale to no pixel
+            raise ImageError(
+                f'A picture of {image.shape[1]}x{image.shape[0]} pixels does not pass the test '
+                f'pipeline of {cfg.filename}; expected one that is not so narrow: cut it.'
+            ) from error
+
+    return prepare

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmfocalnet.datasets import make_shapes
 from mmfocalnet.launch import one_sentence_errors
-from mmfocalnet.visualization import draw_curves, draw_sheet, metric_curve, read_scalars
+from mmfocalnet.visualization import draw_curves, draw_sheet, metrics, read_history
 
 TOOLS = Path(__file__).resolve().parent
 BOXES = {'coco/bbox_mAP_50': 'box AP50'}
@@ -46,18 +46,16 @@ def main():
     config = TOOLS.parent / f'configs/demo/{args.model}.py'
     make_shapes('data/shapes')
     run('train.py', config, '--work-dir', work_dir)
-    scalars = read_scalars(work_dir)
-    draw_curves(scalars, METRICS[args.model], work_dir / 'curves.png')
+    history = read_history(work_dir)
+    draw_curves(history, METRICS[args.model], work_dir / 'curves.png')
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     drawn = (work_dir / 'predictions').resolve()
     run('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn)
     draw_sheet(sorted(drawn.rglob('*.*g'))[:8], work_dir / 'predictions.png')
     run('report.py', work_dir)
 
-    figures = ', '.join(
-        f'{label} {metric_curve(scalars, key)[1][-1]:.1f}'
-        for key, label in METRICS[args.model].items()
-    )
+    reached = {key: values[-1] for key, (_, values) in metrics(history.validation).items()}
+    figures = ', '.join(f'{label} {reached[key]:.1f}' for key, label in METRICS[args.model].items())
     print(f'\nReached on held-out images: {figures}.')
     print(f'Predictions (left the truth, right the prediction): {work_dir}/predictions.png')
     print(f'and one file per held-out image: {work_dir}/predictions')

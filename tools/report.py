@@ -1,6 +1,7 @@
 """Put a training on one HTML page: python tools/report.py WORK_DIR"""
 
 import argparse
+import sys
 from pathlib import Path
 
 from mmfocalnet.launch import one_sentence_errors
@@ -35,9 +36,11 @@ def parse_args():
 def main():
     args = parse_args()
     out = args.out or args.work_dir / 'report.html'
-    for sentence in write_report(args.work_dir, out, args.images):
-        print(sentence)
-    print(f'The report: {out}')
+    missing = write_report(args.work_dir, out, args.images)
+    print(*missing.yet, f'The report: {out}', sep='\n')
+    for sentence in missing.skipped:
+        print(f'report.py: {sentence}', file=sys.stderr)
+    sys.exit(1 if missing.skipped else 0)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
 """Try a model in the browser: python tools/web.py configs/demo/mask_rcnn.py CHECKPOINT"""
 
 import argparse
+import signal
+import sys
 
 from mmfocalnet import web
 from mmfocalnet.inference import load_predictor
@@ -26,6 +28,8 @@ def main():
     web.need_gradio()
     from mmfocalnet.web.page import serve
 
+    # Ended that way too, it leaves no pictures behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
     serve(predictor, args.host, args.port)
 

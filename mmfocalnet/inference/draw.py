@@ -84,7 +84,7 @@ class _Canvas:
             taken.append(spot)
             pen.rectangle(spot, fill=color)
             middle = ((spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2)
-            pen.text(middle, text, ink_on(color), self.font, anchor='mm')
+            pen.text(middle, text, _ink_on(color), self.font, anchor='mm')
         return np.asarray(image)
 
     def _spot(
@@ -98,7 +98,7 @@ class _Canvas:
         return left, top, left + width, top + height
 
 
-def ink_on(ground: Color) -> str:
+def _ink_on(ground: Color) -> str:
     """Black or white, whichever is easier to read on a ground."""
     return 'black' if np.dot(ground, (0.299, 0.587, 0.114)) > 140 else 'white'
 
@@ -109,18 +109,17 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 def _draw_boxes(canvas: _Canvas, prediction: Prediction) -> None:
     # The surest last, on top of the others.
-    for index in reversed(range(len(prediction.scores))):
+    for index in reversed(range(len(prediction.boxes))):
         color = prediction.palette[prediction.labels[index]]
         if prediction.masks is not None:
             canvas.fill(prediction.masks[index], color)
         canvas.box(prediction.boxes[index], color)
     height = sum(canvas.font.getmetrics())
-    for box, label, score in zip(
-        prediction.boxes, prediction.labels, prediction.scores, strict=True
-    ):
+    for index, (box, label) in enumerate(zip(prediction.boxes, prediction.labels, strict=True)):
+        score = '' if prediction.scores is None else f' {prediction.scores[index]:.2f}'
         left, top, _, bottom = (float(edge) for edge in box)
         canvas.label(
-            f'{prediction.classes[label]} {score:.2f}',
+            f'{prediction.classes[label]}{score}',
             prediction.palette[label],
             [(left, top), (left, bottom + height), (left, top + height), (left, bottom)],
         )
@@ -149,7 +148,9 @@ def _thickest_point(mask: np.ndarray) -> tuple[int, int]:
 
 
 def _semantic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
-    for label in np.unique(prediction.semantic):
+    labels = np.unique(prediction.semantic)
+    # The truth has pixels of no class, too.
+    for label in labels[labels < len(prediction.classes)]:
         yield int(label), prediction.semantic == label
 
 

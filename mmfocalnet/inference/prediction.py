@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import mmcv
 import numpy as np
 
 from mmfocalnet.inference.draw import draw
@@ -40,7 +41,7 @@ class Prediction:
         score_thr: What `overlay` shows: only boxes of this score or a higher one.
         boxes: (N, 4) left, top, right, bottom in pixels, best scores first, of any score.
         labels: (N,) indices into the classes.
-        scores: (N,) from 0 to 1.
+        scores: (N,) from 0 to 1; None for boxes of the truth.
         masks: (N, H, W) bool.
         panoptic: (H, W) int32, the ids of segments; 0 is none.
         segments: The segments of the panoptic map.
@@ -81,3 +82,25 @@ class Prediction:
             scores=self.scores[keep],
             masks=None if self.masks is None else self.masks[keep],
         )
+
+    def enlarged(self, side: int) -> Prediction:
+        """The same prediction at a multiple of its picture's size, if that is small.
+
+        Names drawn on small pictures would hide what these show.
+
+        Args:
+            side: What the picture's longer side is to have, at most; larger pictures stay as
+                they are.
+        """
+        factor = side // max(self.image.shape[:2])
+        if factor < 2:
+            return self
+        height, width = (factor * length for length in self.image.shape[:2])
+        changes: dict[str, Any] = dict(image=mmcv.imresize(self.image, (width, height)))
+        if self.boxes is not None:
+            changes['boxes'] = self.boxes * factor
+        for name in ('masks', 'panoptic', 'semantic'):
+            labels = getattr(self, name)
+            if labels is not None:
+                changes[name] = labels.repeat(factor, axis=-2).repeat(factor, axis=-1)
+        return replace(self, **changes)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from matplotlib import colormaps
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.infer import BaseInferencer
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
@@ -199,6 +200,10 @@ class Predictor(BaseInferencer):
 
     def _init_pipeline(self, cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
         return build_pipeline(cfg)
+
+    def _init_collate(self, cfg: Config) -> Callable[[list], dict[str, list]]:
+        # Also where a config has another one for its tests: pictures in memory come as they are.
+        return pseudo_collate
 
     def _init_visualizer(self, cfg: Config) -> None:
         """None: `draw` needs none."""

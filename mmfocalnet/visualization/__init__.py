@@ -1,6 +1,6 @@
 """Pictures of training runs and of what a model looks at."""
 
-from mmfocalnet.visualization.curves import draw_curves, metric_curve, read_scalars
+from mmfocalnet.visualization.curves import draw_curves, metrics, read_history
 from mmfocalnet.visualization.draw_maps import (
     draw_gates,
     draw_kernels,
@@ -34,10 +34,10 @@ __all__ = [
     'find_block',
     'find_focalnet',
     'level_kernels',
-    'metric_curve',
+    'metrics',
     'modulation_maps',
     'prepare_image',
-    'read_scalars',
+    'read_history',
     'receptive_field',
     'save_figure',
     'upsample_map',

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmfocalnet.errors import UserError
+from mmfocalnet.visualization.draw_maps import save_figure
 
 Curve = tuple[list[float], list[float]]
 
@@ -68,59 +69,26 @@ class History:
     damaged: int = 0
 
 
-def read_scalars(work_dir: str | os.PathLike) -> list[dict[str, float]]:
-    """Read the newest run's scalars of a work dir.
+def draw_curves(history: History, labels: Mapping[str, str], out: Path) -> None:
+    """Draw the loss and some validation metrics of a run over its iterations.
 
     Args:
-        work_dir: Folder that MMEngine's Runner wrote.
-
-    Returns:
-        One dict per logged step, training and validation, oldest first.
-
-    Raises:
-        UserError: If no run has logged there.
-    """
-    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-    if not logs:
-        raise UserError(f'{work_dir} has no */vis_data/scalars.json: train into it first.')
-    return [json.loads(line) for line in logs[-1].read_text().splitlines()]
-
-
-def metric_curve(scalars: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
-    """Pick a validation metric out of a run's scalars.
-
-    Args:
-        scalars: What `read_scalars` returned.
-        key: Name of the metric, such as ``coco/bbox_mAP_50`` or ``mIoU``.
-
-    Returns:
-        Steps and values in percent; mmdet logs COCO's as fractions, mmseg logs percents.
-    """
-    points = [entry for entry in scalars if key in entry]
-    scale = 100 if key.startswith('coco/') else 1
-    return [entry['step'] for entry in points], [scale * entry[key] for entry in points]
-
-
-def draw_curves(scalars: list[dict[str, float]], metrics: dict[str, str], out: Path) -> None:
-    """Draw the loss and the validation metrics of a run over its steps.
-
-    Args:
-        scalars: What `read_scalars` returned.
-        metrics: Label per key of a validation metric, such as ``coco/bbox_mAP_50``.
+        history: What `read_history` returned, of a run that counts iterations.
+        labels: Label per key of a metric, such as ``coco/bbox_mAP_50``.
         out: PNG file to write.
     """
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     loss_axes, metric_axes = figure.subplots(1, 2)
-    steps = [entry for entry in scalars if 'loss' in entry]
-    loss_axes.plot([e['step'] for e in steps], [e['loss'] for e in steps], color='tab:gray')
+    loss_axes.plot(*key_curve(history.training, 'loss'), color='tab:gray')
     loss_axes.set(title='Training loss', xlabel='Iteration', ylim=(0, None))
-    for key, label in metrics.items():
-        metric_axes.plot(*metric_curve(scalars, key), marker='o', label=label)
+    curves = metrics(history.validation)
+    for key, label in labels.items():
+        metric_axes.plot(*curves[key], marker='o', label=label)
     metric_axes.set(title='Held-out images', xlabel='Iteration', ylabel='%', ylim=(0, 100))
     metric_axes.legend(loc='lower right')
     for axes in (loss_axes, metric_axes):
         axes.grid(alpha=0.3)
-    figure.savefig(out, dpi=100)
+    save_figure(figure, out)
 
 
 def read_history(work_dir: str | os.PathLike) -> History:
@@ -165,13 +133,18 @@ def _read_entries(path: Path) -> tuple[list[dict[str, float]], int]:
     for line in path.read_text(errors='replace').splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
-        if isinstance(entry, dict) and isinstance(entry.get('step'), int):
+        entry = _numbers(entry) if isinstance(entry, dict) else {}
+        if isinstance(entry.get('step'), int):
             entries.append(entry)
         else:
             damaged += 1
     return entries, damaged
+
+
+def _numbers(entry: dict) -> dict[str, float]:
+    return {key: value for key, value in entry.items() if _is_number(value)}
 
 
 def _append(history: History, folder: Path, entries: list[dict], damaged: int) -> None:
@@ -235,19 +208,14 @@ def metrics(validation: Iterable[Mapping[str, float]]) -> dict[str, Curve]:
 
 def key_curve(entries: Iterable[Mapping[str, float]], key: str) -> Curve:
     """Steps and values of one key."""
-    points = [entry for entry in entries if _is_number(entry.get(key))]
+    points = [entry for entry in entries if key in entry]
     return [entry['step'] for entry in points], [entry[key] for entry in points]
 
 
 def _curves(
     entries: Iterable[Mapping[str, float]], wanted: Callable[[str], bool]
 ) -> dict[str, Curve]:
-    keys = dict.fromkeys(
-        key
-        for entry in entries
-        for key, value in entry.items()
-        if wanted(key) and _is_number(value)
-    )
+    keys = dict.fromkeys(key for entry in entries for key in entry if wanted(key))
     return {key: key_curve(entries, key) for key in keys}
 
 

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from jinja2 import Environment
 from markupsafe import Markup
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, DefaultScope
-from mmengine.structures import BaseDataElement
-from mmengine.utils import track_iter_progress
-from PIL import Image, ImageDraw, ImageFont
 
-from mmfocalnet.errors import CheckpointError, ConfigError, UserError
+from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.files import replacing
-from mmfocalnet.inference.draw import ink_on
-from mmfocalnet.inference.predictor import find_palette, load_model
-from mmfocalnet.launch import check_data, check_start, read_config
+from mmfocalnet.launch import read_config
 from mmfocalnet.visualization.curves import (
     Curve,
     History,
@@ -38,38 +26,26 @@ from mmfocalnet.visualization.curves import (
     metrics,
     read_history,
 )
+from mmfocalnet.visualization.gallery import Gallery, make_gallery
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.utils.data import Dataset
-
-IGNORED = 255
-# Pixels of a picture's longer side: text on smaller ones hides what they show.
-_SMALLEST, _LARGEST = 320, 640
-_GAP = 6
 _SHOWN_FIRST = 4
 # What mmdet and mmseg measure in percent, COCO's after `metrics`.
 _PERCENT = re.compile(r'coco|[am](Acc|IoU|Dice|Fscore|Precision|Recall)$')
 
 
-@dataclass
-class _Gallery:
-    """Pictures of predictions, the best first, or the reason why there are none.
+class Missing(NamedTuple):
+    """What a report does not show, a sentence each.
 
     Attributes:
-        pictures: ``url``, ``name``, ``score``, ``meaning`` of it, and ``classes``, for each.
-        caption: What the pictures show.
-        classes: Colour per class.
-        reasons: Sentences on what is missing.
+        yet: What is not there, as in a run that is not finished.
+        skipped: What is there and cannot be used, such as a damaged image.
     """
 
-    pictures: list[dict[str, Any]] = field(default_factory=list)
-    caption: str = ''
-    classes: dict[str, str] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
+    yet: list[str]
+    skipped: list[str]
 
 
-def write_report(work_dir: Path, out: Path, images: int = 16) -> list[str]:
+def write_report(work_dir: Path, out: Path, images: int = 16) -> Missing:
     """Write the report of a training, finished or not.
 
     Args:
@@ -79,7 +55,7 @@ def write_report(work_dir: Path, out: Path, images: int = 16) -> list[str]:
             0 for none. Defaults to 16.
 
     Returns:
-        Sentences on what is missing in the report.
+        What is missing in the report, which says so too.
 
     Raises:
         UserError: If no run was started in `work_dir`, or `out` cannot be written.
@@ -89,7 +65,7 @@ def write_report(work_dir: Path, out: Path, images: int = 16) -> list[str]:
     environment = _environment(run)
     config_path, config_text, cfg = _config(work_dir, run)
     notes = _notes(history, environment, cfg)
-    gallery = _gallery(work_dir, cfg, images) if images else _Gallery()
+    gallery = make_gallery(work_dir, cfg, images) if images else Gallery()
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
     html = page.render(
         name=Path(work_dir).resolve().name,
@@ -105,10 +81,12 @@ def write_report(work_dir: Path, out: Path, images: int = 16) -> list[str]:
         run=run.name,
     )
     _write(out, html)
-    return notes + gallery.reasons
+    return Missing(notes + gallery.missing, gallery.skipped)
 
 
 def _write(out: Path, text: str) -> None:
+    if out.is_dir():
+        raise UserError(f'{out} is a folder: give a file as --out, such as {out / "report.html"}.')
     try:
         with replacing(out) as part:
             part.write_text(text, encoding='utf-8')
@@ -171,7 +149,8 @@ def _notes(history: History, environment: str, cfg: Config | None) -> list[str]:
             f'Left out, because {history.runs[0].name} started afresh: '
             f'{", ".join(history.replaced)}.'
         )
-    broken = [e['step'] for e in history.training if not math.isfinite(e.get('loss', 0))]
+    steps, losses = key_curve(history.training, 'loss')
+    broken = [step for step, loss in zip(steps, losses, strict=True) if not math.isfinite(loss)]
     if broken:
         notes.append(f'The loss is NaN or infinite from iteration {broken[0]} on.')
     if not environment:
@@ -315,261 +294,6 @@ def _metric_groups(curves: Mapping[str, Curve]) -> dict[str, dict[str, Curve]]:
     return groups
 
 
-# Predictions.
-
-
-def _gallery(work_dir: Path, cfg: Config | None, images: int) -> _Gallery:
-    """Predict held-out images; whatever prevents that becomes a reason in the report."""
-    gallery = _Gallery()
-    try:
-        if cfg is None:
-            raise ConfigError('there is no config that could be read.')
-        _fill(gallery, work_dir, cfg, images)
-    except UserError as error:
-        gallery.reasons.append(f'No gallery: {error}')
-    except Exception as error:  # the curves are worth having, whatever a model of a user raises
-        reason = ' '.join(str(error).split())
-        gallery.reasons.append(
-            f'No gallery: the model could not be run ({type(error).__name__}: {reason}).'
-        )
-    return gallery
-
-
-def _fill(gallery: _Gallery, work_dir: Path, cfg: Config, images: int) -> None:
-    if not cfg.get('val_dataloader'):
-        raise ConfigError('the config has no val_dataloader, and so no held-out images.')
-    check_data(cfg, ('val',))
-    checkpoint, damaged = _newest_checkpoint(work_dir, cfg)
-    gallery.reasons += damaged
-    threshold = cfg.get('default_hooks', {}).get('visualization', {}).get('score_thr', 0.3)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        dataset = DATASETS.build(cfg.val_dataloader.dataset)
-        model, _ = load_model(cfg, str(checkpoint))
-        # Evenly from the whole set, which may be sorted.
-        chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
-        pictures = [
-            _picture(model, dataset, index, threshold)
-            for index in track_iter_progress(chosen.tolist())
-        ]
-    gallery.pictures = sorted(pictures, key=lambda picture: picture['score'], reverse=True)
-    used = {name: colour for picture in pictures for name, colour in picture['classes'].items()}
-    gallery.classes = {name: used[name] for name in dataset.metainfo['classes'] if name in used}
-    gallery.caption = (
-        f'{len(pictures)} of {len(dataset)} held-out images, predicted by {checkpoint.name} on '
-        f'the CPU; left the truth, right the prediction. '
-        f'{pictures[0]["meaning"].format(threshold=threshold)}'
-    )
-
-
-def _newest_checkpoint(work_dir: Path, cfg: Config) -> tuple[Path, list[str]]:
-    """The checkpoint of most iterations that loads safely, and what is wrong with newer ones."""
-    damaged = []
-    for path in sorted(Path(work_dir).glob('*.pth'), key=_age, reverse=True):
-        try:
-            check_start(Config({'load_from': str(path), 'work_dir': str(work_dir)}))
-        except CheckpointError as error:
-            damaged.append(f'Not used for the gallery: {error}')
-        else:
-            return path, damaged
-    raise CheckpointError(
-        ' '.join(damaged)
-        or f'{work_dir} has no checkpoint yet; one is saved every '
-        f'{cfg.get("default_hooks", {}).get("checkpoint", {}).get("interval", "few")} '
-        'epochs or iterations.'
-    )
-
-
-def _age(path: Path) -> tuple[int, float]:
-    number = re.search(r'_(\d+)$', path.stem)
-    return (int(number[1]) if number else -1, path.stat().st_mtime)
-
-
-def _picture(
-    model: torch.nn.Module, dataset: Dataset, index: int, threshold: float
-) -> dict[str, Any]:
-    """Predict one image: its picture as a data URL, its score and what that means."""
-    with torch.no_grad():
-        sample = model.test_step(pseudo_collate([dataset[index]]))[0].cpu()
-    truth, prediction = _labels(sample, threshold)
-    classes = dataset.metainfo['classes']
-    if truth is None:
-        raise ConfigError('the pipeline of val_dataloader loads no annotations to compare with.')
-    with Image.open(sample.img_path) as file:
-        image = np.asarray(file.convert('RGB'))
-    colours = find_palette(dataset.metainfo.get('palette'), len(classes))
-    halves = [_drawn(image, labels, classes, colours) for labels in (truth, prediction)]
-    gap = np.full_like(halves[0][:, :_GAP], 255)
-    boxes, panoptic = isinstance(truth, BaseDataElement), 'pred_panoptic_seg' in sample
-    return {
-        'url': _data_url(np.concatenate((halves[0], gap, halves[1]), axis=1)),
-        'name': Path(sample.img_path).name,
-        'score': box_quality(truth, prediction)
-        if boxes
-        else mean_iou(truth, prediction, len(classes)),
-        'meaning': (_BOXES if boxes else _LABELS) + (_PANOPTIC if panoptic else ''),
-        'classes': {
-            classes[label]: '#{:02x}{:02x}{:02x}'.format(*colours[label])
-            for label in sorted(_present(truth) | _present(prediction))
-            if label < len(classes)
-        },
-    }
-
-
-def _labels(
-    sample: BaseDataElement, threshold: float
-) -> tuple[BaseDataElement | Tensor | None, BaseDataElement | Tensor]:
-    """Truth and prediction of a sample: instances, or labels (1, H, W) of pixels."""
-    if 'pred_panoptic_seg' in sample:
-        from mmdet.evaluation.functional import INSTANCE_OFFSET
-
-        prediction = sample.pred_panoptic_seg.sem_seg % INSTANCE_OFFSET
-        return sample.gt_sem_seg.sem_seg if 'gt_sem_seg' in sample else None, prediction
-    if 'pred_sem_seg' in sample:
-        truth = sample.gt_sem_seg.data if 'gt_sem_seg' in sample else None
-        return truth, sample.pred_sem_seg.data
-    found = sample.pred_instances
-    return sample.get('gt_instances'), found[found.scores > threshold]
-
-
-def _present(labels: BaseDataElement | Tensor) -> set[int]:
-    values = labels.labels if isinstance(labels, BaseDataElement) else labels
-    return set(values.unique().tolist()) - {IGNORED}
-
-
-def _drawn(
-    image: np.ndarray,
-    labels: BaseDataElement | Tensor,
-    classes: Sequence[str],
-    colours: Sequence[tuple[int, int, int]],
-) -> np.ndarray:
-    """An image (H, W, 3) under its labels, scaled to a size that is good to look at."""
-    # What is coloured itself would change the colour of its class.
-    grey = image.mean(axis=2, keepdims=True)
-    image = image.copy()
-    for label, area in _areas(labels):
-        if label < len(classes):
-            image[area] = 0.45 * grey[area] + 0.55 * np.array(colours[label])
-    picture = Image.fromarray(image)
-    longer = max(picture.size)
-    factor = min(max(longer, _SMALLEST), _LARGEST) / longer
-    picture = picture.resize([max(1, round(side * factor)) for side in picture.size])
-    if isinstance(labels, BaseDataElement):
-        _draw_boxes(picture, factor, labels, classes, colours)
-    return np.asarray(picture)
-
-
-def _areas(labels: BaseDataElement | Tensor) -> list[tuple[int, np.ndarray]]:
-    """The class and area (H, W) of every mask, or of every class of a map of labels."""
-    if not isinstance(labels, BaseDataElement):
-        return [(label, (labels[0] == label).numpy()) for label in _present(labels)]
-    masks = labels.get('masks')
-    if masks is None:
-        return []
-    masks = masks.numpy() if isinstance(masks, torch.Tensor) else masks.to_ndarray()
-    areas = list(zip(labels.labels.tolist(), masks.astype(bool), strict=True))
-    # Those of high scores last, above the others.
-    return [areas[number] for number in _order(labels)]
-
-
-def _draw_boxes(
-    picture: Image.Image,
-    factor: float,
-    instances: BaseDataElement,
-    classes: Sequence[str],
-    colours: Sequence[tuple[int, int, int]],
-) -> None:
-    """Draw named boxes."""
-    from mmdet.structures.bbox import get_box_tensor
-
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default()
-    boxes = (get_box_tensor(instances.bboxes) * factor).tolist()
-    for number in _order(instances):
-        label, box = int(instances.labels[number]), boxes[number]
-        score = f' {instances.scores[number]:.2f}' if 'scores' in instances else ''
-        text = classes[label] + score
-        draw.rectangle(box, outline=colours[label], width=2)
-        _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-        x = max(0, min(box[0], picture.width - right - 4))
-        y = max(0, box[1] - bottom - 4)
-        draw.rectangle((x, y, x + right + 4, y + bottom + 4), fill=colours[label])
-        draw.text((x + 2, y + 2), text, font=font, fill=ink_on(colours[label]))
-
-
-def _order(instances: BaseDataElement) -> list[int]:
-    """Numbers of instances by ascending score; those of the truth have none."""
-    if 'scores' in instances:
-        return instances.scores.argsort().tolist()
-    return list(range(len(instances)))
-
-
-_LABELS = 'The score is the mean IoU of the classes in the truth or in the prediction.'
-_PANOPTIC = ' Instances of one class are not told apart, neither here nor in the score.'
-_BOXES = (
-    'Predictions of a confidence above {threshold} are drawn and counted. The score is twice '
-    'the sum of the IoUs of matched boxes (of one class, IoU 0.5 or more) over the number of '
-    'true and predicted boxes: 1 if all match exactly.'
-)
-
-
-def mean_iou(truth: Tensor, prediction: Tensor, num_classes: int) -> float:
-    """Mean IoU of the classes in one image's truth or prediction.
-
-    Args:
-        truth: Labels (1, H, W); 255 is ignored.
-        prediction: Labels (1, H, W); `num_classes` and above are no class.
-        num_classes: Number of classes.
-
-    Returns:
-        The mean, 0 to 1; 1 for an image without labels.
-    """
-    valid = truth != IGNORED
-    truth, prediction = truth[valid].long(), prediction[valid].long()
-    classes = [
-        label for label in torch.cat((truth, prediction)).unique().tolist() if label < num_classes
-    ]
-    overlaps = [
-        ((truth == label) & (prediction == label)).sum()
-        / ((truth == label) | (prediction == label)).sum()
-        for label in classes
-    ]
-    return float(torch.stack(overlaps).mean()) if overlaps else 1.0
-
-
-def box_quality(truth: BaseDataElement, prediction: BaseDataElement) -> float:
-    """Panoptic quality with boxes in place of masks, classes taken together, of one image.
-
-    Predictions are matched in the order of their scores, each to the true box of its class
-    that it overlaps most and that is still free.
-
-    Args:
-        truth: ``bboxes`` (N, 4) as x1, y1, x2, y2 in pixels and ``labels`` (N).
-        prediction: ``bboxes`` (M, 4), ``labels`` (M) and ``scores`` (M).
-
-    Returns:
-        The quality, 0 to 1; 1 if there is nothing to find and nothing was found.
-    """
-    from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
-
-    if not len(truth) + len(prediction):
-        return 1.0
-    overlaps = bbox_overlaps(get_box_tensor(prediction.bboxes), get_box_tensor(truth.bboxes))
-    overlaps = overlaps * (prediction.labels[:, None] == truth.labels[None])
-    total = 0.0
-    for row in prediction.scores.argsort(descending=True) if len(truth) else ():
-        best = overlaps[row].argmax()
-        if overlaps[row, best] >= 0.5:
-            total += float(overlaps[row, best])
-            overlaps[:, best] = 0
-    return 2 * total / (len(truth) + len(prediction))
-
-
-def _data_url(image: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format='JPEG', quality=85)
-    return f'data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'
-
-
 _PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -641,10 +365,10 @@ summary { cursor: pointer; }
 {% endfor %}
 </div>
 {% endmacro %}
-{% if gallery.pictures or gallery.reasons %}
+{% if gallery.pictures or gallery.missing or gallery.skipped %}
 <h2>Predictions</h2>
 {% endif %}
-{% for reason in gallery.reasons %}
+{% for reason in gallery.missing + gallery.skipped %}
 <p class="note">{{ reason }}</p>
 {% endfor %}
 {% if gallery.pictures %}

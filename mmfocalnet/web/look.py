@@ -8,9 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mmcv
 import numpy as np
@@ -107,7 +106,7 @@ def look_at(predictor: Predictor, image: np.ndarray) -> Look:
 
 def draw_found(look: Look, score_thr: float) -> np.ndarray:
     """Draw the prediction with boxes of at least a score; RGB, uint8 (H, W, 3)."""
-    prediction = _enlarged(look.prediction.above(score_thr))
+    prediction = look.prediction.above(score_thr).enlarged(DRAWN_SIDE)
     return draw(prediction, prediction.image, score_thr)
 
 
@@ -177,23 +176,6 @@ def _architecture(predictor: Predictor) -> str:
     )
     blocks = '-'.join(map(str, depths))
     return f'FocalNet (width {width}, depths {blocks}, focal levels {levels})'
-
-
-def _enlarged(prediction: Prediction) -> Prediction:
-    """A prediction at a multiple of its picture's size, if that is small."""
-    sides = prediction.image.shape[:2]
-    factor = DRAWN_SIDE // max(sides)
-    if factor < 2:
-        return prediction
-    height, width = (factor * side for side in sides)
-    changes: dict[str, Any] = dict(image=mmcv.imresize(prediction.image, (width, height)))
-    if prediction.boxes is not None:
-        changes['boxes'] = prediction.boxes * factor
-    for name in ('masks', 'panoptic', 'semantic'):
-        labels = getattr(prediction, name)
-        if labels is not None:
-            changes[name] = labels.repeat(factor, axis=-2).repeat(factor, axis=-1)
-    return replace(prediction, **changes)
 
 
 def _pixels(figure: Figure) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from mmengine.structures import InstanceData
 
 from mmfocalnet.errors import UserError
 from mmfocalnet.visualization.curves import draw_panel, loss_terms, metrics, read_history
-from mmfocalnet.visualization.report import box_quality, mean_iou, write_report
+from mmfocalnet.visualization.gallery import box_quality, mean_iou
+from mmfocalnet.visualization.report import write_report
 
+TOOL = Path(__file__).resolve().parents[2] / 'tools/report.py'
 ENVIRONMENT = """2026/01/01 00:00:00 - mmengine - INFO -
 ------------------------------------------------------------
 System environment:
@@ -57,8 +61,8 @@ def write_run(tmp_path):
 def report(tmp_path):
     def _report(work_dir, images=0):
         out = tmp_path / 'report.html'
-        sentences = write_report(work_dir, out, images)
-        return out.read_text(), sentences
+        missing = write_report(work_dir, out, images)
+        return out.read_text(), missing.yet + missing.skipped
 
     return _report
 
@@ -217,6 +221,21 @@ def test_a_file_that_cannot_be_written(write_run, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'work']
 
 
+def test_values_that_are_no_numbers_are_left_out(write_run, report):
+    odd = [{'loss': None}, {'loss': 'high'}, {'epoch': 'two'}, {'time': [1]}]
+    entries = [{**training(step), **more} for step, more in enumerate(odd, 10)]
+    work_dir = write_run('1', [*entries, {**training(20), 'step': True}, [1]], log='')
+    html, notes = report(work_dir)
+    assert '2 line(s) of scalars.json could not be read' in ' '.join(notes)
+    assert html.count('<svg') == 4
+
+
+def test_the_folder_itself_is_no_file_to_write(run, write_run):
+    work_dir = write_run('1', [training(10)])
+    result = run(sys.executable, TOOL, '.', '--out', '.', cwd=work_dir, code=2)
+    assert result.stderr == 'report.py: . is a folder: give a file as --out, such as report.html.\n'
+
+
 def test_a_wrong_work_dir_is_one_sentence(run, tmp_path):
     result = run(sys.executable, 'tools/report.py', tmp_path / 'nowhere', code=2)
     assert result.stderr.count('\n') == 1
@@ -224,14 +243,14 @@ def test_a_wrong_work_dir_is_one_sentence(run, tmp_path):
     assert 'nowhere' in result.stderr
 
 
-def test_a_trained_model_is_shown_unless_its_data_are_gone(train, run, report, tmp_path):
+def test_a_trained_model_is_shown_unless_its_data_are_gone(train, run, report, shapes, tmp_path):
     train()
     whole = (tmp_path / 'iter_2.pth').read_bytes()
     (tmp_path / 'iter_3.pth').write_bytes(whole[: len(whole) // 2])
-    result = run(sys.executable, 'tools/report.py', tmp_path, '--images', '2')
+    result = run(sys.executable, 'tools/report.py', tmp_path, '--images', '2', code=1)
     html = (tmp_path / 'report.html').read_text()
     assert f'The report: {tmp_path}/report.html' in result.stdout
-    assert 'iter_3.pth' in result.stdout  # named as damaged
+    assert 'iter_3.pth' in result.stderr  # named as damaged
     assert '2 of 3 held-out images, predicted by iter_2.pth' in html
     assert html.count('src="data:image/jpeg;base64,') == 2
     assert 'MaskRCNN on FocalNet' in html
@@ -240,7 +259,18 @@ def test_a_trained_model_is_shown_unless_its_data_are_gone(train, run, report, t
     assert 'PyTorch compiling details' in html
     assert not list(tmp_path.glob('*partial*'))
 
+    (tmp_path / 'iter_3.pth').unlink()
     config = next(tmp_path.glob('*/vis_data/config.py'))
+    shutil.copytree(shapes, tmp_path / 'shapes')
+    config.write_text(config.read_text().replace(str(shapes), f'{tmp_path}/shapes'))
+    first = min(tmp_path.glob('shapes/coco/val2017/*.jpg'))
+    first.write_text('text')
+    result = run(sys.executable, 'tools/report.py', tmp_path, code=1)
+    assert result.stderr.count('\n') == 1 and f'{first} is no picture' in result.stderr
+    html = (tmp_path / 'report.html').read_text()
+    assert '2 of 3 held-out images' in html
+    assert html.count('src="data:image/jpeg;base64,') == 2
+
     config.write_text(re.sub(r"'[^']*coco/", "'gone/", config.read_text()))
     html, sentences = report(tmp_path, images=2)
     assert 'data:image' not in html

@@ -12,6 +12,9 @@ ensure_panopticapi()  # mmdet looks for it when imported
 from mmfocalnet.hooks import CheckLabelsHook  # noqa: E402
 from mmfocalnet.models import FocalModulation, FocalNet  # noqa: E402
 from mmfocalnet.optim import FocalNetLayerDecayOptimizerConstructor  # noqa: E402
+from mmfocalnet.registration import warn_of_namesakes  # noqa: E402
+
+warn_of_namesakes()
 
 __version__ = '0.1.0'
 __all__ = [

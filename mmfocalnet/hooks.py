@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmfocalnet.errors import DataError
+from mmfocalnet.registration import register
 
 if TYPE_CHECKING:
     from mmseg.structures import SegDataSample
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 IGNORED = 255
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class CheckLabelsHook(Hook):
     """Stop a run at a label map with ids that its dataset has no class for.
 

@@ -32,6 +32,7 @@ from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
+from mmfocalnet.registration import warn_of_namesakes
 
 
 def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -279,6 +280,7 @@ def check_model(cfg: Config) -> None:
     """
     if os.environ.get('RANK', '0') != '0':
         return
+    warn_of_namesakes()  # those that came later than our own import
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
         # The backbone first: necks and heads assert that their channels fit.
         backbone = MODELS.build(cfg.model.backbone) if 'backbone' in cfg.model else None

@@ -13,12 +13,13 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models import FocalNet
+from mmfocalnet.registration import register
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 LAYER_SCALES = ('gamma_1', 'gamma_2')
 
 
-@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+@register(OPTIM_WRAPPER_CONSTRUCTORS)
 class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     """Multiply learning rates by ``decay_rate`` per layer between a weight and the heads.
 

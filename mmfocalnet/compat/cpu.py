@@ -14,9 +14,10 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.registration import register
 
 
-@OPTIM_WRAPPERS.register_module()
+@register(OPTIM_WRAPPERS)
 class CpuAmpOptimWrapper(OptimWrapper):
     """Mixed precision on the CPU: bfloat16 autocast, which needs no loss scale.
 

@@ -20,6 +20,7 @@ from mmfocalnet.models.archs import find_arch
 from mmfocalnet.models.focal_modulation import check_focal_window
 from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.ops import feed_forward, is_exact_gelu, keep_path, runs_as_it_stands
+from mmfocalnet.registration import register
 
 # What the named architectures may set; the constructor's own defaults of these are None.
 DEFAULTS: dict[str, Any] = dict(
@@ -197,7 +198,7 @@ class Stage(nn.Module):
         return x
 
 
-@MODELS.register_module()
+@register(MODELS)
 class FocalNet(BaseModule):
     """Focal Modulation Network as a backbone for dense prediction.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,14 +14,17 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside a file, which replaces the file if all went well.
 
     Args:
-        path: The file; its folder must exist.
+        path: The file, or a link to it; its folder must exist.
 
     Yields:
         Where to write it, with the same suffix.
 
     Raises:
-        OSError: If it cannot be written; nothing is left then.
+        OSError: If it cannot be written, or is there and no regular file; nothing is left then.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, 'it is no regular file', str(path))
     # The end of a name has its suffix, and the whole might be as long as names can be.
     part = path.with_name(f'.partial-{os.getpid()}-{path.name[-40:]}')
     try:
@@ -29,3 +33,11 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where nothing could be written, nothing is left
             part.unlink(missing_ok=True)
+
+
+def short_stem(path: Path) -> str:
+    """A file's name without suffix, cut so that numbers and suffixes fit behind it.
+
+    File systems allow names of 255 bytes; this one has at most 200.
+    """
+    return path.stem.encode(errors='surrogateescape')[:200].decode(errors='ignore')

@@ -84,14 +84,7 @@ def main():
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
     run = Run(predictor, args.out, args.score_thr, args.batch_size)
     run.problems += problems
-    try:
-        written = run(sources)
-    except OSError as error:
-        raise UserError(
-            f'{error.filename or args.out} cannot be written ({error.strerror}): make room there '
-            'or choose another --out.'
-        ) from error
-    report(run, written)
+    report(run, run(sources))
     if run.interrupted:
         sys.exit(130)  # what shells say of Ctrl-C
     if not run.results.images:

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError, UserError
+from mmfocalnet.files import short_stem
 from mmfocalnet.inference import read_image
 from mmfocalnet.inference.predictor import move_to
 from mmfocalnet.launch import add_cfg_options, load_config, one_sentence_errors
@@ -87,6 +88,15 @@ def build_backbone(cfg, args):
     return net
 
 
+def kinds(what, net, place):
+    if what != 'all':
+        return (what,)
+    if level_kernels(net, *place):
+        return KINDS
+    print_log('There are no kernels to draw: this block has no focal levels.', logger='current')
+    return tuple(kind for kind in KINDS if kind != 'kernels')
+
+
 def draw(what, net, place, shown, pixels):
     """The figure of one kind."""
     if what == 'erf':
@@ -107,7 +117,7 @@ def file_name(what, args, place):
     stage, block = place
     where = f'stage{stage}' if what == 'erf' else f'stage{stage}_block{block}'
     if what != 'kernels':
-        return f'{Path(args.image).stem}_{what}_{where}.png'
+        return f'{short_stem(Path(args.image))}_{what}_{where}.png'
     window = args.pretrained_window
     return f'{what}_{where}.png' if window is None else f'{what}_{where}_window{window}.png'
 
@@ -124,7 +134,7 @@ def main():
     move_to(net, args.device)
     place = find_block(net, args.stage, args.block)
     shown, pixels = prepare_image(image, cfg)
-    for what in KINDS if args.what == 'all' else (args.what,):
+    for what in kinds(args.what, net, place):
         if what == 'kernels':
             figure = draw_kernels_of(net, place, args.pretrained_window)
         else:

@@ -28,8 +28,9 @@ def main():
     web.need_gradio()
     from mmfocalnet.web.page import serve
 
-    # Ended that way too, it leaves no pictures behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Ended that way too, as by a terminal that is closed, it leaves no pictures behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
     serve(predictor, args.host, args.port)
 

@@ -51,6 +51,11 @@ def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
         pipeline = Compose([dict(type='LoadImageFromNDArray'), *without_labels])
 
     def prepare(image: np.ndarray) -> dict[str, Any]:
+        if not isinstance(image, np.ndarray):
+            raise ImageError(
+                f'{image!r} is no picture in memory; expected an array (H, W, 3) of uint8, BGR: '
+                'read it with mmfocalnet.inference.read_image.'
+            )
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
                 f'A picture has shape {image.shape} and type {image.dtype}; expected (H, W, 3) '

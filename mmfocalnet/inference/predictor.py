@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -263,6 +264,8 @@ def move_to(model: nn.Module, device: str) -> None:
         ConfigError: If the device cannot be used here.
     """
     try:
+        if torch.device(device).type == 'meta':
+            raise RuntimeError('it computes shapes only')
         model.to(device)
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -41,6 +41,8 @@ class Results:
     ``predictions.json``, COCO's panoptic format, and ``panoptic/NAME.png``; semantic maps
     ``pred/NAME.png`` with the index of the class, from 0. ``categories.json`` names the ids: those
     of the test dataset's annotations if they are there, else counted from 1; indices for maps.
+    ``images.json`` lists what was predicted, with the ``id`` that predictions have as
+    ``image_id`` and the ``name`` of its outputs.
 
     Attributes:
         ids_from: The annotation file whose ids are used, if any.
@@ -69,7 +71,7 @@ class Results:
         """
         image_id = len(self.images) + 1
         height, width = prediction.image.shape[:2]
-        self.images.append(dict(id=image_id, **origin, width=width, height=height))
+        self.images.append(dict(id=image_id, **origin, width=width, height=height, name=name))
         if self.task == 'semantic':
             # uint8 as in ADE20K's annotations; more classes than it counts need two bytes.
             kind = np.uint8 if len(self.ids) <= 256 else np.uint16
@@ -82,8 +84,9 @@ class Results:
 
     def close(self) -> list[Path]:
         """Write the JSON files; gives what was written, maps as their folder."""
-        written = [self.out / 'categories.json']
+        written = [self.out / 'categories.json', self.out / 'images.json']
         save_json(self.categories, written[0])
+        save_json(self.images, written[1])
         if self.task in MAP_FOLDERS:
             written.append(self.out / MAP_FOLDERS[self.task])
         if self.task != 'semantic':

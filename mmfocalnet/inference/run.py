@@ -57,9 +57,6 @@ class Run:
 
         Returns:
             The files and folders written.
-
-        Raises:
-            OSError: If the results themselves cannot be written.
         """
         try:
             self._all(sources)
@@ -67,12 +64,21 @@ class Run:
             self.interrupted = True
             self.problems.append('Interrupted: what had not been predicted by then is left out.')
         except OSError as error:
-            self.problems.append(
-                f'{error.filename or self.drawn} cannot be written ({error.strerror}), and the '
-                'rest is left out: make room there or choose another --out.'
-            )
+            self._cannot_write(error)
         print()  # the bar leaves its line open
-        return [self.drawn, *self.results.close()] if self.results.images else []
+        if not self.results.images:
+            return []
+        try:
+            return [self.drawn, *self.results.close()]
+        except OSError as error:
+            self._cannot_write(error)
+            return [self.drawn]
+
+    def _cannot_write(self, error: OSError) -> None:
+        self.problems.append(
+            f'{error.filename or self.drawn} cannot be written ({error.strerror}), and what comes '
+            'after it is left out: make room there or choose another --out.'
+        )
 
     def _all(self, sources: Sequence[Source]) -> None:
         pictures = [source for source in sources if not source.is_video]

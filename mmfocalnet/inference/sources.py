@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mmfocalnet.files import short_stem
+
 # HEIC, which Pillow does not decode, is among them so that it is named as such.
 PICTURES = (
     *('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jpe', '.jpeg', '.jpg', '.jp2', '.pbm'),
     *('.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
 )
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
-LONGEST_NAME = 200  # bytes
 
 
 class Source(NamedTuple):
@@ -54,7 +55,7 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
     sources: list[Source] = []
     taken: set[str] = set()
     for path in files.values():
-        name = _free_name(_shortened(path.stem), taken)
+        name = _free_name(short_stem(path), taken)
         taken.add(name.lower())
         sources.append(Source(path, name, path.suffix.lower() in VIDEOS))
     return sources, problems
@@ -67,7 +68,7 @@ def _expand(text: str) -> Iterator[Path]:
         yield from (
             file
             for file in sorted(path.iterdir())
-            if file.suffix.lower() in PICTURES + VIDEOS and file.is_file()
+            if file.suffix.lower() in PICTURES + VIDEOS and not file.is_dir()
         )
     elif os.path.exists(path):  # first, since a name may hold the brackets of a glob
         yield path
@@ -85,11 +86,6 @@ def _nothing(text: str) -> str:
     if glob.has_magic(text):
         return f'No file matches {text!r}; expected pictures or videos: correct the pattern.'
     return f'There is no file {text}; expected a picture, video or folder: correct its name.'
-
-
-def _shortened(stem: str) -> str:
-    # Outputs add numbers and suffixes to it, and file systems allow 255 bytes.
-    return stem.encode(errors='surrogateescape')[:LONGEST_NAME].decode(errors='ignore')
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

@@ -84,8 +84,10 @@ def _fill(gallery: Gallery, work_dir: Path, cfg: Config, images: int) -> None:
         raise ConfigError('the config has no val_dataloader, and so no held-out images.')
     check_data(cfg, ('val',))
     checkpoint, gallery.skipped = _newest_checkpoint(work_dir)
+    if checkpoint is None and gallery.skipped:
+        return
     if checkpoint is None:
-        gallery.missing.append(f'No gallery: {work_dir} has no checkpoint that can be used yet.')
+        gallery.missing.append(f'No gallery: {work_dir} has no checkpoint yet.')
         return
     # Prepared as for the validation of the training, not as for tests, which may be others.
     predictor = Predictor(Config(dict(cfg, test_dataloader=cfg.val_dataloader)), str(checkpoint))

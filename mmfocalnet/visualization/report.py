@@ -116,14 +116,14 @@ def _config(work_dir: Path, run: Path) -> tuple[str, str, Config | None]:
     """Path, text and content of a run's config."""
     # Beside its scalars first: a test into the same folder overwrites the one in the work dir.
     dumped = sorted(Path(work_dir).glob('*.py'), key=os.path.getmtime, reverse=True)
-    for path in (run / 'vis_data/config.py', *dumped):
-        if path.is_file():
-            text = path.read_text(errors='replace')
-            try:
-                return str(path), text, read_config(str(path))
-            except ConfigError:
-                return str(path), text, None
-    return '', '', None
+    unreadable = '', '', None
+    for path in filter(Path.is_file, (run / 'vis_data/config.py', *dumped)):
+        text = path.read_text(errors='replace')
+        try:
+            return str(path), text, read_config(str(path))
+        except ConfigError:  # as one that was cut short
+            unreadable = str(path), text, None
+    return unreadable
 
 
 def _images_per_iteration(environment: str, cfg: Config | None) -> int | None:

@@ -31,6 +31,7 @@ SCORE_THR = 0.3
 MAX_SESSIONS = 8
 
 CSS = """
+#score input[type="number"] { pointer-events: none; }
 #found img { width: 100%; height: 100%; object-fit: contain; }
 #examples .grid-wrap { height: auto; min-height: 0; }
 #message p { margin: 0; padding: 0.6em 0.8em; border-left: 4px solid #b91c1c;

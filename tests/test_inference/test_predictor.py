@@ -117,6 +117,7 @@ def test_one_pixel_is_a_picture(predictor):
 @pytest.mark.parametrize(
     ('picture', 'message'),
     [
+        ('photo.jpg', "'photo.jpg' is no picture in memory"),
         (np.zeros((8, 8), np.uint8), r'shape \(8, 8\)'),
         (np.zeros((8, 8, 3), np.float32), 'type float32'),
         (np.zeros((1, 900, 3), np.uint8), 'A picture of 900x1 pixels does not pass'),
@@ -154,6 +155,8 @@ def test_what_cannot_be_loaded_is_named(random_model, tmp_path):
         load_predictor(config, random_model('upernet')[1], cfg_options=options)
     with pytest.raises(ConfigError, match="device 'gpu' cannot be used"):
         load_predictor(config, checkpoint, 'gpu', options)
+    with pytest.raises(ConfigError, match="device 'meta' cannot be used"):
+        load_predictor(config, checkpoint, 'meta', options)
     with pytest.raises(ConfigError, match="default_scope='other'"):
         load_predictor(config, checkpoint, cfg_options=dict(default_scope='other'))
     torch.save(dict(state_dict={}, meta=Harmful()), tmp_path / 'harmful.pth')

@@ -61,6 +61,9 @@ def test_boxes_and_masks_in_cocos_format(predictor, photos, tmp_path):
 
     results = read_json(out / 'predictions.json')
     assert {entry['image_id'] for entry in results} == {1, 2, 3}
+    images = read_json(out / 'images.json')
+    assert [(image['id'], image['name']) for image in images] == [(1, 'a'), (2, 'b'), (3, 'a_2')]
+    assert images[2]['file_name'] == f'{photos}/sub/a.png' and images[2]['height'] == 64
     first = [entry for entry in results if entry['file_name'] == f'{photos}/a.png']
     prediction = model.predict([read_image(photos / 'a.png')])[0]
     assert len(first) == len(prediction.scores)
@@ -177,12 +180,14 @@ def test_the_bad_are_named_and_the_rest_goes_on(predictor, photos, tmp_path):
     (photos / 'cut.avi').write_bytes(whole[: len(whole) // 2])
     (photos / 'text.avi').write_text('no video')
     (photos / 'text.jpg').write_text('no picture')
+    (photos / 'gone.jpg').symlink_to(photos / 'nowhere.jpg')
     Image.new('RGB', (900, 1)).save(photos / 'line.png')
     out = tmp_path / 'out'
     run = predict(predictor('mask_rcnn'), [photos], out, batch_size=4)
     messages = sorted(run.problems)
-    assert len(messages) == 4
+    assert len(messages) == 5
     assert 'cut.avi states 6 frames, of which ' in messages[0]
+    assert 'There is no file' in messages[4] and 'gone.jpg' in messages[4]
     assert 'line.png is left out: A picture of 900x1 pixels' in messages[1]
     assert 'text.avi cannot be decoded' in messages[2]
     assert 'text.jpg is no picture' in messages[3]

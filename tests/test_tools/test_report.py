@@ -1,6 +1,7 @@
 """tools/report.py: runs of every state on one page."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -218,7 +219,25 @@ def test_a_file_that_cannot_be_written(write_run, tmp_path):
     (tmp_path / 'folder').mkdir()
     with pytest.raises(UserError, match='--out'):
         write_report(work_dir, tmp_path / 'folder', images=0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'work']
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(UserError, match=r'pipe cannot be written \(it is no regular file\)'):
+        write_report(work_dir, tmp_path / 'pipe', images=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'pipe', 'work']
+
+
+def test_a_link_stays_one(write_run, tmp_path):
+    (tmp_path / 'link.html').symlink_to(tmp_path / 'file.html')
+    write_report(write_run('1', [training(10)]), tmp_path / 'link.html', images=0)
+    assert (tmp_path / 'link.html').is_symlink()
+    assert '<svg' in (tmp_path / 'file.html').read_text()
+
+
+def test_a_damaged_config_gives_way_to_another(write_run, report):
+    work_dir = write_run('1', [training(10)], config='model = dict(')
+    (work_dir / 'mine.py').write_text("model = dict(type='Mine')\n")
+    html, notes = report(work_dir)
+    assert 'Mine' in html
+    assert not any('no config' in note for note in notes)
 
 
 def test_values_that_are_no_numbers_are_left_out(write_run, report):

@@ -139,6 +139,16 @@ def test_kernels_before_and_after_expansion(draw, tmp_path):
     assert coloured[0] > 2 * coloured[1]
 
 
+def test_a_block_without_levels_and_a_long_name(draw, picture, tmp_path):
+    long = picture.rename(tmp_path / f'{"ä" * 120}.png')
+    options = [*TINY, 'model.backbone.focal_levels=0']
+    code, out = draw('demo/mask_rcnn', '--out', tmp_path / 'maps', *options, image=long)
+    assert code == 0 and 'this block has no focal levels' in out
+    assert {file.name.lstrip('ä') for file in (tmp_path / 'maps').iterdir()} == {
+        '_gates_stage3_block0.png', '_modulator_stage3_block0.png', '_erf_stage3.png',
+    }  # fmt: skip
+
+
 def test_mistakes_end_in_one_sentence_and_leave_nothing(draw, picture, tmp_path):
     other = tmp_path / 'other.pth'
     save_checkpoint('demo/mask_rcnn', other, use_layerscale=True)

@@ -1,8 +1,17 @@
-"""The focal modulation operator, the FocalNet backbone and its named architectures."""
+"""The focal modulation operator, the FocalNet backbone, its architectures, and a neck."""
 
 from mmfocalnet.models.archs import ARCHS, find_arch
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import FocalNet, FocalNetBlock
 from mmfocalnet.models.mixers import MIXERS
+from mmfocalnet.models.simple_feature_pyramid import SimpleFeaturePyramid
 
-__all__ = ['ARCHS', 'MIXERS', 'FocalModulation', 'FocalNet', 'FocalNetBlock', 'find_arch']
+__all__ = [
+    'ARCHS',
+    'MIXERS',
+    'FocalModulation',
+    'FocalNet',
+    'FocalNetBlock',
+    'SimpleFeaturePyramid',
+    'find_arch',
+]

@@ -22,8 +22,11 @@ def check_channels(model: dict, backbone: FocalNet) -> None:
         backbone: The backbone built from the same config.
 
     Raises:
-        ConfigError: If they differ, or a head chooses a feature that is not there.
+        ConfigError: If they differ, a head chooses a feature that is not there, or a
+            `SimpleFeaturePyramid` gets more than one map or one of another stride than the
+            anchors behind it are for.
     """
+    _check_single_map(model, backbone)
     widths = [backbone.num_features[stage] for stage in backbone.out_indices]
     for setting, part in _followers(model):
         takes = part.get('in_channels')
@@ -35,6 +38,32 @@ def check_channels(model: dict, backbone: FocalNet) -> None:
                 f'set it to {gives}.'
             )
     _check_behind_neck(model)
+
+
+def _check_single_map(model: dict, backbone: FocalNet) -> None:
+    neck = model.get('neck')
+    if not isinstance(neck, dict) or neck.get('type') != 'SimpleFeaturePyramid':
+        return
+    strides = [backbone.patch_embed.patch_size * 2**i for i in range(len(backbone.layers))]
+    given = [strides[stage] for stage in backbone.out_indices]
+    anchors = next(_anchor_strides(model), 4)
+    fitting = [stage for stage, stride in enumerate(strides) if stride == 4 * anchors]
+    if backbone.out_indices != tuple(fitting):
+        change = f'out_indices={tuple(fitting)}' if fitting else "arch='base_iso' or its like"
+        raise ConfigError(
+            f'The SimpleFeaturePyramid of model.neck takes one map of stride {4 * anchors}, four '
+            f'times the first of its heads, but the backbone gives strides {given}: give '
+            f'model.backbone {change}.'
+        )
+
+
+def _anchor_strides(model: dict) -> Iterator[int]:
+    """The first stride of the dense head behind the neck, where it is set."""
+    for key in ('rpn_head', 'bbox_head'):
+        head = model.get(key)
+        generator = head.get('anchor_generator') if isinstance(head, dict) else None
+        if generator and isinstance(generator['strides'][0], int):
+            yield generator['strides'][0]
 
 
 def _followers(model: dict) -> Iterator[tuple[str, dict]]:

@@ -1,4 +1,4 @@
-"""Count the networks of Tables 5 to 9 beside the paper's figures: python tools/paper_table.py"""
+"""Count the networks of Tables 1 to 13 beside the paper's figures: python tools/paper_table.py"""
 
 import argparse
 import sys
@@ -19,17 +19,22 @@ from torch import nn
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import replacing
 from mmfocalnet.launch import one_sentence_errors
+from mmfocalnet.models import FocalNet
+from mmfocalnet.models.counts import classifier_flops, classifier_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-ZOO = ROOT / 'docs/model_zoo.md'
 BEGIN, END = '<!-- paper_table: begin -->', '<!-- paper_table: end -->'
-TABLES = {
+CLASSIFIERS = Path(__file__).with_name('paper_classifiers.yml')
+PARAMETERS, FLOPS = 'Parameters (M)', 'FLOPs (G)'
+DENSE = {
     'Table 5: Mask R-CNN on COCO': ['mask_rcnn'],
     'Table 6: other detectors on COCO': ['cascade_rcnn', 'sparse_rcnn', 'atss'],
     'Table 7: UperNet on ADE20K': ['upernet'],
     'Tables 8 and 9: Mask2Former on ADE20K and COCO': ['mask2former'],
 }
-FOLDERS = [folder for folders in TABLES.values() for folder in folders]
+FOLDERS = [folder for folders in DENSE.values() for folder in folders]
+GROUPS = ['classification', *FOLDERS, 'ablations']
+PAGES = {'docs/model_zoo.md': GROUPS[:-1], 'docs/ablations.md': GROUPS[-1:]}
 SIZES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}  # height and width of the paper's FLOPs
 BOX_ROIS, MASK_ROIS = 1000, 100  # the paper's, at every stage of a cascade
 
@@ -70,7 +75,7 @@ def flops(cfg):
     return count / 1e9
 
 
-FIGURES = {'Parameters (M)': parameters, 'FLOPs (G)': flops}
+FIGURES = {PARAMETERS: parameters, FLOPS: flops}
 
 
 def take_images_alone(model, size):
@@ -111,31 +116,96 @@ def fix_rois(module):
 
 
 # ------------------------------------------------------------------------------------------------
-# The networks of the paper, from the metafiles
+# The networks of the paper, from the metafiles and paper_classifiers.yml
 # ------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Network:
-    """A network of the paper with all its schedules, which share its counts."""
+class Dense:
+    """A detector or segmentor of the paper with all its schedules, which share its counts."""
 
     name: str
     config: str  # of its first schedule
     paper: dict  # its figures, and how the paper counted them
     metrics: dict  # name to values, one per schedule
 
+    def shipped(self, figure):
+        """A figure of the network as its config is."""
+        return FIGURES[figure](Config.fromfile(ROOT / self.config))
 
-def networks(folder):
-    """Those networks of one folder of configs that the paper reports."""
+    def counted(self, figure):
+        """A figure of the network with the setting of the backbone that the paper counted."""
+        cfg = Config.fromfile(ROOT / self.config)
+        cfg.model.backbone.update(self.paper.get('Counted as', {}))
+        return FIGURES[figure](cfg)
+
+    def cells(self):
+        """Its part of a table, by column."""
+        cells = {'config': f'`{self.name}`'}
+        for figure in FIGURES:
+            stated = figure in self.paper
+            cells[f"{figure}, paper's"] = self.paper[figure] if stated else '-'
+            cells[f'{figure}, counted'] = f'{self.counted(figure):.2f}' if stated else '-'
+            cells[f'{figure}, shipped'] = f'{self.shipped(figure):.2f}'
+        return cells
+
+
+@dataclass
+class Classifier:
+    """A classifier of the paper: a backbone with a final norm and a head of 1000 classes."""
+
+    name: str
+    settings: dict  # of the backbone
+    paper: dict  # its figures
+    metrics: dict
+    size: int = 224  # height and width of the image
+
+    def counted(self, figure):
+        """A figure of the network, by the formula of the published code."""
+        with torch.device('meta'):
+            net = FocalNet(**self.settings)
+        if figure == PARAMETERS:
+            return classifier_parameters(net) / 1e6
+        return classifier_flops(net, self.size) / 1e9
+
+    def cells(self):
+        """Its part of a table, by column."""
+        settings = ', '.join(f'{key}={value!r}' for key, value in self.settings.items())
+        cells = {'network': self.name, 'backbone': f'`{settings}`'}
+        for figure in FIGURES:
+            cells[f"{figure}, paper's"] = self.paper.get(figure, '-')
+            cells[f'{figure}, counted'] = f'{self.counted(figure):.3f}'
+        return cells
+
+
+def networks(group):
+    """Those networks of one folder of configs, or of one kind of classifiers, in the paper."""
+    return [network for rows in by_title([group]).values() for network in rows]
+
+
+def by_title(groups):
+    """The same of several by the title of their table, which folders of configs may share."""
+    found = {}
+    for group in groups:
+        if group in FOLDERS:
+            title = next(title for title, folders in DENSE.items() if group in folders)
+            found.setdefault(title, []).extend(from_metafile(group))
+        else:
+            listed = yaml.safe_load(CLASSIFIERS.read_text())[group]
+            found |= {title: [as_classifier(row) for row in rows] for title, rows in listed.items()}
+    return found
+
+
+def from_metafile(folder):
     metafile = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml').read_text())
     schedules = {}
     for model in metafile['Models']:
         if 'Paper' in model['Metadata']:
             schedules.setdefault(model['Name'].rsplit('_', 1)[0], []).append(model)
-    return [as_network(models) for models in schedules.values()]
+    return [as_dense(models) for models in schedules.values()]
 
 
-def as_network(models):
+def as_dense(models):
     config, paper = models[0]['Config'], models[0]['Metadata']['Paper']
     name, last = config.removeprefix('configs/').removesuffix('.py').rsplit('_', 1)
     if len(models) > 1:
@@ -145,19 +215,12 @@ def as_network(models):
         for result in model['Results']:
             for key, value in result['Metrics'].items():
                 metrics.setdefault(key, []).append(value)
-    return Network(f'{name}_{last}', config, paper, metrics)
+    return Dense(f'{name}_{last}', config, paper, metrics)
 
 
-def shipped(figure, network):
-    """A figure of the network as its config is."""
-    return FIGURES[figure](Config.fromfile(ROOT / network.config))
-
-
-def counted(figure, network):
-    """A figure of the network with the setting of the backbone that the paper counted."""
-    cfg = Config.fromfile(ROOT / network.config)
-    cfg.model.backbone.update(network.paper.get('Counted as', {}))
-    return FIGURES[figure](cfg)
+def as_classifier(row):
+    metrics = {key: [value] for key, value in row['Metrics'].items()}
+    return Classifier(row['Name'], row['Settings'], row['Paper'], metrics, row.get('Size', 224))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -165,25 +228,23 @@ def counted(figure, network):
 # ------------------------------------------------------------------------------------------------
 
 
-def tables(folders):
+def tables(groups):
     """All tables in Markdown, line by line as they are counted."""
-    for title, members in TABLES.items():
-        rows = [network for folder in members if folder in folders for network in networks(folder)]
-        if rows:
-            yield from ('', f'### {title}', '')
-            yield from table(rows)
+    for title, rows in by_title(groups).items():
+        yield from ('', f'### {title}', '')
+        yield from table(rows)
 
 
 def table(rows):
     metrics = list(dict.fromkeys(key for network in rows for key in network.metrics))
-    counts = [f'{figure}, {who}' for figure in FIGURES for who in ("paper's", 'counted', 'shipped')]
-    columns = ['config', *counts, *(f"{key}, paper's" for key in metrics)]
-    yield line(columns)
-    yield '|' + '---|' * len(columns)
-    for network in rows:
-        counts = [cell for figure in FIGURES for cell in count_cells(figure, network)]
+    for i, network in enumerate(rows):
+        cells = network.cells()
+        if i == 0:
+            columns = [*cells, *(f"{key}, paper's" for key in metrics)]
+            yield line(columns)
+            yield '|' + '---|' * len(columns)
         values = [' / '.join(map(str, network.metrics.get(key, ['-']))) for key in metrics]
-        yield line([f'`{network.name}`', *counts, *values])
+        yield line([*cells.values(), *values])
     for network in rows:
         if 'Note' in network.paper:
             yield from ('', note(network))
@@ -195,13 +256,6 @@ def line(cells):
 
 def note(network):
     return f'`{network.name}`: {network.paper["Note"]}'
-
-
-def count_cells(figure, network):
-    ours = f'{shipped(figure, network):.2f}'
-    if figure not in network.paper:
-        return '-', '-', ours
-    return network.paper[figure], f'{counted(figure, network):.2f}', ours
 
 
 def around_markers(path):
@@ -232,21 +286,28 @@ def agrees(printed, value):
     return abs(value - printed) <= unit / 2
 
 
-def check(folders):
-    """Print how each figure of the paper stands to ours; return whether all agree."""
+def check(groups):
+    """Print how each figure of the paper stands to ours; return whether all are as they should."""
     good = True
-    for network in (network for folder in folders for network in networks(folder)):
+    for network in (network for group in groups for network in networks(group)):
         for figure in (figure for figure in FIGURES if figure in network.paper):
-            printed, value = network.paper[figure], counted(figure, network)
-            good &= agrees(printed, value)
-            verdict = 'agrees' if agrees(printed, value) else 'DIFFERS'
+            printed, value = network.paper[figure], network.counted(figure)
+            verdict = judge(agrees(printed, value), figure in network.paper.get('Differs', ()))
+            good &= verdict in ('agrees', 'noted')
             print(
-                f'{verdict}  {network.name}  {figure}: paper {printed}, counted {value:.2f}',
+                f'{verdict}  {network.name}  {figure}: paper {printed}, counted {value:.3f}',
                 flush=True,
             )
         if 'Note' in network.paper:
             print(f'        {note(network)}')
     return good
+
+
+def judge(agreeing, noted):
+    """The verdict on a figure, of which a note may say that no construction gives it."""
+    if noted:
+        return 'AGREES, though listed under Differs:' if agreeing else 'noted'
+    return 'agrees' if agreeing else 'DIFFERS'
 
 
 # ------------------------------------------------------------------------------------------------
@@ -256,19 +317,19 @@ def check(folders):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('folders', nargs='*', help=f'some of {" ".join(FOLDERS)} (default: all)')
+    parser.add_argument('groups', nargs='*', help=f'some of {" ".join(GROUPS)} (default: all)')
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
-        '--markdown', action='store_true', help='write all tables into docs/model_zoo.md'
+        '--markdown', action='store_true', help=f'write all tables into {" and ".join(PAGES)}'
     )
     action.add_argument(
         '--check', action='store_true', help="exit with 1 unless ours are the paper's figures"
     )
     args = parser.parse_args()
-    if unknown := set(args.folders) - set(FOLDERS):
-        parser.error(f'no table is of {", ".join(sorted(unknown))}; there are {", ".join(FOLDERS)}')
-    if args.markdown and args.folders:
-        parser.error('--markdown writes all tables; leave out the folders')
+    if unknown := set(args.groups) - set(GROUPS):
+        parser.error(f'no table is of {", ".join(sorted(unknown))}; there are {", ".join(GROUPS)}')
+    if args.markdown and args.groups:
+        parser.error('--markdown writes all tables; leave out the groups')
     return args
 
 
@@ -276,14 +337,16 @@ def parse_args():
 def main():
     args = parse_args()
     warnings.simplefilter('ignore')  # of mmdet, mmseg and torch about each other
-    folders = args.folders or FOLDERS
+    groups = args.groups or GROUPS
     if args.check:
-        sys.exit(0 if check(folders) else 1)
+        sys.exit(0 if check(groups) else 1)
     if args.markdown:
-        around_markers(ZOO)  # before minutes of counting
-        write_tables(ZOO, '\n'.join(tables(folders)))
+        for page in PAGES:
+            around_markers(ROOT / page)  # before minutes of counting
+        for page, groups in PAGES.items():
+            write_tables(ROOT / page, '\n'.join(tables(groups)))
     else:
-        for text in tables(folders):
+        for text in tables(groups):
             print(text, flush=True)
 
 

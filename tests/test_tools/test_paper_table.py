@@ -1,4 +1,4 @@
-"""tools/paper_table.py: its counts, its check and how that fails, its tables and the zoo."""
+"""tools/paper_table.py: its counts, its check and how that fails, its tables and their pages."""
 
 import importlib.util
 import re
@@ -11,7 +11,26 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/paper_table.py'
-ZOO = ROOT / 'docs/model_zoo.md'
+PAPER = ROOT.parent / 'shared/facts/paper.yaml'
+ZOO = 'docs/model_zoo.md'
+ABLATIONS = 'docs/ablations.md'
+# Names of the ablations in the facts about the paper.
+FACTS = {
+    'depth-wise ConvNet': 'depthwise_convnet',
+    'pooling aggregator': 'pooling_aggregator',
+    'global pooling aggregator': 'global_pooling',
+    'multi-scale attention, q, k, v first': 'multiscale_sa_qkv_first',
+    'multi-scale attention, q, k, v later': 'multiscale_sa_qkv_later',
+    'sliding-window attention': 'sliding_window_sa',
+    'additive': 'additive',
+    'no global pool': 'no_global_pool',
+    'top only': 'top_only',
+    'no gating': 'no_gating',
+    '0 levels': 'levels_0',
+    '1 level (3)': 'levels_1_k3',
+    '4 levels (3-5-7-9)': 'levels_4',
+    '1 level (13)': 'levels_1_k13',
+}
 
 
 @pytest.fixture
@@ -25,11 +44,14 @@ def tool():
 
 @pytest.fixture
 def copy(tool, tmp_path, monkeypatch):
-    """The configs and the zoo, free to be spoilt, with the tool looking at them."""
+    """What the tool reads and writes, free to be spoilt, with the tool looking at it."""
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
-    shutil.copy(ZOO, tmp_path)
+    (tmp_path / 'docs').mkdir()
+    for page in (ZOO, ABLATIONS):
+        shutil.copy(ROOT / page, tmp_path / page)
+    shutil.copy(tool.CLASSIFIERS, tmp_path)
     monkeypatch.setattr(tool, 'ROOT', tmp_path)
-    monkeypatch.setattr(tool, 'ZOO', tmp_path / ZOO.name)
+    monkeypatch.setattr(tool, 'CLASSIFIERS', tmp_path / tool.CLASSIFIERS.name)
     return tmp_path
 
 
@@ -73,7 +95,8 @@ def spoil(path, old, new):
     ],
 )
 def test_flops_as_the_paper_counted(tool, folder, name, figure):
-    assert tool.counted('FLOPs (G)', find(tool, folder, name)) == pytest.approx(figure, abs=0.005)
+    network = find(tool, folder, name)
+    assert network.counted('FLOPs (G)') == pytest.approx(figure, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +110,8 @@ def test_flops_as_the_paper_counted(tool, folder, name, figure):
 )
 def test_parameters_as_the_paper_counted_and_as_shipped(tool, folder, name, counted, shipped):
     network = find(tool, folder, name)
-    assert tool.counted('Parameters (M)', network) == pytest.approx(counted, abs=0.0005)
-    assert tool.shipped('Parameters (M)', network) == pytest.approx(shipped, abs=0.0005)
+    assert network.counted('Parameters (M)') == pytest.approx(counted, abs=0.0005)
+    assert network.shipped('Parameters (M)') == pytest.approx(shipped, abs=0.0005)
 
 
 def test_a_network_is_its_schedules_whose_figures_are_the_same(tool):
@@ -102,6 +125,44 @@ def test_a_network_is_its_schedules_whose_figures_are_the_same(tool):
             paper = model['Metadata'].get('Paper')
             network = re.sub('_[13]x$', '', model['Name'])
             assert stated.setdefault(network, paper) == paper
+
+
+def test_figures_of_the_classifiers_are_the_papers(tool):
+    if not PAPER.is_file():
+        pytest.skip('no ../shared/facts/paper.yaml here')
+    facts = yaml.safe_load(PAPER.read_text())['classification']
+    large, ablations = facts.pop('large'), facts.pop('ablations')
+    facts['large'] = dict(large, top1=large['top1_22k'])
+    facts['large at 384'] = large['at384']
+    stated = {fact_of(row): row for row in tool.networks('classification')}
+    assert stated.keys() == facts.keys()
+    whole, *others = tool.networks('ablations')
+    assert (whole.settings, whole.metrics) == (stated['tiny_lrf'].settings, {'top-1': [82.3]})
+    assert {FACTS[row.name] for row in others} == ablations.keys()
+    stated |= {FACTS[row.name]: row for row in others}
+    for name, fact in {**facts, **ablations}.items():
+        row = stated[name]
+        assert row.metrics == {'top-1': [fact['top1']]}
+        assert row.paper.get('FLOPs (G)') == fact['flops']
+        assert row.paper.get('Parameters (M)') == fact.get('params')
+
+
+def fact_of(row):
+    """The name in the facts of a classifier."""
+    arch, deep = row.settings['arch'], '_deep' in row.settings['arch']
+    if 'large' in arch:
+        return 'large' if row.size == 224 else f'large at {row.size}'
+    # Table 3's networks have the overlapped embedding without being called so.
+    return arch + '_conv_embed' * (row.settings.get('use_conv_embed', False) and not deep)
+
+
+def test_a_figure_that_differs_has_a_note(tool):
+    rows = [row for group in tool.GROUPS for row in tool.networks(group)]
+    differing = {row.name: row.paper for row in rows if 'Differs' in row.paper}
+    assert sum(len(paper['Differs']) for paper in differing.values()) == 6
+    for paper in differing.values():
+        assert 'Note' in paper
+        assert set(paper['Differs']) <= paper.keys()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -142,6 +203,39 @@ def test_check_fails_where_a_file_is_wrong(copy, main, capsys, file, old, new, d
         assert line.startswith('DIFFERS' if re.search(differs, line) else 'agrees')
 
 
+def test_every_figure_of_the_classifiers_comes_out_or_is_noted(main, capsys):
+    assert main('--check', 'classification', 'ablations') == 0
+    out = capsys.readouterr().out
+    assert len(re.findall('^agrees', out, re.M)) == 53
+    assert re.findall(r'^noted  (.*?): paper', out, re.M) == [
+        'FocalNet-B, deeper  FLOPs (G)',
+        'top only  FLOPs (G)',
+        '0 levels  FLOPs (G)',
+        '4 levels (3-5-7-9)  FLOPs (G)',
+        '1 level (13)  Parameters (M)',
+        '1 level (13)  FLOPs (G)',
+    ]
+    assert '`top only`: 4.49 G is the figure of the whole operator.' in out
+
+
+@pytest.mark.parametrize(
+    ('name', 'old', 'new', 'verdict'),
+    [
+        ('FocalNet-B/16', 'FLOPs (G): 16.9}', 'FLOPs (G): 17.0}', 'DIFFERS  FocalNet-B/16  FLOPs'),
+        ('FocalNet-S/16', 'arch: small_iso', 'arch: small_srf', 'DIFFERS  FocalNet-S/16  Param'),
+        ('FocalNet-B, deeper', 'FLOPs (G): 14.3', 'FLOPs (G): 14.2', 'AGREES, though listed'),
+    ],
+)
+def test_check_of_classifiers_fails_where_the_list_is_wrong(
+    copy, tool, main, capsys, monkeypatch, name, old, new, verdict
+):
+    spoil(copy / 'paper_classifiers.yml', old, new)
+    (row,) = (row for row in tool.networks('classification') if row.name == name)
+    monkeypatch.setattr(tool, 'networks', lambda group: [row])
+    assert main('--check', 'classification') == 1
+    assert verdict in capsys.readouterr().out
+
+
 def test_check_gives_the_reason_of_a_row_counted_otherwise(tool, monkeypatch, capsys):
     monkeypatch.setitem(tool.FIGURES, 'FLOPs (G)', lambda cfg: 0)
     tool.check(['mask_rcnn'])
@@ -151,7 +245,7 @@ def test_check_gives_the_reason_of_a_row_counted_otherwise(tool, monkeypatch, ca
 @pytest.mark.slow
 def test_every_figure_of_the_paper_comes_out(run):
     out = run(sys.executable, TOOL, '--check').stdout
-    assert len(re.findall('^agrees', out, re.M)) == 38
+    assert len(re.findall('^agrees', out, re.M)) == 38 + 53
 
 
 # ------------------------------------------------------------------------------------------------
@@ -159,16 +253,25 @@ def test_every_figure_of_the_paper_comes_out(run):
 # ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize('page', [ZOO, ABLATIONS])
+def test_the_pages_have_the_tables_of_classifiers(tool, page):
+    (group,) = {'classification', 'ablations'} & set(tool.PAGES[page])
+    lines = list(tool.tables([group]))
+    assert len(lines) > 20
+    assert '\n'.join(lines) in (ROOT / page).read_text()
+
+
 def test_the_zoo_has_the_tables_that_the_tool_prints(tool):
     *head, row = tool.table([find(tool, 'atss', 'focalnet_t_3x')])
     assert row == '| `atss/focalnet_t_3x` | 37.2 | 37.21 | 37.21 | 220 | 220.41 | 220.41 | 49.6 |'
-    assert {*head, row} <= set(ZOO.read_text().splitlines())
+    assert {*head, row} <= set((ROOT / ZOO).read_text().splitlines())
 
 
 @pytest.mark.slow
-def test_the_zoo_is_up_to_date(copy, main):
+def test_the_pages_are_up_to_date(copy, main):
     assert main('--markdown') == 0
-    assert (copy / ZOO.name).read_text() == ZOO.read_text()
+    for page in (ZOO, ABLATIONS):
+        assert (copy / page).read_text() == (ROOT / page).read_text()
 
 
 def test_what_the_paper_does_not_state_is_a_dash(tool, monkeypatch):
@@ -182,34 +285,37 @@ def test_what_the_paper_does_not_state_is_a_dash(tool, monkeypatch):
 
 
 def test_markdown_replaces_the_tables_and_keeps_the_prose(copy, tool, main, monkeypatch):
-    zoo = copy / ZOO.name
-    zoo.write_text(f'before\n{tool.BEGIN}\nold\n{tool.END}\nafter\n')
+    for page in tool.PAGES:
+        (copy / page).write_text(f'before\n{tool.BEGIN}\nold\n{tool.END}\nafter\n')
     for text in ('longer text', 'new'):
-        monkeypatch.setattr(tool, 'tables', lambda folders, text=text: ['', *folders, text])
+        monkeypatch.setattr(tool, 'tables', lambda groups, text=text: ['', *groups, text])
         assert main('--markdown') == 0
-        tables = '\n'.join([*tool.FOLDERS, text])
-        assert zoo.read_text() == f'before\n{tool.BEGIN}\n\n{tables}\n\n{tool.END}\nafter\n'
-    assert sorted(path.name for path in copy.iterdir()) == ['configs', ZOO.name]
+        for page, groups in tool.PAGES.items():
+            tables = '\n'.join([*groups, text])
+            expected = f'before\n{tool.BEGIN}\n\n{tables}\n\n{tool.END}\nafter\n'
+            assert (copy / page).read_text() == expected
+    assert sorted(f'docs/{path.name}' for path in (copy / 'docs').iterdir()) == [ABLATIONS, ZOO]
 
 
+@pytest.mark.parametrize('page', [ZOO, ABLATIONS])
 @pytest.mark.parametrize('marker', ['BEGIN', 'END'])
-def test_markdown_needs_both_markers(copy, tool, main, capsys, monkeypatch, marker):
-    monkeypatch.setattr(tool, 'tables', lambda folders: pytest.fail('counted all the same'))
-    spoil(copy / ZOO.name, getattr(tool, marker), '')
-    text = (copy / ZOO.name).read_text()
+def test_markdown_needs_both_markers(copy, tool, main, capsys, monkeypatch, marker, page):
+    monkeypatch.setattr(tool, 'tables', lambda groups: pytest.fail('counted all the same'))
+    spoil(copy / page, getattr(tool, marker), '')
+    text = (copy / page).read_text()
     assert main('--markdown') == 2
     (sentence,) = capsys.readouterr().err.splitlines()
-    assert tool.BEGIN in sentence and tool.END in sentence
-    assert (copy / ZOO.name).read_text() == text
+    assert page in sentence and tool.BEGIN in sentence and tool.END in sentence
+    assert (copy / page).read_text() == text
 
 
 @pytest.mark.parametrize(
     ('args', 'sentence'),
     [
-        (['yolo'], 'no table is of yolo; there are mask_rcnn, cascade_rcnn'),
-        (['--markdown', 'atss'], '--markdown writes all tables; leave out the folders'),
+        (['yolo'], 'no table is of yolo; there are classification, mask_rcnn, cascade_rcnn'),
+        (['--markdown', 'atss'], '--markdown writes all tables; leave out the groups'),
     ],
 )
-def test_folders_that_do_not_fit(main, capsys, args, sentence):
+def test_groups_that_do_not_fit(main, capsys, args, sentence):
     assert main(*args) == 2
     assert sentence in capsys.readouterr().err

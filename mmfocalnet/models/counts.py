@@ -1,0 +1,94 @@
+"""Parameters and FLOPs of a FocalNet as the classifier that the paper's tables count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmfocalnet.models.focal_modulation import FocalModulation
+from mmfocalnet.models.focalnet import FocalNet, PatchEmbed
+from mmfocalnet.models.mixers import (
+    DepthwiseConv,
+    MultiscaleAttentionFirst,
+    MultiscaleAttentionLater,
+    SlidingWindowAttention,
+)
+
+NUM_CLASSES = 1000  # of ImageNet-1K
+
+
+def classifier_parameters(net: FocalNet) -> int:
+    """Count the parameters with a final norm and a linear head of 1000 classes.
+
+    Args:
+        net: The backbone; its output norms are not counted.
+
+    Returns:
+        Number of parameters.
+    """
+    norms = {id(p) for norm in _output_norms(net) for p in norm.parameters()}
+    backbone = sum(p.numel() for p in net.parameters() if id(p) not in norms)
+    features = net.num_features[-1]
+    return backbone + 2 * features + NUM_CLASSES * (features + 1)
+
+
+def classifier_flops(net: FocalNet, size: int = 224) -> int:
+    """Count the multiply-accumulates of that classifier as the published code's formula does.
+
+    It counts linear maps and convolutions, with no bias but that of h; one per element for
+    norms (but the final one), for each context that is summed and for the final average. Patch
+    embeddings count with kernels as large as their stride, the overlapped ones too. The mixers
+    of Table 10 are not in the published code: attention counts its two products as well.
+
+    Args:
+        net: The backbone, with its last stage among the outputs; weights are not looked at, so
+            one on the meta device is quickest.
+        size: Height and width of the image in pixels. Defaults to 224.
+
+    Returns:
+        Number of multiply-accumulates for one image.
+    """
+    counts = []
+    hooks = [
+        module.register_forward_hook(lambda module, _, out: counts.append(_operations(module, out)))
+        for module in _counted_modules(net)
+    ]
+    weight = net.patch_embed.proj.weight
+    try:
+        with torch.no_grad():
+            out = net(weight.new_empty(1, weight.shape[1], size, size))[-1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts) + out.numel() + NUM_CLASSES * net.num_features[-1]
+
+
+def _output_norms(net: FocalNet) -> list[nn.Module]:
+    return [getattr(net, f'norm{stage}') for stage in net.out_indices]
+
+
+def _counted_modules(net: FocalNet) -> list[nn.Module]:
+    # Embeddings are counted as a whole, by their stride.
+    inside = [module.proj for module in net.modules() if isinstance(module, PatchEmbed)]
+    left_out = {*inside, *_output_norms(net)}
+    return [module for module in net.modules() if module not in left_out]
+
+
+def _operations(module: nn.Module, out: Tensor) -> int:
+    """Multiply-accumulates per element of its output that a module adds to those inside it."""
+    per_element = 0
+    if isinstance(module, nn.Linear):
+        per_element = module.in_features
+    elif isinstance(module, nn.Conv2d):
+        per_element = module.weight[0].numel()
+    elif isinstance(module, PatchEmbed):
+        per_element = module.proj.in_channels * module.patch_size**2
+    elif isinstance(module, (nn.LayerNorm, DepthwiseConv)):
+        per_element = 1  # of the mixer: the bias of h
+    elif isinstance(module, FocalModulation):
+        per_element = module.num_contexts + 1  # the contexts, and the bias of h
+    elif isinstance(module, (MultiscaleAttentionFirst, MultiscaleAttentionLater)):
+        per_element = 2 * (len(module.focal_layers) + 2)
+    elif isinstance(module, SlidingWindowAttention):
+        per_element = 2 * module.window**2
+    return per_element * (out.numel() if per_element else 0)

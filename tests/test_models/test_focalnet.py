@@ -16,8 +16,12 @@ VARIANTS = {
     'mixed_levels': dict(focal_levels=(4, 3, 2, 0)),
     'large': dict(use_conv_embed=True, use_postln=True, use_layerscale=True),
     'huge': dict(use_postln_in_modulation=True, normalize_modulator=True),
+    'overlapped': dict(use_conv_embed=True),
     'two_stages': dict(depths=(1, 2)),
     'iso': dict(depths=(2,), patch_size=16, embed_dim=16),
+    'iso_base': dict(
+        depths=(2,), patch_size=16, embed_dim=16, use_postln=True, use_layerscale=True
+    ),
     'grey': dict(in_chans=1),
 }
 
@@ -119,6 +123,26 @@ def test_checkpointing_changes_no_number(variant):
         grads.append([p.grad for p in net.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('overlapped', [False, True])
+@pytest.mark.parametrize('name', ARCHS)
+def test_every_arch_trains_alike_with_checkpointing(name, overlapped):
+    settings = dict(embed_dim=8, depths=[1] * len(ARCHS[name]['depths']), layerscale_value=0.5)
+    if overlapped and ARCHS[name].get('patch_size', 4) == 4:
+        settings['use_conv_embed'] = True
+    plain, lean = FocalNet(name, **settings), FocalNet(name, **settings, use_checkpoint=True)
+    plain.init_weights()
+    lean.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 67, 93)
+    grads = []
+    for net in (plain, lean):
+        torch.manual_seed(1)
+        sum((out * torch.randn_like(out)).sum() for out in net(x)).backward()
+        grads.append({key: p.grad for key, p in net.named_parameters()})
+    for key, expected in grads[0].items():
+        assert expected.isfinite().all() and expected.any(), key
+        torch.testing.assert_close(grads[1][key], expected, rtol=0, atol=0)
 
 
 def test_float64_agrees_with_float32():

@@ -74,6 +74,16 @@ def test_gradients_of_all_parameters(size):
     assert x.grad.any() and all(p.grad.isfinite().all() for p in neck.parameters())
 
 
+@pytest.mark.parametrize('name', ISO)
+def test_trains_with_every_monolithic_arch(name):
+    net = FocalNet(name, embed_dim=16, depths=[2], layerscale_value=0.5, drop_path_rate=0.0)
+    net.init_weights()
+    model = nn.Sequential(net, small())
+    outs = model(torch.randn(2, 3, 67, 93))
+    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    assert [key for key, p in model.named_parameters() if not p.grad.any()] == []
+
+
 def test_follows_vitdet():
     neck = small(in_channels=[8])
     kinds = [[type(layer).__name__ for layer in level[:-4]] for level in neck.levels]

@@ -71,3 +71,43 @@ def test_fitting_models_pass(model, backbone):
 def test_others_are_named(model, message, backbone):
     with pytest.raises(ConfigError, match=message):
         check_channels(model, backbone)
+
+
+PYRAMID = dict(neck=dict(type='SimpleFeaturePyramid', in_channels=[8]))
+ANCHORS = dict(rpn_head=dict(anchor_generator=dict(strides=[4, 8, 16, 32, 64])))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'anchors'),
+    [
+        (dict(depths=[1], patch_size=16), ANCHORS),
+        (dict(depths=[1], patch_size=16), {}),
+        (dict(depths=[1, 1, 1, 1], embed_dim=2, out_indices=(2,)), ANCHORS),
+        (
+            dict(depths=[1], patch_size=8),
+            dict(bbox_head=dict(anchor_generator=dict(strides=[2, 4, 8, 16]))),
+        ),
+    ],
+)
+def test_one_map_of_stride_16_fits_a_simple_feature_pyramid(settings, anchors):
+    backbone = FocalNet(**{**SMALL, **settings})
+    check_channels({**PYRAMID, **anchors}, backbone)
+    with pytest.raises(ConfigError, match=r'model.neck.in_channels is \[12\], .* set it to \[8\]'):
+        check_channels(dict(neck=dict(PYRAMID['neck'], in_channels=[12]), **anchors), backbone)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({}, r'one map of stride 16, .* gives strides \[4, 8, 16, 32\]: .*out_indices=\(2,\)'),
+        (dict(out_indices=(3,)), r'gives strides \[32\]: give model.backbone out_indices=\(2,\)'),
+        (
+            dict(depths=[1], patch_size=8),
+            r"gives strides \[8\]: give model.backbone arch='base_iso",
+        ),
+    ],
+)
+def test_other_maps_do_not_fit_a_simple_feature_pyramid(settings, message):
+    backbone = FocalNet(**{**SMALL, **settings})
+    with pytest.raises(ConfigError, match=message):
+        check_channels({**PYRAMID, **ANCHORS}, backbone)

@@ -21,6 +21,19 @@ TINY = [
 ]
 FAMILIES = {
     'mask_rcnn': ('coco/segm_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
+    'mask_rcnn-one_map': (
+        'coco/segm_mAP_50',
+        [
+            'model.backbone.patch_size=16',
+            'model.backbone.depths=[1]',
+            'model.backbone.focal_windows=9',
+            'model.neck._delete_=True',
+            'model.neck.type=SimpleFeaturePyramid',
+            'model.neck.in_channels=[8]',
+            'model.neck.out_channels=64',
+            'model.neck.num_outs=4',
+        ],
+    ),
     'cascade_rcnn': ('coco/segm_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
     'atss': (
         'coco/bbox_mAP_50',
@@ -40,14 +53,18 @@ FAMILIES = {
 }
 
 
+def demo(name):
+    return ROOT / f'configs/demo/{name.partition("-")[0]}.py'
+
+
 def test_every_demo_is_here():
-    assert {path.stem for path in (ROOT / 'configs/demo').glob('*.py')} == set(FAMILIES)
+    assert set((ROOT / 'configs/demo').glob('*.py')) == set(map(demo, FAMILIES))
 
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_trains_evaluates_saves_resumes_and_tests(name, run, home):
     metric, narrow = FAMILIES[name]
-    config = ROOT / f'configs/demo/{name}.py'
+    config = demo(name)
     options = ['--work-dir', home / 'work', '--cfg-options', *TINY, *narrow]
     train = (sys.executable, ROOT / 'tools/train.py', config)
 
@@ -71,7 +88,7 @@ def test_trains_evaluates_saves_resumes_and_tests(name, run, home):
 def test_two_processes(name, run, home):
     metric, narrow = FAMILIES[name]
     out = run(
-        ROOT / 'tools/dist_train.sh', ROOT / f'configs/demo/{name}.py', 2,
+        ROOT / 'tools/dist_train.sh', demo(name), 2,
         '--work-dir', home / 'work', '--cfg-options', *TINY, *narrow,
         cwd=home, env={'PORT': f'{29620 + list(FAMILIES).index(name)}'},
     ).stdout  # fmt: skip

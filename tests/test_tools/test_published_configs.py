@@ -53,6 +53,11 @@ def shallow(head):
 
 FAMILIES = {
     'mask_rcnn/focalnet_t_1x': EPOCH,
+    'mask_rcnn/focalnet_b_iso_1x': [
+        'model.neck.in_channels=[8]',
+        'model.backbone.depths=[1]',
+        'train_cfg.max_epochs=1',
+    ],
     'cascade_rcnn/focalnet_t_3x': EPOCH,
     'atss/focalnet_t_3x': ['model.neck.in_channels=[16,32,64]', 'train_cfg.max_epochs=1'],
     'sparse_rcnn/focalnet_t_3x': EPOCH,

@@ -1,5 +1,7 @@
 """The neck that makes a feature pyramid from the one map of a monolithic FocalNet."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -9,6 +11,7 @@ from mmfocalnet import FocalNet
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models import ARCHS, SimpleFeaturePyramid
 
+ROOT = Path(__file__).resolve().parents[2]
 ISO = [name for name in ARCHS if name.endswith('_iso')]
 
 
@@ -117,6 +120,20 @@ def test_registered_in_the_root_registry():
     cfg = dict(type='SimpleFeaturePyramid', in_channels=[16])
     for registry in (MODELS, mmdet.registry.MODELS, mmseg.registry.MODELS):
         assert isinstance(registry.build(cfg), SimpleFeaturePyramid)
+
+
+def test_a_segmentor_takes_it_from_a_config():
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    cfg = Config.fromfile(ROOT / 'configs/demo/upernet.py').model
+    cfg.backbone = dict(type='FocalNet', arch='tiny_iso', embed_dim=16, depths=[1])
+    cfg.neck = dict(type='SimpleFeaturePyramid', in_channels=[16], out_channels=12, num_outs=4)
+    cfg.decode_head.in_channels = [12] * 4
+    cfg.auxiliary_head.in_channels = 12
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg).eval()
+    assert model(torch.randn(1, 3, 64, 96)).shape == (1, cfg.decode_head.num_classes, 16, 24)
 
 
 @pytest.mark.parametrize(

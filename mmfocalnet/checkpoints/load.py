@@ -32,11 +32,17 @@ def load_pretrained(
         What was changed.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read or does not fit; one sentence that
-            names it.
+        CheckpointError: If the checkpoint cannot be read or does not fit, or the model has
+            another mixer; one sentence that names it.
     """
     block = model.layers[0].blocks[0]
-    normalize_modulator = block.modulation.normalize_modulator
+    normalize_modulator = getattr(block.modulation, 'normalize_modulator', None)
+    if normalize_modulator is None:
+        raise CheckpointError(
+            f'{checkpoint} holds focal modulation at most, and the model mixes tokens by '
+            f"{type(block.modulation).__name__}: build it with mixer='focal_modulation', or load "
+            'a state dict of the same model with model.load_state_dict.'
+        )
     fitted, report, network = fit_checkpoint(
         checkpoint, model.state_dict(), prefix, normalize_modulator
     )

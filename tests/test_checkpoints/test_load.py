@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import CheckpointError, fetch, load_pretrained, read_checkpoint
+from mmfocalnet.models import MIXERS
 
 SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)
 
@@ -455,3 +456,11 @@ def test_initialising_twice_keeps_the_loaded_weights(saved):
     net.init_weights()
     key = 'patch_embed.proj.weight'
     assert torch.equal(net.state_dict()[key], source.state_dict()[key])
+
+
+@pytest.mark.parametrize('mixer', sorted(set(MIXERS) - {'focal_modulation'}))
+def test_a_model_with_another_mixer_is_named_even_where_loading_is_asked_for_directly(saved, mixer):
+    _, path = saved
+    with pytest.raises(CheckpointError, match=r'mixer|focal levels|does not fit') as error:
+        load_pretrained(small(mixer=mixer), path)
+    assert str(path) in str(error.value)

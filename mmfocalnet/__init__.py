@@ -4,6 +4,8 @@ Importing the package registers everything: ``type='FocalNet'`` works in any mmd
 config after ``custom_imports = dict(imports=['mmfocalnet'])``.
 """
 
+from importlib.util import find_spec
+
 from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 
 ensure_mmcv_ops()  # before anything imports mmcv.ops
@@ -15,6 +17,9 @@ from mmfocalnet.optim import FocalNetLayerDecayOptimizerConstructor  # noqa: E40
 from mmfocalnet.registration import warn_of_namesakes  # noqa: E402
 
 warn_of_namesakes()
+
+if find_spec('mmengine._strategy'):  # MMEngine 0.8 and later
+    import mmfocalnet.sharding  # noqa: F401
 
 __version__ = '0.1.0'
 __all__ = [

@@ -8,6 +8,7 @@ import sys
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ from mmfocalnet.models import FocalNet
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
 from mmfocalnet.registration import warn_of_namesakes
+
+# MMEngine's strategies, and ours, under which no process has whole weights or optimizer states.
+SHARDING = ('FocalNetFSDPStrategy', 'FSDPStrategy', 'DeepSpeedStrategy')
+# This one has what MMEngine imports, 0.19.8 does not.
+DEEPSPEED = 'deepspeed<=0.19.0'
 
 
 def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -159,7 +165,16 @@ def read_config(path: str) -> Config:
 
 
 def use_amp(cfg: Config) -> None:
-    """Switch mixed precision on: float16 with a loss scale on GPUs, bfloat16 on the CPU."""
+    """Switch mixed precision on: float16 with a loss scale on GPUs, bfloat16 on the CPU.
+
+    Raises:
+        ConfigError: If the config trains with DeepSpeed.
+    """
+    if _strategy_type(cfg) == 'DeepSpeedStrategy':
+        raise ConfigError(
+            f'--amp is not for DeepSpeed, with which {cfg.filename} trains: set its own, such as '
+            'strategy=dict(fp16=dict(enabled=True)), there.'
+        )
     wrapper = cfg.optim_wrapper
     if torch.cuda.is_available():
         wrapper.type = 'AmpOptimWrapper'
@@ -174,8 +189,14 @@ def scale_lr(cfg: Config) -> None:
     """Let the learning rate follow the batch size.
 
     Raises:
-        ConfigError: If the config does not say for which batch size its rate is meant.
+        ConfigError: If the config does not say for which batch size its rate is meant, or
+            trains with DeepSpeed, for which MMEngine does not scale rates.
     """
+    if _strategy_type(cfg) == 'DeepSpeedStrategy':
+        raise ConfigError(
+            f'--auto-scale-lr is not for DeepSpeed, with which {cfg.filename} trains: set '
+            'optim_wrapper.optimizer.lr.'
+        )
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         raise ConfigError(
             f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {cfg.filename}: '
@@ -219,6 +240,42 @@ def use_tta(cfg: Config) -> None:
         _drop_masks(cfg)
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def check_strategy(cfg: Config) -> None:
+    """Look for what training over shards needs and MMEngine would miss halfway.
+
+    Raises:
+        ConfigError: If there is a strategy without its runner, no launch of several processes, no
+            DeepSpeed, a folder of it to resume from, or a hook that cannot work with shards.
+    """
+    strategy = _strategy_type(cfg)
+    if cfg.get('strategy') and cfg.get('runner_type') != 'FlexibleRunner':
+        raise ConfigError(
+            f"{cfg.filename} has a strategy, which is for runner_type='FlexibleRunner': set that "
+            'too, or drop strategy.'
+        )
+    if strategy not in SHARDING:
+        return
+    if cfg.launcher == 'none':
+        raise ConfigError(
+            f'{cfg.filename} spreads the training over processes ({strategy}): start it with '
+            'tools/dist_train.sh CONFIG NUM_PROCESSES.'
+        )
+    for hook in cfg.get('custom_hooks') or ():
+        if hook.get('type') == 'EMAHook':
+            raise ConfigError(
+                f'EMAHook averages whole weights, and {strategy} of {cfg.filename} has shards of '
+                'them: drop one of the two.'
+            )
+    if strategy == 'DeepSpeedStrategy':
+        _check_deepspeed(cfg)
+
+
+def drop_strategy(cfg: Config) -> None:
+    """Let MMEngine's plain Runner test what was trained over shards: checkpoints are whole."""
+    for key in ('runner_type', 'strategy'):
+        cfg.pop(key, None)
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -275,7 +332,8 @@ def check_model(cfg: Config) -> None:
     for it where the processes join.
 
     Raises:
-        ConfigError: If FocalNet does not take its settings, or neck or heads not its channels.
+        ConfigError: If FocalNet does not take its settings, neck or heads not its channels, or
+            FSDP not the weights.
         CheckpointError: If a checkpoint cannot be found, read or fitted.
     """
     if os.environ.get('RANK', '0') != '0':
@@ -287,6 +345,12 @@ def check_model(cfg: Config) -> None:
         if isinstance(backbone, FocalNet):
             check_channels(cfg.model, backbone)
         model = MODELS.build(cfg.model)
+    scalars = [name for name, weight in model.named_parameters() if not weight.ndim]
+    if scalars and _strategy_type(cfg) in ('FocalNetFSDPStrategy', 'FSDPStrategy'):
+        raise ConfigError(
+            f'FSDP cannot shard scalar weights, and {cfg.model.type} of {cfg.filename} has '
+            f'{scalars[0]}: train it without runner_type and strategy.'
+        )
     for module in model.modules():
         if isinstance(module, FocalNet) and module.init_cfg:
             fit_checkpoint(target=module.state_dict(), **pretrained_options(module.init_cfg))
@@ -336,6 +400,29 @@ def build_runner(cfg: Config) -> Runner:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     log_ops_provider()
     return runner
+
+
+def _strategy_type(cfg: Config) -> str | None:
+    return (cfg.get('strategy') or {}).get('type')
+
+
+def _check_deepspeed(cfg: Config) -> None:
+    if find_spec('deepspeed') is None:
+        raise ConfigError(
+            f'{cfg.filename} trains with DeepSpeed, which is not installed: pip install '
+            f'"{DEEPSPEED}", or use FSDP (docs/training.md).'
+        )
+    if find_spec('deepspeed.runtime.fp16.onebit') is None:
+        raise ConfigError(
+            'MMEngine looks for optimizers that this DeepSpeed no longer has: pip install '
+            f'"{DEEPSPEED}", or use FSDP (docs/training.md).'
+        )
+    if cfg.get('resume') or cfg.get('load_from'):
+        raise ConfigError(
+            '--resume and load_from are not for DeepSpeed, which reads folders of pickles only: '
+            'start from ImageNet weights (init_cfg of the backbone), or use FSDP '
+            '(docs/training.md).'
+        )
 
 
 def _latest_checkpoint(work_dir: Path) -> str | None:

@@ -11,6 +11,7 @@ from mmfocalnet.launch import (
     check_data,
     check_fits,
     check_start,
+    drop_strategy,
     load_config,
     one_sentence_errors,
     use_drawing,
@@ -47,6 +48,7 @@ def main():
         raise UserError(f'--out {args.out} must end in .pkl: predictions are written as a pickle.')
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
+    drop_strategy(cfg)
     if args.show or args.show_dir:
         use_drawing(cfg, args)
     if args.tta:

@@ -8,6 +8,7 @@ from mmfocalnet.launch import (
     check_data,
     check_model,
     check_start,
+    check_strategy,
     load_config,
     one_sentence_errors,
     scale_lr,
@@ -43,6 +44,7 @@ def main():
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_strategy(cfg)
     check_data(cfg, ('train', 'val'))
     check_start(cfg)
     check_model(cfg)

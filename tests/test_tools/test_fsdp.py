@@ -1,0 +1,82 @@
+"""Training over shards (FSDP) by two processes on the CPU, against training without."""
+
+import re
+import sys
+
+import pytest
+import torch
+
+CONFIG = 'configs/demo/mask_rcnn.py'
+# Nothing random but the order of the images, so that resumed runs see what others see.
+FIXED = [
+    'train_dataloader.dataset.pipeline.2.prob=0.0',
+    'model.train_cfg.rpn.sampler.num=10000',
+    'model.train_cfg.rcnn.sampler.num=1000',
+]
+FSDP = ['runner_type=FlexibleRunner', 'strategy.type=FocalNetFSDPStrategy']
+LAYER_DECAY = [
+    'optim_wrapper.constructor=FocalNetLayerDecayOptimizerConstructor',
+    'optim_wrapper.paramwise_cfg.decay_rate=0.9',
+]
+
+
+def load(path):
+    # Written by this test.
+    return torch.load(path, weights_only=False)
+
+
+def assert_same_weights(path, other):
+    weights, others = load(path)['state_dict'], load(other)['state_dict']
+    assert set(weights) == set(others)
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=0, atol=1e-6, msg=name)
+
+
+def norms(result):
+    return [float(norm) for norm in re.findall(r'grad_norm: ([\d.]+)', result.stdout)]
+
+
+@pytest.fixture
+def train(run, tiny_options, tmp_path):
+    """Two processes that train with layer-wise decay in a work dir of a name."""
+
+    def _train(name, *flags, more=(), port):
+        return run(
+            'tools/dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / name, *flags,
+            '--cfg-options', *tiny_options, *FIXED, *LAYER_DECAY, *more, env={'PORT': str(port)},
+        )  # fmt: skip
+
+    return _train
+
+
+def test_fsdp_saves_whole_weights_and_moments(train, run, tiny_options, tmp_path):
+    more = [*FSDP, 'train_cfg.max_iters=1', 'default_hooks.checkpoint.interval=1']
+    train('fsdp', more=more, port=29624)
+    checkpoint = load(tmp_path / 'fsdp/iter_1.pth')
+    weights, moments = checkpoint['state_dict'], checkpoint['optimizer']['state']
+    assert set(moments) <= set(weights)  # by name, as FSDP saves them
+    assert 'backbone.layers.3.blocks.0.mlp.fc1.weight' in moments
+    for name, state in moments.items():
+        assert state['exp_avg'].shape == weights[name].shape
+        # After one step they are 0.1 g and 0.001 g^2.
+        torch.testing.assert_close(state['exp_avg_sq'], state['exp_avg'] ** 2 / 10)
+    tested = run(
+        sys.executable, 'tools/test.py', CONFIG, tmp_path / 'fsdp/iter_1.pth',
+        '--work-dir', tmp_path / 'test', '--cfg-options', *tiny_options, *FSDP,
+    ).stdout  # fmt: skip
+    assert 'coco/segm_mAP' in tested
+
+
+@pytest.mark.slow
+def test_fsdp_trains_and_resumes_as_without(train, tmp_path):
+    """With gradients so large that they are clipped."""
+    plain = train('plain', port=29621)
+    every = 'default_hooks.checkpoint.interval=1'
+    first = train('fsdp', more=[*FSDP, every, 'train_cfg.max_iters=1'], port=29622)
+    second = train('fsdp', '--resume', more=[*FSDP, every], port=29623)
+
+    sharded = norms(first) + norms(second)
+    assert len(sharded) == 2
+    assert sharded == pytest.approx(norms(plain), abs=2e-4)
+    assert min(sharded) > 5  # which is where the demo clips
+    assert_same_weights(tmp_path / 'plain/iter_2.pth', tmp_path / 'fsdp/iter_2.pth')

@@ -11,29 +11,29 @@ from mmengine.registry import MODELS, Registry
 
 from mmfocalnet.errors import ConfigError
 
-Class = TypeVar('Class', bound=type)
+Registered = TypeVar('Registered', bound=Callable)
 
 
-def register(registry: Registry) -> Callable[[Class], Class]:
-    """Register a class under its own name; a second import of the package does it again.
+def register(registry: Registry) -> Callable[[Registered], Registered]:
+    """Register a class or function under its own name; a second import of the package does it again.
 
     Args:
         registry: A root registry of MMEngine's.
 
     Returns:
-        The decorator. It raises `ConfigError` if another class has the name already.
+        The decorator. It raises `ConfigError` if another one has the name already.
     """
 
-    def decorate(cls: Class) -> Class:
-        other = registry.module_dict.get(cls.__name__)
-        if other is not None and other.__module__ != cls.__module__:
+    def decorate(module: Registered) -> Registered:
+        other = registry.module_dict.get(module.__name__)
+        if other is not None and other.__module__ != module.__module__:
             raise ConfigError(
-                f'{other.__module__} has registered a {cls.__name__} in the registry '
-                f'{registry.name!r} of MMEngine, where {cls.__module__} has its own: do not import '
+                f'{other.__module__} has registered a {module.__name__} in the registry '
+                f'{registry.name!r} of MMEngine, where {module.__module__} has its own: do not import '
                 'both in one program.'
             )
-        registry.register_module(module=cls, force=True)
-        return cls
+        registry.register_module(module=module, force=True)
+        return module
 
     return decorate
 

@@ -16,11 +16,12 @@ from torch.distributed.fsdp import (
 )
 
 from mmfocalnet.models import FocalNetBlock
+from mmfocalnet.registration import register
 
 OPTIMIZER_KEYS = ('state', 'param_groups')
 
 
-@FUNCTIONS.register_module()
+@register(FUNCTIONS)
 def focalnet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """Let FSDP shard each FocalNet block by itself and everything else at the root.
 
@@ -39,7 +40,7 @@ def focalnet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> 
     return recurse or isinstance(module, FocalNetBlock)
 
 
-@STRATEGIES.register_module()
+@register(STRATEGIES)
 class FocalNetFSDPStrategy(FSDPStrategy):
     """MMEngine's ``FSDPStrategy``, for models on a FocalNet.
 

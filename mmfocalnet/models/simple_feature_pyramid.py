@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.registration import register
 
 SCALES = (4, 2, 1, 0.5)  # of the levels' maps, beside the input's
 
@@ -22,7 +23,7 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SimpleFeaturePyramid(BaseModule):
     """Simple feature pyramid of ViTDet (Li et al. 2022, Section 3): all levels from one map.
 

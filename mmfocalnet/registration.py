@@ -15,7 +15,7 @@ Registered = TypeVar('Registered', bound=Callable)
 
 
 def register(registry: Registry) -> Callable[[Registered], Registered]:
-    """Register a class or function under its own name; a second import of the package does it again.
+    """Register a class or function under its name; a second import of the package does it again.
 
     Args:
         registry: A root registry of MMEngine's.
@@ -29,8 +29,8 @@ def register(registry: Registry) -> Callable[[Registered], Registered]:
         if other is not None and other.__module__ != module.__module__:
             raise ConfigError(
                 f'{other.__module__} has registered a {module.__name__} in the registry '
-                f'{registry.name!r} of MMEngine, where {module.__module__} has its own: do not import '
-                'both in one program.'
+                f'{registry.name!r} of MMEngine, where {module.__module__} has its own: do not '
+                'import both in one program.'
             )
         registry.register_module(module=module, force=True)
         return module

@@ -2,8 +2,8 @@
 data_root = 'data/ade/ADEChallengeData2016'
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
+    dict(type='SkipUnreadable', load=dict(type='LoadAnnotations')),
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),

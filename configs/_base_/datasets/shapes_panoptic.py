@@ -13,8 +13,8 @@ source = dict(
 )
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadPanopticAnnotations'),
+    dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
+    dict(type='SkipUnreadable', load=dict(type='LoadPanopticAnnotations')),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]

@@ -2,8 +2,8 @@
 _base_ = ['./ade20k.py', './shapes.py']
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
+    dict(type='SkipUnreadable', load=dict(type='LoadAnnotations')),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]

@@ -11,6 +11,7 @@ from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 ensure_mmcv_ops()  # before anything imports mmcv.ops
 ensure_panopticapi()  # mmdet looks for it when imported
 
+from mmfocalnet.datasets.unreadable import SkipUnreadable, UnreadableFilesHook  # noqa: E402
 from mmfocalnet.hooks import CheckLabelsHook  # noqa: E402
 from mmfocalnet.models import FocalModulation, FocalNet  # noqa: E402
 from mmfocalnet.optim import FocalNetLayerDecayOptimizerConstructor  # noqa: E402
@@ -27,5 +28,7 @@ __all__ = [
     'FocalModulation',
     'FocalNet',
     'FocalNetLayerDecayOptimizerConstructor',
+    'SkipUnreadable',
+    'UnreadableFilesHook',
     '__version__',
 ]

@@ -56,19 +56,29 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
             print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
             sys.exit(130)  # what shells say of it
         except Exception as error:
-            sentence = ' '.join(str(error).split())
+            text, in_worker = _message(error)
+            sentence = ' '.join(text.split())
             if _raised_by_builder(error):
                 sentence = (
                     f'The config does not fit what it builds ({sentence}): correct that name.'
                 )
             elif not isinstance(error, UserError):
                 raise
-            # Every process of a launch fails alike; one per machine says why.
-            if os.environ.get('LOCAL_RANK', '0') == '0':
+            # Every process of a launch fails alike, and one per machine says why; but what a
+            # worker stumbles over the others may not have met.
+            if in_worker or os.environ.get('LOCAL_RANK', '0') == '0':
                 print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
             sys.exit(2)
 
     return wrapper
+
+
+def _message(error: Exception) -> tuple[str, bool]:
+    """What an error says, and whether PyTorch passed it on from a worker of a data loader."""
+    text = str(error)
+    in_worker = text.startswith('Caught ') and 'Traceback (most recent call last)' in text
+    # PyTorch puts the whole traceback into the message; its last line is what was raised.
+    return text.rsplit(f'{type(error).__name__}: ', 1)[-1] if in_worker else text, in_worker
 
 
 def _raised_by_builder(error: Exception) -> bool:

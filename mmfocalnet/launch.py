@@ -134,14 +134,7 @@ def load_config(args: Namespace) -> Config:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
-    if args.cfg_options:
-        try:
-            cfg.merge_from_dict(args.cfg_options)
-        except Exception as error:
-            raise ConfigError(
-                f'--cfg-options {args.cfg_options} does not fit {args.config} ({error}): '
-                'give KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
-            ) from error
+    override(cfg, args.cfg_options)
     if 'model' not in cfg:
         raise ConfigError(
             f'{args.config} has no model: it is no config to train or test, or lacks its _base_.'
@@ -171,6 +164,25 @@ def read_config(path: str) -> Config:
         raise ConfigError(
             f'{path} cannot be read as a config ({type(error).__name__}: {reason}): '
             'compare it with those in configs/.'
+        ) from error
+
+
+def override(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Merge what ``--cfg-options`` gave into a config.
+
+    Args:
+        cfg: The config.
+        options: Values by dotted key; None: none.
+
+    Raises:
+        ConfigError: If a key does not fit.
+    """
+    try:
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise ConfigError(
+            f'--cfg-options {options} does not fit {cfg.filename} ({error}): '
+            'give KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
         ) from error
 
 
@@ -301,18 +313,31 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         DataError: If the categories or panoptic maps of a COCO-format dataset do not fit.
     """
     for split in splits:
-        for part in (f'{split}_dataloader', f'{split}_evaluator'):
-            for path in _data_paths(cfg.get(part) or {}):
-                if '://' not in path and not Path(path).exists():
-                    raise ConfigError(
-                        f'{path} is missing ({part} of {cfg.filename}): put or link the data '
-                        'there, or change data_root in a config of yours that inherits this one.'
-                    )
+        check_paths(cfg, f'{split}_dataloader')
+        check_paths(cfg, f'{split}_evaluator')
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             for node in _dicts(cfg.get(f'{split}_dataloader') or {}):
                 if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
                     check_coco(node)
                     check_classes(node, cfg.model)
+
+
+def check_paths(cfg: Config, part: str) -> None:
+    """Look for the files and folders that a part of a config names.
+
+    Args:
+        cfg: The config.
+        part: Such as ``'train_dataloader'``; the config may lack it.
+
+    Raises:
+        ConfigError: If one is missing.
+    """
+    for path in _data_paths(cfg.get(part) or {}):
+        if '://' not in path and not Path(path).exists():
+            raise ConfigError(
+                f'{path} is missing ({part} of {cfg.filename}): put or link the data there, or '
+                'change data_root in a config of yours that inherits this one.'
+            )
 
 
 def check_start(cfg: Config) -> None:

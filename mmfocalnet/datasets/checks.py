@@ -34,7 +34,7 @@ def check_classes(dataset: dict, model: dict) -> None:
     Raises:
         ConfigError: If they differ.
     """
-    classes = _classes(dataset)
+    classes = find_classes(dataset)
     if not classes:
         return
     for setting, number in _predicted(model):
@@ -57,18 +57,19 @@ def check_coco(dataset: dict) -> None:
         DataError: If its categories are not those of ``metainfo``, in this order, or if panoptic
             maps of its images are not there.
     """
-    kind = _kind(dataset)
-    path = _joined(dataset, dataset.get('ann_file'))
+    kind = find_kind(dataset)
+    path = join_root(dataset, dataset.get('ann_file'))
     if not hasattr(kind, 'COCOAPI') or not _loads_as_coco(kind) or not os.path.isfile(path):
         return
     with _contents(path) as content:
-        _check_categories(path, content, _classes(dataset))
+        _check_categories(path, content, find_classes(dataset))
         maps = (dataset.get('data_prefix') or {}).get('seg')
         if maps and kind.__name__ == 'CocoPanopticDataset':
-            _check_maps(path, content, _joined(dataset, maps))
+            _check_maps(path, content, join_root(dataset, maps))
 
 
-def _kind(dataset: dict) -> type | None:
+def find_kind(dataset: dict) -> type | None:
+    """The class of a dataset's config; None if no package has it."""
     kind = dataset.get('type')
     if not isinstance(kind, str):
         return kind
@@ -83,8 +84,13 @@ def _loads_as_coco(kind: type) -> bool:
     return kind.load_data_list is CocoDataset.load_data_list
 
 
-def _classes(dataset: dict) -> Sequence[str]:
-    kind = _kind(dataset)
+def find_classes(dataset: dict) -> Sequence[str]:
+    """The classes that a dataset's config names, or those of its type.
+
+    Raises:
+        ConfigError: If they are a text.
+    """
+    kind = find_kind(dataset)
     if not hasattr(kind, '_load_metainfo'):
         return ()
     classes = kind._load_metainfo(dataset.get('metainfo')).get('classes') or ()
@@ -95,7 +101,8 @@ def _classes(dataset: dict) -> Sequence[str]:
     return classes
 
 
-def _joined(dataset: dict, path: Any) -> str:
+def join_root(dataset: dict, path: Any) -> str:
+    """A path of a dataset's config from where it runs; empty if it is no path."""
     return os.path.join(dataset.get('data_root') or '', path) if isinstance(path, str) else ''
 
 

@@ -50,8 +50,8 @@ def train_on(data, run, tmp_path):
     def mask_rcnn(*options, code=0):
         ann_file = f'{data}/coco/annotations/instances_val2017.json'
         return _train(
-            'mask_rcnn', 'model.neck.in_channels=[8,16,32,64]', f'val_evaluator.ann_file={ann_file}',
-            *options, code=code,
+            'mask_rcnn', 'model.neck.in_channels=[8,16,32,64]',
+            f'val_evaluator.ann_file={ann_file}', *options, code=code,
         )  # fmt: skip
 
     def upernet(*options, code=0):

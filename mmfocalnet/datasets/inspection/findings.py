@@ -1,0 +1,157 @@
+"""What an inspection of a dataset found: faults by kind, and how often each class is labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+MOST_SHOWN = 10
+"""Findings of a kind that are kept; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault.
+
+    Attributes:
+        title: In the plural, as a heading.
+        is_error: Whether a training or evaluation stops at it or learns something wrong. Else it
+            is a warning: MMDetection or MMSegmentation leave out what it names, or it may be
+            meant.
+    """
+
+    title: str
+    is_error: bool = True
+
+
+MISSING_IMAGE = Kind('missing images')
+DAMAGED_IMAGE = Kind('damaged images')
+IMAGE_SIZE = Kind('images of another size than the annotations say')
+INCOMPLETE = Kind('incomplete records')
+DUPLICATE_IMAGE = Kind('image ids that occur twice')
+DUPLICATE_ANNOTATION = Kind('annotation ids that occur twice')
+DUPLICATE_CATEGORY = Kind('category ids that occur twice')
+UNKNOWN_CATEGORY = Kind('unknown categories')
+CLASSES = Kind('classes that do not fit')
+NO_IMAGES = Kind('datasets without images')
+BOX_FORMAT = Kind('boxes that are no four finite numbers')
+POLYGON = Kind('polygons under three points or of an odd number of coordinates')
+MASK_SIZE = Kind('RLE masks of another size than their image')
+MASK_FORMAT = Kind('masks that are neither polygons nor RLE')
+NO_MASK = Kind('objects without a mask')
+MISSING_MAP = Kind('missing label maps')
+DAMAGED_MAP = Kind('damaged label maps')
+MAP_SIZE = Kind('label maps of another size than their image')
+MAP_CHANNELS = Kind('label maps of several channels')
+LABEL_RANGE = Kind('labels without a class')
+SEGMENT_NOT_LISTED = Kind('segments of a panoptic map that segments_info lacks')
+SEGMENT_NOT_DRAWN = Kind('segments in segments_info that the panoptic map lacks')
+
+BOX_EMPTY = Kind('boxes of no area (under a pixel)', is_error=False)
+BOX_OUTSIDE = Kind('boxes outside their image', is_error=False)
+BOX_OVER_BORDER = Kind('boxes that reach out of their image', is_error=False)
+NO_ANNOTATIONS = Kind('images without annotations', is_error=False)
+UNKNOWN_IMAGE = Kind('annotations of unknown images', is_error=False)
+SAME_FILE = Kind('files that several images name', is_error=False)
+UNUSED_CLASS = Kind('classes without annotations', is_error=False)
+UNUSED_CATEGORY = Kind('categories of the file that are no classes of the config', is_error=False)
+SEGMENT_AREA = Kind('segments of another area than segments_info says', is_error=False)
+UNUSED_MAP = Kind('label maps without an image', is_error=False)
+
+
+class Findings:
+    """Faults by kind; of each kind the first ten and the number of all."""
+
+    def __init__(self) -> None:
+        self._shown: dict[Kind, list[str]] = {}
+        self._numbers: dict[Kind, int] = {}
+
+    def add(self, kind: Kind, what: str) -> None:
+        """Add one.
+
+        Args:
+            kind: Its kind.
+            what: The file, the id and what is wrong.
+        """
+        shown = self._shown.setdefault(kind, [])
+        self._numbers[kind] = self._numbers.get(kind, 0) + 1
+        if len(shown) < MOST_SHOWN:
+            shown.append(what)
+
+    def count(self, *, errors: bool) -> int:
+        """Number of errors, or else of warnings."""
+        return sum(n for kind, n in self._numbers.items() if kind.is_error == errors)
+
+    def number(self, kind: Kind) -> int:
+        """Number of findings of a kind."""
+        return self._numbers.get(kind, 0)
+
+    def shown(self, kind: Kind) -> Sequence[str]:
+        """The first findings of a kind."""
+        return self._shown.get(kind, ())
+
+    def lines(self) -> list[str]:
+        """All as text, errors first."""
+        lines = []
+        for kind in sorted(self._shown, key=lambda kind: not kind.is_error):
+            severity = 'ERROR' if kind.is_error else 'warning'
+            lines.append(f'{severity}: {kind.title}: {self._numbers[kind]}')
+            lines += [f'    {what}' for what in self._shown[kind]]
+            more = self._numbers[kind] - len(self._shown[kind])
+            if more:
+                lines.append(f'    ... and {more} more')
+        return lines
+
+
+@dataclass
+class ClassCounts:
+    """How often each class is labelled.
+
+    Attributes:
+        names: The classes, in the config's order.
+        unit: What is counted: ``'objects'``, ``'segments'`` or ``'pixels'``.
+        numbers: (K,) of these in each class.
+        images: (K,) images that have the class.
+    """
+
+    names: Sequence[str]
+    unit: str
+    numbers: np.ndarray = field(init=False)
+    images: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = np.zeros(len(self.names), np.int64)
+        self.images = np.zeros(len(self.names), np.int64)
+
+    def lines(self) -> list[str]:
+        """As a table with a heading."""
+        rows = [('class', self.unit, 'share', 'images')]
+        total = max(int(self.numbers.sum()), 1)
+        for name, number, images in zip(self.names, self.numbers, self.images, strict=True):
+            rows.append((name, f'{number}', f'{number / total:.1%}', f'{images}'))
+        first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+        return [
+            '  '.join(
+                [row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))]
+            )
+            for row in rows
+        ]
+
+
+@dataclass
+class Report:
+    """The outcome of an inspection.
+
+    Attributes:
+        title: Kind and place of the dataset.
+        images: Number of its images.
+        findings: What is wrong.
+        counts: How often each class is labelled.
+    """
+
+    title: str
+    images: int
+    findings: Findings
+    counts: ClassCounts

@@ -1,0 +1,113 @@
+"""Go through a dataset before training: python tools/check_dataset.py CONFIG"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.registry import DefaultScope
+
+from mmfocalnet.datasets.checks import check_classes
+from mmfocalnet.datasets.inspection import find_datasets, inspect_dataset
+from mmfocalnet.datasets.inspection.chart import draw_counts
+from mmfocalnet.datasets.inspection.findings import CLASSES
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.launch import (
+    add_cfg_options,
+    check_paths,
+    one_sentence_errors,
+    override,
+    read_config,
+)
+
+SPLITS = ('train', 'val', 'test')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description='Check images, label maps and annotations of the datasets of a config. Exit '
+        'code 1: something would break training or evaluation; 0: nothing but warnings.'
+    )
+    parser.add_argument('config', help='config file, such as configs/mask_rcnn/focalnet_t_1x.py')
+    parser.add_argument(
+        '--split',
+        nargs='+',
+        choices=SPLITS,
+        help='what to check (default: all that the config has)',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        metavar='DIR',
+        help='where charts of the classes go (default: work_dirs/check_dataset/CONFIG_NAME)',
+    )
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def choose(cfg, splits):
+    """The datasets to check, by a name for each; what several splits share comes once."""
+    datasets = {}
+    for split in splits or SPLITS:
+        if not cfg.get(f'{split}_dataloader'):
+            if splits:
+                raise ConfigError(f'{cfg.filename} has no {split}_dataloader: leave out {split}.')
+            continue
+        check_paths(cfg, f'{split}_dataloader')
+        found = list(find_datasets(cfg[f'{split}_dataloader'].dataset))
+        for number, dataset in enumerate(found, start=1):
+            if not any(same(dataset, other) for other in datasets.values()):
+                datasets[f'{split}_{number}' if len(found) > 1 else split] = dataset
+    return datasets
+
+
+def same(dataset, other):
+    """Whether two datasets differ in what is done with them at most."""
+    return all(
+        dataset.get(key) == other.get(key)
+        for key in {*dataset, *other} - {'pipeline', 'test_mode', 'filter_cfg'}
+    )
+
+
+def check(name, dataset, cfg, out):
+    """Inspect a dataset and say what was found; returns the number of errors."""
+    print(f'{name}: looking at every file ...', flush=True)
+    report = inspect_dataset(dataset)
+    try:
+        check_classes(dataset, cfg.get('model') or {})
+    except ConfigError as error:
+        report.findings.add(CLASSES, str(error))
+    print(f'{name}: {report.title}, {report.images} images')
+    for line in (*report.findings.lines(), *report.counts.lines()):
+        print(line)
+    if report.counts.names:
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f'{name}.png'
+        draw_counts(report.counts, f'{name}: {report.counts.unit} of each class', path)
+        print(f'As a chart: {path}')
+    errors = report.findings.count(errors=True)
+    print(f'{name}: {errors} errors, {report.findings.count(errors=False)} warnings\n')
+    return errors
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    cfg = read_config(args.config)
+    override(cfg, args.cfg_options)
+    out = args.out or Path('work_dirs/check_dataset', Path(args.config).stem)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f'--out {out} is a file: give a folder.')
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            datasets = choose(cfg, args.split)
+            if not datasets:
+                raise ConfigError(f'{args.config} has no datasets: it lacks its _base_.')
+            errors = sum(check(name, dataset, cfg, out) for name, dataset in datasets.items())
+    except KeyboardInterrupt:
+        print('\ncheck_dataset.py: stopped before the end.', file=sys.stderr)
+        sys.exit(130)
+    sys.exit(1 if errors else 0)
+
+
+if __name__ == '__main__':
+    main()

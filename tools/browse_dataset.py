@@ -1,0 +1,71 @@
+"""Draw what a network will see: python tools/browse_dataset.py CONFIG"""
+
+import argparse
+from pathlib import Path
+
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.launch import (
+    add_cfg_options,
+    check_paths,
+    one_sentence_errors,
+    override,
+    read_config,
+)
+from mmfocalnet.visualization.browse import draw_samples
+
+
+def count(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'{number} is none')
+    return number
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description='Draw samples of a dataset with their labels as the pipeline gives them to '
+        'the network: after augmentation, before normalisation.'
+    )
+    parser.add_argument('config', help='config file, such as configs/mask_rcnn/focalnet_t_1x.py')
+    parser.add_argument(
+        '--split', choices=['train', 'val', 'test'], default='train', help='default: train'
+    )
+    parser.add_argument(
+        '--output-dir',
+        '--out',
+        type=Path,
+        metavar='DIR',
+        help='where pictures go (default: work_dirs/browse_dataset/CONFIG_NAME)',
+    )
+    parser.add_argument(
+        '--number', type=count, default=20, metavar='N', help='how many samples (default: 20)'
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of choice and augmentation (default: 0)'
+    )
+    parser.add_argument(
+        '--not-show', action='store_true', help='open no windows, as where there is no screen'
+    )
+    parser.add_argument(
+        '--show-interval', type=float, default=2, metavar='S', help='seconds each (default: 2)'
+    )
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+@one_sentence_errors
+def main():
+    args = parse_args()
+    cfg = read_config(args.config)
+    override(cfg, args.cfg_options)
+    check_paths(cfg, f'{args.split}_dataloader')
+    out = args.output_dir or Path('work_dirs/browse_dataset', Path(args.config).stem)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f'--output-dir {out} is a file: give a folder.')
+    interval = None if args.not_show else args.show_interval
+    files = list(draw_samples(cfg, args.split, out, args.number, args.seed, interval))
+    print(f'{len(files)} pictures: {out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def read_photograph(path: str | os.PathLike) -> np.ndarray | str:
     content = _content(path)
     if isinstance(content, str):
         return content
-    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:  # of more pixels than OpenCV takes
+        return f'is no picture that OpenCV takes ({error.err})'
     return 'is damaged or no picture' if picture is None else picture
 
 
@@ -39,7 +43,7 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray | str:
     if isinstance(content, str):
         return content
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(content)) as picture:
             return np.array(picture)
     except Exception as error:  # Pillow's decoders raise what they like
         return f'is damaged or no picture ({" ".join(str(error).split())})'
@@ -67,5 +71,5 @@ def _content(path: str | os.PathLike) -> bytes | str:
         return Path(path).read_bytes() or 'is empty'
     except FileNotFoundError:
         return 'is missing'
-    except OSError as error:
-        return f'cannot be opened ({error.strerror})'
+    except (OSError, ValueError) as error:  # ValueError: of a path that no file can have
+        return f'cannot be opened ({error})'

@@ -127,11 +127,11 @@ class UnreadableFilesHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Name files of the validation set that cannot be read."""
-        _name_unreadable(runner.val_dataloader.dataset)
+        name_unreadable(runner.val_dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
         """Name files of the test set that cannot be read."""
-        _name_unreadable(runner.test_dataloader.dataset)
+        name_unreadable(runner.test_dataloader.dataset)
 
 
 class _NameUnreadable:
@@ -153,7 +153,12 @@ class _NameUnreadable:
             ) from error
 
 
-def _name_unreadable(dataset: Dataset) -> None:
+def name_unreadable(dataset: Dataset) -> None:
+    """Let a dataset raise a `DataError` with the name of a file that it cannot read.
+
+    Args:
+        dataset: Of MMEngine; its pipelines are changed.
+    """
     for leaf in _leaves(dataset):
         _wrap_loaders(leaf.pipeline)
 

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from mmfocalnet.datasets.pictures import picture_fault
 from mmfocalnet.errors import DataError
+from mmfocalnet.registration import register
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
@@ -35,7 +36,7 @@ _SLOTS = 2**16
 _EXCHANGE = 100
 
 
-@TRANSFORMS.register_module()
+@register(TRANSFORMS)
 class SkipUnreadable(BaseTransform):
     """Load with another transform; where the file is missing or damaged, return None.
 
@@ -98,7 +99,7 @@ class SkipUnreadable(BaseTransform):
         return f'{type(self).__name__}(load={self.load})'
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class UnreadableFilesHook(Hook):
     """Keep `SkipUnreadable` informed in training; name an unreadable file in validation and test.
 

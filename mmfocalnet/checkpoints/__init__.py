@@ -1,5 +1,6 @@
 """Reading checkpoints safely, fitting kernels and levels, loading them into a backbone."""
 
+from mmfocalnet.checkpoints.classifier import name_as_classifier, read_head
 from mmfocalnet.checkpoints.fit import (
     FitReport,
     describe,
@@ -43,8 +44,10 @@ __all__ = [
     'kernel_energy',
     'load_file',
     'load_pretrained',
+    'name_as_classifier',
     'open_checkpoint',
     'read_checkpoint',
+    'read_head',
     'reads_training_checkpoints',
     'resize_kernel',
     'resize_patch_embedding',

@@ -1,14 +1,21 @@
-"""The generated sample set that the demo and the tests train on."""
+"""Images in folders per class, and the generated sets that demos and tests train on."""
 
+from .image_folder import ImageFolder
+from .shape_crops import make_shape_crops
 from .shapes import CLASSES, METAINFO, STUFF, THINGS, Sample, Segment, draw_image, make_shapes
+from .transforms import PackImage, RandomResizedCrop
 
 __all__ = [
     'CLASSES',
     'METAINFO',
     'STUFF',
     'THINGS',
+    'ImageFolder',
+    'PackImage',
+    'RandomResizedCrop',
     'Sample',
     'Segment',
     'draw_image',
+    'make_shape_crops',
     'make_shapes',
 ]

@@ -16,13 +16,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from mmfocalnet.errors import UserError
 
@@ -61,8 +60,8 @@ _STAMP = 'shapes.json'
 _FOLDERS = {'train': ('train2017', 'training'), 'val': ('val2017', 'validation')}
 # Image ids depend on split and index alone, and so do the segment ids made from them: adding
 # images renumbers nothing, and 24 bits hold the largest.
-_MAX_COUNT = 100_000
-_FIRST_ID = {'train': 1, 'val': _MAX_COUNT + 1}
+MAX_COUNT = 100_000
+_FIRST_ID = {'train': 1, 'val': MAX_COUNT + 1}
 _IDS_PER_IMAGE = 16
 
 # Below 64 pixels the smaller shapes lose their outline; above 2048 nothing is gained.
@@ -166,9 +165,9 @@ def draw_image(
     """
     if split not in _FOLDERS:
         raise UserError(f'split must be one of {", ".join(_FOLDERS)}, got {split!r}')
-    index = _whole_number('index', index, 0, _MAX_COUNT - 1)
+    index = whole_number('index', index, 0, MAX_COUNT - 1)
     extent = _height_width(size)
-    seed = _whole_number('seed', seed, 0, 2**63)
+    seed = whole_number('seed', seed, 0, 2**63)
 
     rng = np.random.default_rng([seed, list(_FOLDERS).index(split), index])
     canvas, regions, textures, colours = _draw_background(rng, extent)
@@ -223,11 +222,31 @@ def make_shapes(
     """
     parameters = {
         'format': _FORMAT,
-        'num_train': _whole_number('num_train', num_train, 1, _MAX_COUNT),
-        'num_val': _whole_number('num_val', num_val, 1, _MAX_COUNT),
+        'num_train': whole_number('num_train', num_train, 1, MAX_COUNT),
+        'num_val': whole_number('num_val', num_val, 1, MAX_COUNT),
         'size': list(_height_width(size)),
-        'seed': _whole_number('seed', seed, 0, 2**63),
+        'seed': whole_number('seed', seed, 0, 2**63),
     }
+    return write_once(out, parameters, _write_set)
+
+
+def write_once(
+    out: str | os.PathLike[str], parameters: dict, write: Callable[[Path, dict], None]
+) -> Path:
+    """Write a generated set as a whole, unless it is there already.
+
+    Args:
+        out: Folder to make, missing or empty.
+        parameters: What the files depend on; kept in ``out/shapes.json``.
+        write: Gets a new folder, which it fills, and the parameters.
+
+    Returns:
+        The absolute path of ``out``.
+
+    Raises:
+        UserError: ``out`` holds something else, which is left as it is.
+        OSError: The folder cannot be written.
+    """
     out = Path(out).resolve()
     _discard_abandoned(out)
     if _is_made(out, parameters):
@@ -235,7 +254,10 @@ def make_shapes(
 
     partial = out.with_name(f'{_partial_prefix(out)}{uuid.uuid4().hex}')
     try:
-        _write_set(partial, parameters)
+        # The stamp goes in first: by it a later call tells our leftovers from a user's folder.
+        partial.mkdir(parents=True)
+        (partial / _STAMP).write_text(json.dumps(parameters) + '\n')
+        write(partial, parameters)
         try:
             # Takes the place of an empty folder, and fails on any other.
             partial.rename(out)
@@ -250,7 +272,8 @@ def make_shapes(
 # --- arguments and folders ------------------------------------------------------------------
 
 
-def _whole_number(name: str, value: int, low: int, high: int) -> int:
+def whole_number(name: str, value: int, low: int, high: int) -> int:
+    """Refuse an argument that is no whole number from ``low`` to ``high`` by a UserError."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -264,7 +287,7 @@ def _height_width(size: int | Sequence[int]) -> tuple[int, int]:
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2:
         raise UserError(f'size must be one side or (height, width), got {size!r}')
-    height, width = (_whole_number('size', side, _MIN_SIDE, _MAX_SIDE) for side in sides)
+    height, width = (whole_number('size', side, _MIN_SIDE, _MAX_SIDE) for side in sides)
     return height, width
 
 
@@ -519,9 +542,6 @@ def _measure(panoptic: np.ndarray, categories: dict[int, int]) -> tuple[Segment,
 
 
 def _write_set(root: Path, parameters: dict) -> None:
-    # The stamp goes in first: by it a later call tells our leftovers from a user's folder.
-    root.mkdir(parents=True)
-    (root / _STAMP).write_text(json.dumps(parameters) + '\n')
     for split in _FOLDERS:
         coco, ade = _FOLDERS[split]
         for folder in (
@@ -554,17 +574,17 @@ def _write_sample(root: Path, split: str, sample: Sample) -> None:
     coco, ade = _FOLDERS[split]
     stem = f'{sample.image_id:012d}'
     photograph = root / 'coco' / coco / f'{stem}.jpg'
-    _write_picture(photograph, sample.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    write_picture(photograph, sample.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
     _link_or_copy(photograph, root / 'ade' / 'images' / ade / f'{stem}.jpg')
 
     maps = root / 'coco' / 'annotations' / f'panoptic_{coco}'
     # COCO's code: id = R + 256 G + 256^2 B.
     coded = (sample.panoptic[..., None] >> np.array([0, 8, 16])) & 255
-    _write_picture(maps / f'{stem}.png', coded.astype(np.uint8))
-    _write_picture(root / 'ade' / 'annotations' / ade / f'{stem}.png', sample.semantic)
+    write_picture(maps / f'{stem}.png', coded.astype(np.uint8))
+    write_picture(root / 'ade' / 'annotations' / ade / f'{stem}.png', sample.semantic)
 
 
-def _write_picture(path: Path, picture: np.ndarray, options: Sequence[int] = ()) -> None:
+def write_picture(path: Path, picture: np.ndarray, options: Sequence[int] = ()) -> None:
     """Write (H, W) or RGB (H, W, 3) uint8. Unlike cv2.imwrite, a failure to write raises."""
     if picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
@@ -587,6 +607,8 @@ def _image_record(sample: Sample) -> dict:
 
 
 def _instance_records(sample: Sample) -> list[dict]:
+    from pycocotools import mask as coco_mask  # comes with mmdet, and mmseg does without
+
     things = [segment for segment in sample.segments if segment.is_thing]
     masks = np.stack([sample.panoptic == segment.id for segment in things], axis=2)
     # RLE rather than polygons: exact, also where a shape in front cuts a mask in two.

@@ -1,6 +1,7 @@
-"""The focal modulation operator, the FocalNet backbone, its architectures, and a neck."""
+"""The operator, the FocalNet backbone and its architectures, a classifier and a neck."""
 
 from mmfocalnet.models.archs import ARCHS, find_arch
+from mmfocalnet.models.classifier import FocalNetClassifier
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import FocalNet, FocalNetBlock
 from mmfocalnet.models.mixers import MIXERS
@@ -12,6 +13,7 @@ __all__ = [
     'FocalModulation',
     'FocalNet',
     'FocalNetBlock',
+    'FocalNetClassifier',
     'SimpleFeaturePyramid',
     'find_arch',
 ]

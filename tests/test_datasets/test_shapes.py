@@ -196,7 +196,7 @@ def test_ids_are_unique_over_both_splits(made):
 
 
 def test_largest_id_fits_in_the_png():
-    last = draw_image(shapes._MAX_COUNT - 1, 'val', size=64)
+    last = draw_image(shapes.MAX_COUNT - 1, 'val', size=64)
     assert last.panoptic.max() < 256**3
 
 

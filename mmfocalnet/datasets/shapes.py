@@ -54,7 +54,8 @@ METAINFO = {
 
 # Raise it whenever the same parameters would give other files.
 _FORMAT = 1
-_STAMP = 'shapes.json'
+# The file in a set that holds its parameters.
+STAMP = 'shapes.json'
 
 # Folder names of COCO and of ADE20K.
 _FOLDERS = {'train': ('train2017', 'training'), 'val': ('val2017', 'validation')}
@@ -256,7 +257,7 @@ def write_once(
     try:
         # The stamp goes in first: by it a later call tells our leftovers from a user's folder.
         partial.mkdir(parents=True)
-        (partial / _STAMP).write_text(json.dumps(parameters) + '\n')
+        (partial / STAMP).write_text(json.dumps(parameters) + '\n')
         write(partial, parameters)
         try:
             # Takes the place of an empty folder, and fails on any other.
@@ -312,7 +313,7 @@ def _is_made(out: Path, parameters: dict) -> bool:
 
 def _read_stamp(folder: Path) -> dict | None:
     try:
-        stamp = json.loads((folder / _STAMP).read_text())
+        stamp = json.loads((folder / STAMP).read_text())
     except (OSError, ValueError):
         return None
     return stamp if isinstance(stamp, dict) else None

@@ -11,9 +11,11 @@ from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 ensure_mmcv_ops()  # before anything imports mmcv.ops
 ensure_panopticapi()  # mmdet looks for it when imported
 
+from mmfocalnet.datasets import ImageFolder  # noqa: E402
 from mmfocalnet.datasets.unreadable import SkipUnreadable, UnreadableFilesHook  # noqa: E402
-from mmfocalnet.hooks import CheckLabelsHook  # noqa: E402
-from mmfocalnet.models import FocalModulation, FocalNet  # noqa: E402
+from mmfocalnet.evaluation import TopKAccuracy  # noqa: E402
+from mmfocalnet.hooks import CheckLabelsHook, ClassVisualizationHook  # noqa: E402
+from mmfocalnet.models import FocalModulation, FocalNet, FocalNetClassifier  # noqa: E402
 from mmfocalnet.optim import FocalNetLayerDecayOptimizerConstructor  # noqa: E402
 from mmfocalnet.registration import warn_of_namesakes  # noqa: E402
 
@@ -25,10 +27,14 @@ if find_spec('mmengine._strategy'):  # MMEngine 0.8 and later
 __version__ = '0.1.0'
 __all__ = [
     'CheckLabelsHook',
+    'ClassVisualizationHook',
     'FocalModulation',
     'FocalNet',
+    'FocalNetClassifier',
     'FocalNetLayerDecayOptimizerConstructor',
+    'ImageFolder',
     'SkipUnreadable',
+    'TopKAccuracy',
     'UnreadableFilesHook',
     '__version__',
 ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
@@ -29,8 +30,9 @@ from mmfocalnet.checkpoints import (
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.datasets.checks import check_classes, check_coco
+from mmfocalnet.datasets.image_folder import check_image_folders
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
-from mmfocalnet.models import FocalNet
+from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
 from mmfocalnet.registration import warn_of_namesakes
@@ -237,7 +239,8 @@ def use_drawing(cfg: Config, args: Namespace) -> None:
     if hook is None:
         raise ConfigError(
             f'--show and --show-dir need a visualization hook in {cfg.filename}: add '
-            "default_hooks=dict(visualization=dict(type='DetVisualizationHook')) or its mmseg twin."
+            "default_hooks=dict(visualization=dict(type='DetVisualizationHook')), or "
+            'SegVisualizationHook, or ClassVisualizationHook for a classifier.'
         )
     # Upstream's mmseg draws only every `interval`-th batch, when testing too.
     hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
@@ -312,6 +315,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
             number of classes.
         DataError: If the categories or panoptic maps of a COCO-format dataset do not fit.
     """
+    loaders = [cfg.get(f'{split}_dataloader') or {} for split in splits]
     for split in splits:
         check_paths(cfg, f'{split}_dataloader')
         check_paths(cfg, f'{split}_evaluator')
@@ -320,6 +324,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                 if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
                     check_coco(node)
                     check_classes(node, cfg.model)
+    check_image_folders(list(_dicts(loaders)), cfg.model)
 
 
 def check_paths(cfg: Config, part: str) -> None:
@@ -389,6 +394,8 @@ def check_model(cfg: Config) -> None:
     for module in model.modules():
         if isinstance(module, FocalNet) and module.init_cfg:
             fit_checkpoint(target=module.state_dict(), **pretrained_options(module.init_cfg))
+    if isinstance(model, FocalNetClassifier):
+        model.check_pretrained()
 
 
 def check_fits(model: nn.Module, checkpoint: str) -> None:
@@ -406,6 +413,9 @@ def check_fits(model: nn.Module, checkpoint: str) -> None:
     state = {
         key.removeprefix('module.'): value for key, value in read_checkpoint(checkpoint).items()
     }
+    bare = model.module if is_model_wrapper(model) else model
+    if isinstance(bare, FocalNetClassifier):
+        state = bare.rename(state)
     wrong = [
         key
         for key, value in model.state_dict().items()

@@ -1,0 +1,3 @@
+_base_ = './focalnet_t.py'
+
+model = dict(backbone=dict(arch='base_lrf', drop_path_rate=0.5))

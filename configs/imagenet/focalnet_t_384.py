@@ -1,0 +1,15 @@
+_base_ = [
+    '../_base_/models/classifier.py',
+    '../_base_/datasets/imagenet_384.py',
+    '../_base_/schedules/imagenet_30e.py',
+    '../_base_/cls_runtime.py',
+]
+
+model = dict(
+    backbone=dict(arch='tiny_lrf', drop_path_rate=0.2),
+    # A checkpoint of focalnet_t.py will do as well.
+    init_cfg=dict(
+        type='Pretrained',
+        checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_tiny_lrf.pth',
+    ),
+)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmfocalnet.datasets import make_shapes
+from mmfocalnet.datasets import make_shape_crops, make_shapes
 from mmfocalnet.launch import one_sentence_errors
 from mmfocalnet.visualization import draw_curves, draw_sheet, metrics, read_history
 
@@ -20,6 +20,7 @@ METRICS = {
     'upernet': {'mIoU': 'mIoU'},
     'mask2former': {'coco_panoptic/PQ': 'PQ'} | MASKS,
     'mask2former_semantic': {'mIoU': 'mIoU'},
+    'classification': {'accuracy/top1': 'top-1 accuracy'},
 }
 
 
@@ -44,20 +45,29 @@ def main():
     name = 'demo' if args.model == 'mask_rcnn' else f'demo_{args.model}'
     work_dir = args.work_dir or Path('work_dirs') / name
     config = TOOLS.parent / f'configs/demo/{args.model}.py'
-    make_shapes('data/shapes')
+    if args.model == 'classification':
+        make_shape_crops('data/shapes_crops')
+    else:
+        make_shapes('data/shapes')
     run('train.py', config, '--work-dir', work_dir)
     history = read_history(work_dir)
     draw_curves(history, METRICS[args.model], work_dir / 'curves.png')
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     drawn = (work_dir / 'predictions').resolve()
     run('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn)
-    draw_sheet(sorted(drawn.rglob('*.*g'))[:8], work_dir / 'predictions.png')
+    pictures = sorted(drawn.rglob('*.*g'))
+    if args.model == 'classification':  # sorted by class
+        pictures = pictures[:: len(pictures) // 8]
+    draw_sheet(pictures[:8], work_dir / 'predictions.png')
     run('report.py', work_dir)
 
     reached = {key: values[-1] for key, (_, values) in metrics(history.validation).items()}
     figures = ', '.join(f'{label} {reached[key]:.1f}' for key, label in METRICS[args.model].items())
+    meaning = 'Predictions (left the truth, right the prediction)'
+    if args.model == 'classification':
+        meaning = 'Predictions (on red: wrong)'
     print(f'\nReached on held-out images: {figures}.')
-    print(f'Predictions (left the truth, right the prediction): {work_dir}/predictions.png')
+    print(f'{meaning}: {work_dir}/predictions.png')
     print(f'and one file per held-out image: {work_dir}/predictions')
     print(f'The curves of training: {work_dir}/curves.png')
     print(f'All of it on one page, to open in a browser: {work_dir}/report.html')

@@ -67,6 +67,11 @@ def make_gallery(work_dir: Path, cfg: Config | None, images: int) -> Gallery:
     try:
         if cfg is None:
             raise ConfigError('there is no config that could be read.')
+        if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+            gallery.missing.append(
+                'No gallery: of a classifier, tools/test.py --show-dir draws the predictions.'
+            )
+            return gallery
         _fill(gallery, work_dir, cfg, images)
     except UserError as error:
         gallery.skipped.append(f'No gallery: {error}')

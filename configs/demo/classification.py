@@ -1,0 +1,15 @@
+# `make demo MODEL=classification`: which shape is it? The backbone is that of the other demos, and
+# they learn faster from what it learns here.
+_base_ = [
+    '../_base_/models/classifier.py',
+    '../_base_/datasets/shapes_crops.py',
+    '../_base_/schedules/demo.py',
+    '../_base_/demo_cls_runtime.py',
+]
+
+model = dict(backbone=_base_.small_backbone, num_classes=4, mix=None)
+
+max_iters = 700
+train_cfg = dict(max_iters=max_iters, val_interval=100)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = max_iters

@@ -30,6 +30,15 @@ UPERNET_PARAMS = {
     'focalnet_b_srf': 123.681,
     'focalnet_b': 125.726,
 }
+# Likewise of the published classifier, and its stochastic depth.
+CLASSIFIER_PARAMS = {
+    'focalnet_t_srf': (28.427, 0.2),
+    'focalnet_t': (28.648, 0.2),
+    'focalnet_s_srf': (49.891, 0.3),
+    'focalnet_s': (50.342, 0.3),
+    'focalnet_b_srf': (88.148, 0.5),
+    'focalnet_b': (88.750, 0.5),
+}
 # What Mask2Former learns one vector each for.
 EMBEDDINGS = ('query_embed', 'query_feat', 'level_embed')
 # Stochastic depth of the released configs.
@@ -50,6 +59,9 @@ def test_config_builds_and_its_channels_fit(path):
     assert cfg.custom_imports.imports == ['mmfocalnet']
     model = build(cfg)
     outs = model.backbone(torch.empty(2, 3, 64, 96, device='meta'))
+    if cfg.model.type == 'FocalNetClassifier':
+        assert model.head.in_features == outs[0].shape[1]
+        return
     part = next(part for part in ('neck', 'panoptic_head', 'decode_head') if part in cfg.model)
     assert [out.shape[1] for out in outs] == cfg.model[part].in_channels
     # The decoder of Mask2Former reads shapes from tensors, which have no values here.
@@ -114,6 +126,42 @@ def test_upernet_is_the_published_one(name):
     assert (warmup.start_factor, warmup.end) == (1e-6, 1500)
     assert (poly.power, poly.eta_min, poly.end) == (1.0, 0.0, 160000)
     assert cfg.model.backbone.drop_path_rate == 0.3
+
+
+@pytest.mark.parametrize('name', CLASSIFIER_PARAMS)
+def test_classifiers_are_the_published_ones(name):
+    cfg = Config.fromfile(CONFIGS / f'imagenet/{name}.py')
+    params = sum(p.numel() for p in build(cfg).parameters())
+    assert (round(params / 1e6, 3), cfg.model.backbone.drop_path_rate) == CLASSIFIER_PARAMS[name]
+    assert 'init_cfg' not in cfg.model
+
+
+def test_recipe_of_imagenet():
+    cfg = Config.fromfile(CONFIGS / 'imagenet/focalnet_t.py')
+    optimizer, (warmup, cosine) = cfg.optim_wrapper.optimizer, cfg.param_scheduler
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert cfg.auto_scale_lr.base_batch_size == 1024
+    assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
+    assert (warmup.start_factor, warmup.end) == (0.001, 20)
+    assert (cosine.begin, cosine.end, cosine.eta_min_ratio) == (20, 300, 0.01)
+    assert cfg.train_cfg.max_epochs == 300
+    assert (cfg.model.label_smoothing, cfg.model.mix) == (0.1, dict(mixup=0.8, cutmix=1.0))
+    assert cfg.train_pipeline[4].prob == 0.25
+
+
+@pytest.mark.parametrize('size', 'tsb')
+def test_fine_tuning_at_384(size):
+    cfg = Config.fromfile(CONFIGS / f'imagenet/focalnet_{size}_384.py')
+    pretrained = Config.fromfile(CONFIGS / f'imagenet/focalnet_{size}.py')
+    assert cfg.model.backbone == pretrained.model.backbone
+    assert cfg.model.init_cfg.checkpoint.endswith(f'/focalnet_{cfg.model.backbone.arch}.pth')
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == 30
+    assert cfg.train_dataloader.dataset.pipeline[1].size == 384
+    assert [step.type for step in cfg.test_dataloader.dataset.pipeline] == [
+        'LoadImageFromFile',
+        'Resize',
+        'PackImage',
+    ]
 
 
 @pytest.mark.parametrize(

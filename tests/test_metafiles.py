@@ -75,6 +75,8 @@ def paper_figures(paper):
         for schedule in ('1x', '3x'):
             metrics = {'box AP': row[f'box_{schedule}'], 'mask AP': row[f'mask_{schedule}']}
             yield f'mask_rcnn/{name}_{schedule}', (counts(row), metrics)
+        row = paper['classification'][f'{size}_{field}']
+        yield f'imagenet/{name}', (counts(row), {'Top 1 Accuracy': row['top1']})
         row = paper['upernet_ade20k'][f'{size}_{field}']
         metrics = {'mIoU': row['miou'], 'mIoU(ms+flip)': row['miou_ms']}
         yield f'upernet/{name}_160k_ade20k', (counts(row), metrics)

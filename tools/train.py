@@ -1,4 +1,4 @@
-"""Train a detector or segmentor: python tools/train.py configs/mask_rcnn/focalnet_t_1x.py"""
+"""Train a model: python tools/train.py configs/mask_rcnn/focalnet_t_1x.py"""
 
 import argparse
 
@@ -17,7 +17,7 @@ from mmfocalnet.launch import (
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Train a detector or segmentor')
+    parser = argparse.ArgumentParser(description='Train a detector, segmentor or classifier')
     add_common_flags(parser)
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument(

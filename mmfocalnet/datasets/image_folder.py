@@ -45,8 +45,7 @@ class ImageFolder(BaseDataset):
         **kwargs: Any,
     ) -> None:
         prefix = data_prefix or dict(img='')
-        folder = Path(data_root or '', prefix.get('img') or '')
-        metainfo = {'classes': list_classes(folder), **(metainfo or {})}
+        metainfo = {'classes': list_classes(_folder(data_root, prefix)), **(metainfo or {})}
         super().__init__(
             data_root=data_root, data_prefix=prefix, metainfo=metainfo, ann_file='', **kwargs
         )
@@ -111,7 +110,7 @@ def check_image_folders(datasets: Sequence[dict], model: dict) -> None:
     for dataset in datasets:
         if dataset.get('type') not in ('ImageFolder', 'mmengine.ImageFolder', ImageFolder):
             continue
-        folder = Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {})['img'])
+        folder = _folder(dataset.get('data_root'), dataset.get('data_prefix'))
         classes = (dataset.get('metainfo') or {}).get('classes') or list_classes(folder)
         if first and list(classes) != list(first[1]):
             raise DataError(_difference(*first, folder, classes))
@@ -137,6 +136,10 @@ def _difference(folder: Path, classes: list[str], other: Path, others: list[str]
         f'({"; ".join(faults) or "in another order"}): labels would not mean the same; correct '
         'the folders.'
     )
+
+
+def _folder(data_root: str | None, data_prefix: dict | None) -> Path:
+    return Path(data_root or '', (data_prefix or {}).get('img') or '')
 
 
 def _images(folder: Path) -> Iterator[str]:

@@ -56,9 +56,10 @@ def main():
     drawn = (work_dir / 'predictions').resolve()
     run('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn)
     pictures = sorted(drawn.rglob('*.*g'))
-    if args.model == 'classification':  # sorted by class
-        pictures = pictures[:: len(pictures) // 8]
-    draw_sheet(pictures[:8], work_dir / 'predictions.png')
+    if args.model == 'classification':  # sorted by class, and square
+        draw_sheet(pictures[:: -(-len(pictures) // 12)], work_dir / 'predictions.png', columns=4)
+    else:
+        draw_sheet(pictures[:8], work_dir / 'predictions.png')
     run('report.py', work_dir)
 
     reached = {key: values[-1] for key, (_, values) in metrics(history.validation).items()}

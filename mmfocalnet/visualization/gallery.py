@@ -67,7 +67,7 @@ def make_gallery(work_dir: Path, cfg: Config | None, images: int) -> Gallery:
     try:
         if cfg is None:
             raise ConfigError('there is no config that could be read.')
-        if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+        if (cfg.get('model') or {}).get('type') == 'FocalNetClassifier':
             gallery.missing.append(
                 'No gallery: of a classifier, tools/test.py --show-dir draws the predictions.'
             )

@@ -9,15 +9,25 @@ from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 ensure_mmcv_ops()  # before anything imports mmcv.ops
 ensure_panopticapi()  # mmdet looks for it when imported
 
-from mmfocalnet.hooks import CheckLabelsHook  # noqa: E402
+from mmfocalnet.hooks import AtomicCheckpointHook, CheckLabelsHook, CheckLossesHook  # noqa: E402
 from mmfocalnet.models import FocalModulation, FocalNet  # noqa: E402
 from mmfocalnet.optim import FocalNetLayerDecayOptimizerConstructor  # noqa: E402
+from mmfocalnet.seeding import (  # noqa: E402
+    SeededInfiniteSampler,
+    SeededSampler,
+    SeedIterationsHook,
+)
 
 __version__ = '0.1.0'
 __all__ = [
+    'AtomicCheckpointHook',
     'CheckLabelsHook',
+    'CheckLossesHook',
     'FocalModulation',
     'FocalNet',
     'FocalNetLayerDecayOptimizerConstructor',
+    'SeedIterationsHook',
+    'SeededInfiniteSampler',
+    'SeededSampler',
     '__version__',
 ]

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# How the temporary names begin.
+PARTIAL = '.partial-'
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -22,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written; nothing is left then.
     """
     # The end of a name has its suffix, and the whole might be as long as names can be.
-    part = path.with_name(f'.partial-{os.getpid()}-{path.name[-40:]}')
+    part = path.with_name(f'{PARTIAL}{os.getpid()}-{path.name[-40:]}')
     try:
         yield part
         os.replace(part, path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import re
 import sys
 import traceback
 from argparse import ArgumentParser, Namespace
@@ -19,6 +21,7 @@ from torch import nn
 
 from mmfocalnet.checkpoints import (
     check_file,
+    check_sums,
     fetch,
     fit_checkpoint,
     load_file,
@@ -29,16 +32,21 @@ from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.datasets.checks import check_classes, check_coco
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
+from mmfocalnet.hooks.checkpoints import MARK
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
+
+# The disk is full, the user's share of it, or the size that files may have.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Let a command end mistakes of the user with one sentence on stderr and exit code 2.
 
-    These are `UserError` and what MMEngine raises itself for a setting that a class does not
-    take and for a class that it does not know. Everything else keeps its traceback, but Ctrl-C.
+    These are `UserError`, a full disk, and what MMEngine raises itself for a setting that a class
+    does not take and for a class that it does not know. Everything else keeps its traceback, but
+    Ctrl-C.
     """
 
     @functools.wraps(main)
@@ -53,6 +61,11 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
             if _raised_by_builder(error):
                 sentence = (
                     f'The config does not fit what it builds ({sentence}): correct that name.'
+                )
+            elif getattr(error, 'errno', None) in FULL_DISK:
+                sentence = (
+                    f'{error.filename or "A file"} cannot be written ({error.strerror}): make '
+                    'room, then run it again; a training goes on with --resume.'
                 )
             elif not isinstance(error, UserError):
                 raise
@@ -248,23 +261,25 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
 
 
 def check_start(cfg: Config) -> None:
-    """Try the checkpoint that a run starts from or resumes.
+    """Find and try the checkpoint that a run starts from or resumes.
 
     MMEngine falls back to unpickling whatever it is given; a file that does not load safely
     never gets that far.
 
+    Args:
+        cfg: The config. Where it resumes the work dir's newest checkpoint, ``load_from`` is set
+            to the newest that is whole, and the seed to that of its run.
+
     Raises:
         CheckpointError: If it is missing, cannot be downloaded or is unreadable.
     """
-    source = cfg.get('load_from')
-    if cfg.get('resume') and not source:
-        source = _latest_checkpoint(Path(cfg.work_dir))
-    if source:
-        path = fetch(source)
-        if reads_training_checkpoints():
-            load_file(path)
-        else:
-            check_file(path)
+    resume = cfg.get('resume')
+    if resume and not cfg.get('load_from'):
+        cfg.load_from = _find_checkpoint(Path(cfg.work_dir))
+    if cfg.get('load_from'):
+        checkpoint = _read(fetch(cfg.load_from))
+        if resume:
+            _take_seed(cfg, checkpoint)
 
 
 def check_model(cfg: Config) -> None:
@@ -336,17 +351,68 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def _latest_checkpoint(work_dir: Path) -> str | None:
-    mark = work_dir / 'last_checkpoint'
+def _find_checkpoint(work_dir: Path) -> str | None:
+    """The newest whole checkpoint of a work dir; None if nothing was saved there yet.
+
+    One that is gone or damaged is passed over with one sentence, if there is another.
+    """
+    mark = work_dir / MARK
     if not mark.is_file():
         return None
-    name = mark.read_text().strip()
-    if not Path(name).is_file():
-        raise CheckpointError(
-            f'{mark} names {name!r}, which is gone: give another one as --resume PATH, or '
-            f'delete {mark} to start afresh.'
-        )
-    return name
+    newest = _at_hand(Path(mark.read_text().strip()), work_dir)
+    problems = []
+    for path in [newest, *_before(newest)]:
+        try:
+            if not path.is_file():
+                raise CheckpointError(
+                    f'{mark} names {str(path)!r}, which is gone: give another one as --resume '
+                    f'PATH, or delete {mark} to start afresh.'
+                )
+            check_sums(path)
+            _read(path)
+        except CheckpointError as error:
+            problems.append(error)
+        else:
+            if problems and os.environ.get('RANK', '0') == '0':
+                said = str(problems[0]).rstrip('.')
+                print(f'{said}; going on from {path} instead.', file=sys.stderr)
+            return str(path)
+    raise problems[0]
+
+
+def _at_hand(path: Path, work_dir: Path) -> Path:
+    """The checkpoint itself, or its namesake in a work dir that was moved."""
+    return path if path.is_file() or not path.name else work_dir / path.name
+
+
+def _before(newest: Path) -> list[Path]:
+    """The checkpoints beside one that have its name and a lower number, the highest first."""
+    numbers = {}
+    for path in (newest, *newest.parent.glob('*.*')):
+        if name := re.fullmatch(r'(\D*)(\d+)(\.\w+)', path.name):
+            numbers[path] = (name[1], name[3], int(name[2]))
+    if newest not in numbers:
+        return []
+    *kind, number = numbers[newest]
+    older = [path for path in numbers if [*numbers[path][:2]] == kind and numbers[path][2] < number]
+    return sorted(older, key=lambda path: numbers[path][2], reverse=True)
+
+
+def _read(path: Path) -> Any:
+    if reads_training_checkpoints():
+        return load_file(path)
+    check_file(path)
+    return {}
+
+
+def _take_seed(cfg: Config, checkpoint: Any) -> None:
+    """Go on with the seed of a run that is resumed, in its sampler too.
+
+    MMEngine goes back to that seed only after the data loader was built with another.
+    """
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if isinstance(meta, dict) and isinstance(meta.get('seed'), int):
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=meta['seed'])
 
 
 def _drop_masks(cfg: Config) -> None:

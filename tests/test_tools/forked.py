@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -19,15 +20,27 @@ FORKS.set_forkserver_preload(
 CLOCKS = ('time', 'data_time', 'memory')
 
 
-def start(config, work_dir, *flags, options=(), patch=None):
+def start(config, work_dir, *flags, options=(), patch=None, env=None):
     """Start tools/train.py in a process of its own; what it prints goes to WORK_DIR.log.
 
-    ``patch`` is a function of a module that is called before it.
+    ``patch`` is a function of a module that is called before it, ``env`` its environment's part.
     """
     arguments = [config, '--work-dir', str(work_dir), *flags, '--cfg-options', *options]
-    process = FORKS.Process(target=_train, args=(arguments, f'{work_dir}.log', patch))
+    process = FORKS.Process(target=_train, args=(arguments, f'{work_dir}.log', patch, env or {}))
     process.start()
     return process
+
+
+def start_two(config, work_dir, *flags, port, **settings):
+    """Start two processes of one launch, as torchrun does."""
+    launch = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    return [
+        start(
+            config, work_dir, '--launcher', 'pytorch', *flags,
+            env=dict(launch, RANK=rank, LOCAL_RANK=rank), **settings,
+        )
+        for rank in '01'
+    ]  # fmt: skip
 
 
 def end(process, timeout=120):
@@ -45,6 +58,15 @@ def kill(process, after=None):
     return end(process) == -signal.SIGKILL
 
 
+def wait_for(work_dir, text, timeout=120):
+    """Wait until a run has printed something."""
+    log = Path(f'{work_dir}.log')
+    until = time.monotonic() + timeout
+    while not (log.is_file() and text in log.read_text()):
+        assert time.monotonic() < until, f'no {text!r}'
+        time.sleep(0.02)
+
+
 def losses(work_dir):
     """Everything that was logged, by iteration, but clocks; of what was done twice, the last."""
     lines = [
@@ -53,16 +75,18 @@ def losses(work_dir):
         for line in path.read_text().splitlines()
         if line.startswith('{') and line.endswith('}')  # a kill may cut the last line
     ]
-    kind = {line['step']: {} for line in lines}
+    logged = {line['step']: {} for line in lines}
     for line in lines:
-        kind[line['step']].update({key: line[key] for key in line if key not in CLOCKS})
-    return kind
+        logged[line['step']].update({key: line[key] for key in line if key not in CLOCKS})
+    return logged
 
 
 def state(checkpoint):
     """Weights, optimizer, EMA and schedule of a checkpoint, as a list of names and values."""
     content = torch.load(checkpoint, weights_only=False)
-    return dict(_leaves({key: content[key] for key in content if key not in ('meta', 'message_hub')}))
+    return dict(
+        _leaves({key: content[key] for key in content if key not in ('meta', 'message_hub')})
+    )
 
 
 def assert_same(one, other):
@@ -86,7 +110,8 @@ def _leaves(node, name=''):
         yield name, node
 
 
-def _train(arguments, log, patch):
+def _train(arguments, log, patch, env):
+    os.environ.update(env)
     os.chdir(ROOT)
     with open(log, 'a', buffering=1) as file:
         os.dup2(file.fileno(), 1)

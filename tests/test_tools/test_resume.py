@@ -193,8 +193,10 @@ def test_killed_at_random(options, whole, tmp_path, kind):
     """From when the run is ready to train; when one is through, another begins."""
     flags, extra = KINDS[kind]
     run = dict(options=[*options, *extra])
+    clock = start(CONFIG, tmp_path / 'clock', *flags, **run)
+    wait_for(tmp_path / 'clock', 'Checkpoints will be saved')
     began = time.monotonic()
-    end(start(CONFIG, tmp_path / 'clock', *flags, **run))
+    end(clock)
     lasts = time.monotonic() - began
     dice = random.Random(kind)
     kills, rounds = 0, 0
@@ -206,7 +208,7 @@ def test_killed_at_random(options, whole, tmp_path, kind):
             log_file.unlink(missing_ok=True)
             process = start(CONFIG, work_dir, *flags, '--resume', **run)
             wait_for(work_dir, 'Checkpoints will be saved')
-            killed = kill(process, dice.uniform(0, lasts / 2) if kills < KILLS else None)
+            killed = kill(process, dice.uniform(0, lasts) if kills < KILLS else None)
             kills += killed
             through = not killed
         assert process.exitcode == 0, log(work_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import re
 import sys
@@ -51,6 +52,7 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def wrapper() -> None:
+        logging.raiseExceptions = False  # a full disk would print a traceback per line of the log
         try:
             main()
         except KeyboardInterrupt:

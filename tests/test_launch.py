@@ -1,12 +1,14 @@
 """Which checkpoint a run goes on from, and with which seed."""
 
+import errno
+
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmfocalnet.checkpoints import reads_training_checkpoints
 from mmfocalnet.errors import CheckpointError
-from mmfocalnet.launch import check_start
+from mmfocalnet.launch import check_start, one_sentence_errors
 
 
 @pytest.fixture
@@ -73,3 +75,30 @@ def test_the_seed_is_that_of_the_run(work_dir):
     fresh = Config(dict(load_from=str(work_dir / 'iter_9.pth'), work_dir=str(work_dir)))
     check_start(fresh)
     assert 'randomness' not in fresh
+
+
+@pytest.mark.parametrize(
+    ('error', 'said'),
+    [
+        (OSError(errno.ENOSPC, 'No space left on device', 'a.log'), 'a.log cannot be written (No'),
+        (OSError(errno.EDQUOT, 'Disk quota exceeded'), 'A file cannot be written (Disk quota'),
+    ],
+)
+def test_a_full_disk_ends_in_one_sentence(capsys, error, said):
+    @one_sentence_errors
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_other_errors_of_files_keep_their_traceback():
+    @one_sentence_errors
+    def main():
+        raise PermissionError(errno.EACCES, 'Permission denied', 'a.log')
+
+    with pytest.raises(PermissionError):
+        main()

@@ -11,6 +11,7 @@ import sys
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from mmfocalnet.checkpoints import (
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.datasets.checks import check_classes, check_coco
-from mmfocalnet.errors import CheckpointError, ConfigError, UserError
+from mmfocalnet.errors import CheckpointError, ConfigError, OneProcessError, UserError
+from mmfocalnet.hooks import CheckLossesHook
 from mmfocalnet.hooks.checkpoints import MARK
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.channels import check_channels
@@ -71,8 +73,8 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
                 )
             elif not isinstance(error, UserError):
                 raise
-            # Every process of a launch fails alike; one per machine says why.
-            if os.environ.get('LOCAL_RANK', '0') == '0':
+            # Most often every process of a launch fails alike; one per machine says why.
+            if os.environ.get('LOCAL_RANK', '0') == '0' or isinstance(error, OneProcessError):
                 print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
             sys.exit(2)
 
@@ -351,6 +353,21 @@ def build_runner(cfg: Config) -> Runner:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     log_ops_provider()
     return runner
+
+
+def train(cfg: Config) -> None:
+    """Build the Runner and train.
+
+    Raises:
+        ConfigError: As `build_runner`.
+        UserError: If a loss or a weight is no number, or a checkpoint cannot be written.
+    """
+    runner = build_runner(cfg)
+    with ExitStack() as stack:
+        for hook in runner.hooks:
+            if isinstance(hook, CheckLossesHook):
+                stack.enter_context(hook.explaining(runner))
+        runner.train()
 
 
 def _find_checkpoint(work_dir: Path) -> str | None:

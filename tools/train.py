@@ -4,13 +4,13 @@ import argparse
 
 from mmfocalnet.launch import (
     add_common_flags,
-    build_runner,
     check_data,
     check_model,
     check_start,
     load_config,
     one_sentence_errors,
     scale_lr,
+    train,
     use_amp,
 )
 
@@ -46,7 +46,7 @@ def main():
     check_data(cfg, ('train', 'val'))
     check_start(cfg)
     check_model(cfg)
-    build_runner(cfg).train()
+    train(cfg)
 
 
 if __name__ == '__main__':

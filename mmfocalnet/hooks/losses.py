@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
@@ -13,7 +14,10 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmfocalnet.checkpoints.report import named
-from mmfocalnet.errors import UserError
+from mmfocalnet.errors import OneProcessError, UserError
+
+# What `scipy.optimize.linear_sum_assignment` says of NaN and of infinity.
+REFUSED = ('matrix contains invalid numeric entries', 'cost matrix is infeasible')
 
 
 @HOOKS.register_module()
@@ -27,6 +31,13 @@ class CheckLossesHook(Hook):
     """
 
     priority = 'ABOVE_NORMAL'  # after what logs the losses, before EMA and checkpoints
+    images = ''  # of the batch under way
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Note the images of a batch."""
+        self.images = _images(data_batch)
 
     def after_train_iter(
         self,
@@ -42,11 +53,35 @@ class CheckLossesHook(Hook):
                 iteration, the images and the last good checkpoint.
         """
         bad = _bad_value(runner, outputs)
-        found = '' if bad is None else _found(runner, bad, data_batch)
+        found = '' if bad is None else f'{bad[0]} is {bad[1]} {self._place(runner)}'
         if get_world_size() > 1:
             found = _first_of_all(found, outputs['loss'].device)
         if found:
             raise UserError(f'{found}: {_advice(runner)}')
+
+    @contextmanager
+    def explaining(self, runner: Runner) -> Iterator[None]:
+        """Explain why a matcher stops a training, before there is a loss.
+
+        Mask2Former and Sparse R-CNN assign queries to objects with SciPy, which refuses costs
+        that are no numbers.
+
+        Raises:
+            OneProcessError: Instead of SciPy's error; as of a loss.
+        """
+        try:
+            yield
+        except ValueError as error:
+            if str(error) not in REFUSED:
+                raise
+            raise OneProcessError(
+                'The costs of matching predictions to objects are NaN or infinite '
+                f'{self._place(runner)}: {_advice(runner)}'
+            ) from error
+
+    def _place(self, runner: Runner) -> str:
+        process = f' of process {get_rank()}' if get_world_size() > 1 else ''
+        return f'at iteration {runner.iter + 1}{process}, with {self.images}'
 
 
 def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, float] | None:
@@ -65,14 +100,13 @@ def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, floa
     return next((item for item in read.items() if not math.isfinite(item[1])), None)
 
 
-def _found(runner: Runner, bad: tuple[str, float], data_batch: Mapping) -> str:
-    images = [
-        str(sample.get('img_path', sample.get('img_id', 'an image without a name')))
-        for sample in data_batch.get('data_samples', [])
-    ]
-    process = f' of process {get_rank()}' if get_world_size() > 1 else ''
-    name, value = bad
-    return f'{name} is {value} at iteration {runner.iter + 1}{process}, with {named(images)}'
+def _images(data_batch: Mapping) -> str:
+    return named(
+        [
+            str(sample.get('img_path', sample.get('img_id', 'an image without a name')))
+            for sample in data_batch.get('data_samples', [])
+        ]
+    )
 
 
 def _first_of_all(found: str, device: torch.device) -> str:

@@ -2,13 +2,15 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
 from mmengine.structures import BaseDataElement
+from scipy.optimize import linear_sum_assignment
 
 from mmfocalnet import CheckLossesHook
-from mmfocalnet.errors import UserError
+from mmfocalnet.errors import OneProcessError, UserError
 
 
 @pytest.fixture
@@ -21,7 +23,13 @@ def runner(request):
 def look(runner, images=2, **outputs):
     samples = [BaseDataElement(metainfo=dict(img_path=f'{n}.jpg')) for n in range(images)]
     values = {name: torch.tensor(value) for name, value in outputs.items()}
-    CheckLossesHook().after_train_iter(runner, 0, dict(data_samples=samples), values)
+    check(runner, dict(data_samples=samples), values)
+
+
+def check(runner, batch, outputs):
+    hook = CheckLossesHook()
+    hook.before_train_iter(runner, 0, batch)
+    hook.after_train_iter(runner, 0, batch, outputs)
 
 
 def test_numbers_pass_and_so_does_what_is_no_loss(runner):
@@ -49,7 +57,7 @@ def test_many_images_and_images_without_a_path(runner):
         look(runner, images=12, loss=float('nan'))
     batch = dict(data_samples=[BaseDataElement(metainfo=dict(img_id=7)), BaseDataElement()])
     with pytest.raises(UserError, match=r'with 7, an image without a name: look'):
-        CheckLossesHook().after_train_iter(runner, 0, batch, dict(loss=torch.tensor(torch.nan)))
+        check(runner, batch, dict(loss=torch.tensor(torch.nan)))
 
 
 def test_gradients_unless_a_loss_scale_leaves_the_step_out(runner):
@@ -58,3 +66,16 @@ def test_gradients_unless_a_loss_scale_leaves_the_step_out(runner):
         look(runner, loss=1.0)
     runner.optim_wrapper.loss_scaler = None
     look(runner, loss=1.0)
+
+
+@pytest.mark.parametrize('cost', [np.nan, np.inf])
+def test_a_matcher_that_refuses_costs(runner, cost):
+    hook = CheckLossesHook()
+    hook.before_train_iter(runner, 0, dict(data_samples=[BaseDataElement(metainfo=dict(img_id=7))]))
+    with (
+        pytest.raises(OneProcessError, match=r'^The costs .* at iteration 12, with 7: look at'),
+        hook.explaining(runner),
+    ):
+        linear_sum_assignment(np.full((2, 2), cost))
+    with pytest.raises(ValueError, match=r'^another$'), hook.explaining(runner):
+        raise ValueError('another')

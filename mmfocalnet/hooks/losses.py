@@ -16,6 +16,7 @@ from torch import Tensor
 from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import OneProcessError, UserError
 
+GRADIENTS = 'The norm of the gradients'
 # What `scipy.optimize.linear_sum_assignment` says of NaN and of infinity.
 REFUSED = ('matrix contains invalid numeric entries', 'cost matrix is infeasible')
 
@@ -94,9 +95,7 @@ def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, floa
     if 'train/grad_norm' in runner.message_hub.log_scalars and not hasattr(
         runner.optim_wrapper, 'loss_scaler'
     ):
-        read['The norm of the gradients'] = runner.message_hub.get_scalar(
-            'train/grad_norm'
-        ).current()
+        read[GRADIENTS] = runner.message_hub.get_scalar('train/grad_norm').current()
     return next((item for item in read.items() if not math.isfinite(item[1])), None)
 
 
@@ -110,12 +109,14 @@ def _images(data_batch: Mapping) -> str:
 
 
 def _first_of_all(found: str, device: torch.device) -> str:
-    """What the first process with a bad value found; the same in all of them."""
+    """What the first process with a bad loss found, else with bad gradients; the same in all."""
     any_found = torch.tensor(float(bool(found)), device=device)
     all_reduce(any_found, 'max')
     if not any_found:
         return ''
-    return next(text for text in all_gather_object(found) if text)
+    texts = [text for text in all_gather_object(found) if text]
+    # A loss of one process spoils the gradients of all.
+    return min(texts, key=lambda text: text.startswith(GRADIENTS))
 
 
 def _advice(runner: Runner) -> str:

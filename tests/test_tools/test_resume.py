@@ -218,6 +218,37 @@ def test_killed_at_random(options, whole, tmp_path, kind):
 
 
 @pytest.mark.slow
+def test_killed_between_epochs(tiny_options, tmp_path):
+    """A recipe of the paper: epochs, images grouped by shape, augmented by two workers."""
+    config = 'configs/mask_rcnn/focalnet_t_1x.py'
+    classes = 'metainfo.classes=("circle","square","triangle","star")'
+    augmentation = 'train_dataloader.dataset.pipeline.3.transforms'
+    options = [
+        *(option for option in tiny_options if 'train_cfg' not in option),
+        'model.backbone.init_cfg=None',
+        'model.backbone.depths=[1,1,1,1]',
+        'model.roi_head.bbox_head.num_classes=4',
+        'model.roi_head.mask_head.num_classes=4',
+        *(f'{split}_dataloader.dataset.{classes}' for split in ('train', 'val', 'test')),
+        f'{augmentation}.0.0.scales=[(64,96),(96,128)]',
+        f'{augmentation}.1.0.scales=[(80,128),(96,128)]',
+        f'{augmentation}.1.1.crop_size=(48,64)',
+        f'{augmentation}.1.2.scales=[(64,96),(96,128)]',
+        'default_hooks.checkpoint.interval=1',
+        'train_cfg.max_epochs=3',
+        'randomness.seed=1',
+    ]
+    whole, work_dir = tmp_path / 'whole', tmp_path / 'killed'
+    assert end(start(config, whole, options=options)) == 0, log(whole)
+    assert kill(start(config, work_dir, patch=die_before_rename, options=options))
+    assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'epoch_1.pth')
+    # The seed comes from the checkpoint.
+    assert end(start(config, work_dir, '--resume', options=options[:-1])) == 0, log(work_dir)
+    assert_same(losses(whole), losses(work_dir))
+    assert_same(state(whole / 'epoch_3.pth'), state(work_dir / 'epoch_3.pth'))
+
+
+@pytest.mark.slow
 def test_a_loss_of_one_of_two_processes(options, tmp_path):
     work_dir = tmp_path / 'nan'
     both = start_two(CONFIG, work_dir, port=29641, patch=lose_a_number, options=options)

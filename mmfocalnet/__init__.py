@@ -14,10 +14,20 @@ ensure_panopticapi()  # mmdet looks for it when imported
 from mmfocalnet.datasets import ImageFolder  # noqa: E402
 from mmfocalnet.datasets.unreadable import SkipUnreadable, UnreadableFilesHook  # noqa: E402
 from mmfocalnet.evaluation import TopKAccuracy  # noqa: E402
-from mmfocalnet.hooks import CheckLabelsHook, ClassVisualizationHook  # noqa: E402
+from mmfocalnet.hooks import (  # noqa: E402
+    AtomicCheckpointHook,
+    CheckLabelsHook,
+    CheckLossesHook,
+    ClassVisualizationHook,
+)
 from mmfocalnet.models import FocalModulation, FocalNet, FocalNetClassifier  # noqa: E402
 from mmfocalnet.optim import FocalNetLayerDecayOptimizerConstructor  # noqa: E402
 from mmfocalnet.registration import warn_of_namesakes  # noqa: E402
+from mmfocalnet.seeding import (  # noqa: E402
+    SeededInfiniteSampler,
+    SeededSampler,
+    SeedIterationsHook,
+)
 
 warn_of_namesakes()
 
@@ -26,13 +36,18 @@ if find_spec('mmengine._strategy'):  # MMEngine 0.8 and later
 
 __version__ = '0.1.0'
 __all__ = [
+    'AtomicCheckpointHook',
     'CheckLabelsHook',
+    'CheckLossesHook',
     'ClassVisualizationHook',
     'FocalModulation',
     'FocalNet',
     'FocalNetClassifier',
     'FocalNetLayerDecayOptimizerConstructor',
     'ImageFolder',
+    'SeedIterationsHook',
+    'SeededInfiniteSampler',
+    'SeededSampler',
     'SkipUnreadable',
     'TopKAccuracy',
     'UnreadableFilesHook',

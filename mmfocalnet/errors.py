@@ -7,6 +7,10 @@ class UserError(ValueError):
     """Bad input that its message explains: what, where, what was expected, what to do next."""
 
 
+class OneProcessError(UserError):
+    """What one process of a launch may meet alone, so that it says so whatever its rank."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be found, read or fitted to the model."""
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# How the temporary names begin.
+PARTIAL = '.partial-'
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -26,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, 'it is no regular file', str(path))
     # The end of a name has its suffix, and the whole might be as long as names can be.
-    part = path.with_name(f'.partial-{os.getpid()}-{path.name[-40:]}')
+    part = path.with_name(f'{PARTIAL}{os.getpid()}-{path.name[-40:]}')
     try:
         yield part
         os.replace(part, path)

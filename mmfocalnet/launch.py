@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import logging
 import os
+import re
 import sys
 import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from torch import nn
 
 from mmfocalnet.checkpoints import (
     check_file,
+    check_sums,
     fetch,
     fit_checkpoint,
     load_file,
@@ -31,7 +36,9 @@ from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.datasets.checks import check_classes, check_coco
 from mmfocalnet.datasets.image_folder import check_image_folders
-from mmfocalnet.errors import CheckpointError, ConfigError, UserError
+from mmfocalnet.errors import CheckpointError, ConfigError, OneProcessError, UserError
+from mmfocalnet.hooks import CheckLossesHook
+from mmfocalnet.hooks.checkpoints import MARK
 from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
@@ -42,16 +49,21 @@ SHARDING = ('FocalNetFSDPStrategy', 'FSDPStrategy', 'DeepSpeedStrategy')
 # This one has what MMEngine imports, 0.19.8 does not.
 DEEPSPEED = 'deepspeed<=0.19.0'
 
+# The disk is full, the user's share of it, or the size that files may have.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Let a command end mistakes of the user with one sentence on stderr and exit code 2.
 
-    These are `UserError` and what MMEngine raises itself for a setting that a class does not
-    take and for a class that it does not know. Everything else keeps its traceback, but Ctrl-C.
+    These are `UserError`, a full disk, and what MMEngine raises itself for a setting that a class
+    does not take and for a class that it does not know. Everything else keeps its traceback, but
+    Ctrl-C.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
+        logging.raiseExceptions = False  # a full disk would print a traceback per line of the log
         try:
             main()
         except KeyboardInterrupt:
@@ -64,11 +76,17 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
                 sentence = (
                     f'The config does not fit what it builds ({sentence}): correct that name.'
                 )
+            elif getattr(error, 'errno', None) in FULL_DISK:
+                sentence = (
+                    f'{error.filename or "A file"} cannot be written ({error.strerror}): make '
+                    'room, then run it again; a training goes on with --resume.'
+                )
             elif not isinstance(error, UserError):
                 raise
-            # Every process of a launch fails alike, and one per machine says why; but what a
-            # worker stumbles over the others may not have met.
-            if in_worker or os.environ.get('LOCAL_RANK', '0') == '0':
+            # Most often every process of a launch fails alike, and one per machine says why; but
+            # what a worker stumbles over the others may not have met.
+            alone = in_worker or isinstance(error, OneProcessError)
+            if alone or os.environ.get('LOCAL_RANK', '0') == '0':
                 print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
             sys.exit(2)
 
@@ -346,23 +364,25 @@ def check_paths(cfg: Config, part: str) -> None:
 
 
 def check_start(cfg: Config) -> None:
-    """Try the checkpoint that a run starts from or resumes.
+    """Find and try the checkpoint that a run starts from or resumes.
 
     MMEngine falls back to unpickling whatever it is given; a file that does not load safely
     never gets that far.
 
+    Args:
+        cfg: The config. Where it resumes the work dir's newest checkpoint, ``load_from`` is set
+            to the newest that is whole, and the seed to that of its run.
+
     Raises:
         CheckpointError: If it is missing, cannot be downloaded or is unreadable.
     """
-    source = cfg.get('load_from')
-    if cfg.get('resume') and not source:
-        source = _latest_checkpoint(Path(cfg.work_dir))
-    if source:
-        path = fetch(source)
-        if reads_training_checkpoints():
-            load_file(path)
-        else:
-            check_file(path)
+    resume = cfg.get('resume')
+    if resume and not cfg.get('load_from'):
+        cfg.load_from = _find_checkpoint(Path(cfg.work_dir))
+    if cfg.get('load_from'):
+        checkpoint = _read(fetch(cfg.load_from))
+        if resume:
+            _take_seed(cfg, checkpoint)
 
 
 def check_model(cfg: Config) -> None:
@@ -470,17 +490,83 @@ def _check_deepspeed(cfg: Config) -> None:
         )
 
 
-def _latest_checkpoint(work_dir: Path) -> str | None:
-    mark = work_dir / 'last_checkpoint'
+def train(cfg: Config) -> None:
+    """Build the Runner and train.
+
+    Raises:
+        ConfigError: As `build_runner`.
+        UserError: If a loss or a weight is no number, or a checkpoint cannot be written.
+    """
+    runner = build_runner(cfg)
+    with ExitStack() as stack:
+        for hook in runner.hooks:
+            if isinstance(hook, CheckLossesHook):
+                stack.enter_context(hook.explaining(runner))
+        runner.train()
+
+
+def _find_checkpoint(work_dir: Path) -> str | None:
+    """The newest whole checkpoint of a work dir; None if nothing was saved there yet.
+
+    One that is gone or damaged is passed over with one sentence, if there is another.
+    """
+    mark = work_dir / MARK
     if not mark.is_file():
         return None
-    name = mark.read_text().strip()
-    if not Path(name).is_file():
-        raise CheckpointError(
-            f'{mark} names {name!r}, which is gone: give another one as --resume PATH, or '
-            f'delete {mark} to start afresh.'
-        )
-    return name
+    newest = _at_hand(Path(mark.read_text().strip()), work_dir)
+    problems = []
+    for path in [newest, *_before(newest)]:
+        try:
+            if not path.is_file():
+                raise CheckpointError(
+                    f'{mark} names {str(path)!r}, which is gone: give another one as --resume '
+                    f'PATH, or delete {mark} to start afresh.'
+                )
+            check_sums(path)
+            _read(path)
+        except CheckpointError as error:
+            problems.append(error)
+        else:
+            if problems and os.environ.get('RANK', '0') == '0':
+                said = str(problems[0]).rstrip('.')
+                print(f'{said}; going on from {path} instead.', file=sys.stderr)
+            return str(path)
+    raise problems[0]
+
+
+def _at_hand(path: Path, work_dir: Path) -> Path:
+    """The checkpoint itself, or its namesake in a work dir that was moved."""
+    return path if path.is_file() or not path.name else work_dir / path.name
+
+
+def _before(newest: Path) -> list[Path]:
+    """The checkpoints beside one that have its name and a lower number, the highest first."""
+    numbers = {}
+    for path in (newest, *newest.parent.glob('*.*')):
+        if name := re.fullmatch(r'(\D*)(\d+)(\.\w+)', path.name):
+            numbers[path] = (name[1], name[3], int(name[2]))
+    if newest not in numbers:
+        return []
+    *kind, number = numbers[newest]
+    older = [path for path in numbers if [*numbers[path][:2]] == kind and numbers[path][2] < number]
+    return sorted(older, key=lambda path: numbers[path][2], reverse=True)
+
+
+def _read(path: Path) -> Any:
+    if reads_training_checkpoints():
+        return load_file(path)
+    check_file(path)
+    return {}
+
+
+def _take_seed(cfg: Config, checkpoint: Any) -> None:
+    """Go on with the seed of a run that is resumed, in its sampler too.
+
+    MMEngine goes back to that seed only after the data loader was built with another.
+    """
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if isinstance(meta, dict) and isinstance(meta.get('seed'), int):
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=meta['seed'])
 
 
 def _drop_masks(cfg: Config) -> None:

@@ -4,7 +4,6 @@ import argparse
 
 from mmfocalnet.launch import (
     add_common_flags,
-    build_runner,
     check_data,
     check_model,
     check_start,
@@ -12,6 +11,7 @@ from mmfocalnet.launch import (
     load_config,
     one_sentence_errors,
     scale_lr,
+    train,
     use_amp,
 )
 
@@ -48,7 +48,7 @@ def main():
     check_data(cfg, ('train', 'val'))
     check_start(cfg)
     check_model(cfg)
-    build_runner(cfg).train()
+    train(cfg)
 
 
 if __name__ == '__main__':

@@ -5,9 +5,12 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     unreadable_files=dict(type='UnreadableFilesHook'),
+    # With the Seeded... samplers of the datasets: a resumed run is the uninterrupted one.
+    iteration_seed=dict(type='SeedIterationsHook'),
+    losses=dict(type='CheckLossesHook'),
 )
 
 env_cfg = dict(

@@ -13,6 +13,7 @@ from mmfocalnet.checkpoints.levels import append_levels, insert_levels
 from mmfocalnet.checkpoints.load import fit_checkpoint, load_pretrained
 from mmfocalnet.checkpoints.read import (
     check_file,
+    check_sums,
     fetch,
     load_file,
     open_checkpoint,
@@ -33,6 +34,7 @@ __all__ = [
     'adapt_input_channels',
     'append_levels',
     'check_file',
+    'check_sums',
     'describe',
     'fetch',
     'fit_checkpoint',

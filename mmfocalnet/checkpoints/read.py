@@ -339,6 +339,25 @@ def check_file(path: Path) -> bool:
     return kind == 'zip'
 
 
+def check_sums(path: Path) -> None:
+    """Read a file of PyTorch's zip format through and compare its checksums.
+
+    Args:
+        path: The file; one of another format has none and passes.
+
+    Raises:
+        CheckpointError: If bytes of it were changed.
+    """
+    if check_file(path):
+        try:
+            with zipfile.ZipFile(path) as file:
+                changed = file.testzip()
+        except Exception as error:  # damaged bytes surface as almost any type
+            raise CheckpointError(_truncated(path)) from error
+        if changed:
+            raise CheckpointError(f'{path} is damaged (in {changed}): copy it again.')
+
+
 def _file_format(path: Path) -> str:
     """Tell ``'safetensors'`` from PyTorch's ``'zip'`` and, before 1.6, ``'pickle'``."""
     try:

@@ -17,7 +17,13 @@ train_pipeline = [
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-5, 1e-5), by_mask=True),
     dict(type='PackDetInputs'),
 ]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(
+    # Endless, as the schedules count iterations: a resumed run finds its place without loading
+    # what it has seen. All images come out square, so that none need to be grouped by shape.
+    sampler=dict(type='SeededInfiniteSampler'),
+    batch_sampler=None,
+    dataset=dict(pipeline=train_pipeline),
+)
 
 # mmdet merges the boxes of several views, not their masks.
 tta_model = None

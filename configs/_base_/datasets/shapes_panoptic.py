@@ -23,7 +23,7 @@ test_pipeline[1].scale = (160, 160)
 
 train_dataloader = dict(
     **_base_.shapes_loader,
-    sampler=dict(type='InfiniteSampler'),
+    sampler=dict(type='SeededInfiniteSampler'),
     batch_sampler=None,
     dataset=dict(**source, pipeline=train_pipeline),
 )

@@ -1,4 +1,4 @@
-"""Hooks of MMEngine's runner that our configs use."""
+"""Label maps that a dataset has no classes for."""
 
 from __future__ import annotations
 

@@ -1,0 +1,128 @@
+"""Losses that are no numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmfocalnet.checkpoints.report import named
+from mmfocalnet.errors import OneProcessError, UserError
+
+GRADIENTS = 'The norm of the gradients'
+# What `scipy.optimize.linear_sum_assignment` says of NaN and of infinity.
+REFUSED = ('matrix contains invalid numeric entries', 'cost matrix is infeasible')
+
+
+@HOOKS.register_module()
+class CheckLossesHook(Hook):
+    """Stop a run at the first loss that is NaN or infinite, before it is saved or averaged.
+
+    Each iteration is looked at, which costs a GPU no further wait: MMEngine reads each loss
+    for its log at each iteration. In a launch the processes tell each other, so that all end at
+    the same iteration and none waits for another. Gradients that a loss scale makes infinite
+    are no error; the step is left out then.
+    """
+
+    priority = 'ABOVE_NORMAL'  # after what logs the losses, before EMA and checkpoints
+    images = ''  # of the batch under way
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Note the images of a batch."""
+        self.images = _images(data_batch)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict,
+        outputs: Mapping[str, Tensor],
+    ) -> None:
+        """Look at the losses of an iteration.
+
+        Raises:
+            UserError: If one is no finite number in any process; it names the loss, the
+                iteration, the images and the last good checkpoint.
+        """
+        bad = _bad_value(runner, outputs)
+        found = '' if bad is None else f'{bad[0]} is {bad[1]} {self._place(runner)}'
+        if get_world_size() > 1:
+            found = _first_of_all(found, outputs['loss'].device)
+        if found:
+            raise UserError(f'{found}: {_advice(runner)}')
+
+    @contextmanager
+    def explaining(self, runner: Runner) -> Iterator[None]:
+        """Explain why a matcher stops a training, before there is a loss.
+
+        Mask2Former and Sparse R-CNN assign queries to objects with SciPy, which refuses costs
+        that are no numbers.
+
+        Raises:
+            OneProcessError: Instead of SciPy's error; as of a loss.
+        """
+        try:
+            yield
+        except ValueError as error:
+            if str(error) not in REFUSED:
+                raise
+            raise OneProcessError(
+                'The costs of matching predictions to objects are NaN or infinite '
+                f'{self._place(runner)}: {_advice(runner)}'
+            ) from error
+
+    def _place(self, runner: Runner) -> str:
+        process = f' of process {get_rank()}' if get_world_size() > 1 else ''
+        return f'at iteration {runner.iter + 1}{process}, with {self.images}'
+
+
+def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, float] | None:
+    """The first term that is not finite, else the sum of all, else the norm of the gradients."""
+    losses = {name: value for name, value in outputs.items() if 'loss' in name}
+    names = sorted(losses, key='loss'.__eq__)
+    # One transfer for all of them.
+    values = torch.stack([losses[name].detach().float() for name in names]).tolist()
+    read = dict(zip(names, values, strict=True))
+    if 'train/grad_norm' in runner.message_hub.log_scalars and not hasattr(
+        runner.optim_wrapper, 'loss_scaler'
+    ):
+        read[GRADIENTS] = runner.message_hub.get_scalar('train/grad_norm').current()
+    return next((item for item in read.items() if not math.isfinite(item[1])), None)
+
+
+def _images(data_batch: Mapping) -> str:
+    return named(
+        [
+            str(sample.get('img_path', sample.get('img_id', 'an image without a name')))
+            for sample in data_batch.get('data_samples', [])
+        ]
+    )
+
+
+def _first_of_all(found: str, device: torch.device) -> str:
+    """What the first process with a bad loss found, else with bad gradients; the same in all."""
+    any_found = torch.tensor(float(bool(found)), device=device)
+    all_reduce(any_found, 'max')
+    if not any_found:
+        return ''
+    texts = [text for text in all_gather_object(found) if text]
+    # A loss of one process spoils the gradients of all.
+    return min(texts, key=lambda text: text.startswith(GRADIENTS))
+
+
+def _advice(runner: Runner) -> str:
+    last = runner.message_hub.get_info('last_ckpt')
+    kept = f'{last} is from before (--resume goes on from it)' if last else 'nothing was saved yet'
+    return (
+        'look at these images and their labels, lower the learning rate or clip the gradients '
+        f'(optim_wrapper.clip_grad); {kept}.'
+    )

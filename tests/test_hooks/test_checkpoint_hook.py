@@ -1,0 +1,116 @@
+"""Checkpoints that are written whole, in an order that always leaves one."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.fileio import LocalBackend
+from mmengine.logging import MessageHub
+from torch import nn
+
+from mmfocalnet import AtomicCheckpointHook
+from mmfocalnet.errors import UserError
+from mmfocalnet.hooks.checkpoints import BACKEND, AtomicBackend
+
+
+class Runner:
+    """What the hook asks of MMEngine's Runner; checkpoints are empty files."""
+
+    _resume = True
+    epoch = iter = 0
+    train_loop = SimpleNamespace(iter=0, max_iters=10)
+
+    def __init__(self, folder, name, model=None):
+        self.work_dir = str(folder)
+        self.model = model or nn.Linear(2, 1)
+        self.message_hub = MessageHub(name)
+        self.logger = SimpleNamespace(info=print)
+        self.there = []
+
+    def save_checkpoint(self, out_dir, name, *args, backend_args, **settings):
+        AtomicBackend().put(b'', os.path.join(out_dir, name))
+        assert backend_args == dict(backend=BACKEND)
+        self.there.append(sorted(f for f in os.listdir(out_dir) if f.endswith('.pth')))
+
+
+@pytest.fixture
+def runner(tmp_path, request):
+    return Runner(tmp_path, request.node.name)
+
+
+def test_older_ones_go_only_after_the_new_one_is_there(runner, tmp_path):
+    hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=1)
+    (tmp_path / '.partial-7-iter_1.pth').touch()
+    hook.before_train(runner)
+    assert not list(tmp_path.iterdir())
+    for runner.iter in range(3):
+        hook.after_train_iter(runner, runner.iter)
+        newest = tmp_path / f'iter_{runner.iter + 1}.pth'
+        assert (tmp_path / 'last_checkpoint').read_text() == str(newest)
+    assert runner.there == [
+        ['iter_1.pth'],
+        ['iter_1.pth', 'iter_2.pth'],
+        ['iter_2.pth', 'iter_3.pth'],
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_3.pth', 'last_checkpoint']
+    assert runner.message_hub.get_info('keep_ckpt_ids') == [3]
+
+
+def test_the_same_step_twice_counts_once(runner):
+    hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=2)
+    hook.before_train(runner)
+    for step in (1, 2, 2, 3):
+        hook._save_checkpoint_with_step(runner, step, {})
+    assert runner.there[-1] == ['iter_1.pth', 'iter_2.pth', 'iter_3.pth']
+    assert list(hook.keep_ckpt_ids) == [2, 3]
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_not_saved(runner, tmp_path, value):
+    hook = AtomicCheckpointHook(interval=1, by_epoch=False)
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    runner.iter = 1
+    nn.init.constant_(runner.model.bias, value)
+    with pytest.raises(UserError, match=r'1 weights .* iteration 2 \(bias\): .*iter_1.pth is'):
+        hook.after_train_iter(runner, 1)
+    assert runner.there == [['iter_1.pth']]
+
+
+def test_gradients_of_an_accumulation(runner):
+    hook, checkpoint = AtomicCheckpointHook(interval=1, by_epoch=False), {}
+    runner.save_checkpoint = lambda *args, **settings: hook.before_save_checkpoint(
+        runner, checkpoint
+    )
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    assert not checkpoint
+    runner.model.bias.grad = torch.tensor([3.0])
+    hook.after_train_iter(runner, 0)
+    runner.model.bias.grad = None
+    hook.after_load_checkpoint(runner, dict(checkpoint))
+    assert runner.model.bias.grad == 3.0
+    assert runner.model.weight.grad is None
+    runner.model.bias.grad = None
+    checkpoint['accumulated_gradients'] *= 2  # of two processes
+    hook.after_load_checkpoint(runner, checkpoint)
+    assert runner.model.bias.grad is None
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / 'new/iter_1.pth'
+    AtomicBackend().put(b'old', path)
+    monkeypatch.setattr(os, 'fsync', lambda _: os.write(-1, b''))  # bad file descriptor
+    with pytest.raises(UserError, match=r'iter_1.pth cannot be written \(Bad file descriptor\)'):
+        AtomicBackend().put(b'new', path)
+    assert [p.name for p in path.parent.iterdir()] == ['iter_1.pth']
+    assert path.read_bytes() == b'old'
+
+
+def test_other_storages_are_left_alone():
+    assert AtomicCheckpointHook().backend_args == dict(backend=BACKEND)
+    assert issubclass(AtomicBackend, LocalBackend)
+    assert AtomicCheckpointHook(out_dir='s3://bucket').backend_args is None
+    settings = dict(backend='petrel')
+    assert AtomicCheckpointHook(backend_args=settings).backend_args == settings

@@ -1,0 +1,104 @@
+"""Which checkpoint a run goes on from, and with which seed."""
+
+import errno
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmfocalnet.checkpoints import reads_training_checkpoints
+from mmfocalnet.errors import CheckpointError
+from mmfocalnet.launch import check_start, one_sentence_errors
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    """Four checkpoints, the newest but one marked, as if the last had been of an earlier run."""
+    for number in (8, 9, 10, 11):
+        torch.save(
+            dict(meta=dict(seed=number), weight=torch.ones(1000)), tmp_path / f'iter_{number}.pth'
+        )
+    for name in ('epoch_9.pth', 'best_coco_iter_9.pth', '.partial-9-iter_9.pth', 'iter_9.log'):
+        (tmp_path / name).touch()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_10.pth'))
+    return tmp_path
+
+
+def resumed(work_dir, **settings):
+    cfg = Config(dict(work_dir=str(work_dir), resume=True, load_from=None, **settings))
+    check_start(cfg)
+    return cfg
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_marked_one(work_dir, capsys):
+    assert resumed(work_dir).load_from == str(work_dir / 'iter_10.pth')
+    assert not capsys.readouterr().err
+
+
+def test_nothing_saved_yet(tmp_path):
+    assert resumed(tmp_path).load_from is None
+
+
+def test_one_flipped_bit_and_one_that_is_gone(work_dir, capsys):
+    damage(work_dir / 'iter_10.pth')
+    (work_dir / 'iter_9.pth').unlink()
+    assert resumed(work_dir).load_from == str(work_dir / 'iter_8.pth')
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1
+    assert 'iter_10.pth is damaged' in said and 'iter_8.pth instead.' in said
+
+
+def test_all_of_them_damaged(work_dir):
+    for number in (8, 9, 10):
+        damage(work_dir / f'iter_{number}.pth')
+    with pytest.raises(CheckpointError, match=r'iter_10.pth is damaged'):
+        resumed(work_dir)
+
+
+def test_a_work_dir_that_was_moved(work_dir, tmp_path_factory):
+    new = tmp_path_factory.mktemp('moved') / 'work'
+    work_dir.rename(new)
+    assert resumed(new).load_from == str(new / 'iter_10.pth')
+
+
+@pytest.mark.skipif(not reads_training_checkpoints(), reason='needs torch 2.6')
+def test_the_seed_is_that_of_the_run(work_dir):
+    assert resumed(work_dir).randomness == dict(seed=10)
+    cfg = resumed(work_dir, randomness=dict(seed=3, deterministic=True))
+    assert cfg.randomness == dict(seed=10, deterministic=True)
+    fresh = Config(dict(load_from=str(work_dir / 'iter_9.pth'), work_dir=str(work_dir)))
+    check_start(fresh)
+    assert 'randomness' not in fresh
+
+
+@pytest.mark.parametrize(
+    ('error', 'said'),
+    [
+        (OSError(errno.ENOSPC, 'No space left on device', 'a.log'), 'a.log cannot be written (No'),
+        (OSError(errno.EDQUOT, 'Disk quota exceeded'), 'A file cannot be written (Disk quota'),
+    ],
+)
+def test_a_full_disk_ends_in_one_sentence(capsys, error, said):
+    @one_sentence_errors
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_other_errors_of_files_keep_their_traceback():
+    @one_sentence_errors
+    def main():
+        raise PermissionError(errno.EACCES, 'Permission denied', 'a.log')
+
+    with pytest.raises(PermissionError):
+        main()

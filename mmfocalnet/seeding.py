@@ -19,6 +19,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import Runner
 
+from mmfocalnet.registration import register
+
 # What a seed is for, so that the n-th sample and the n-th iteration have different ones.
 SAMPLE, ITERATION = range(2)
 
@@ -78,7 +80,7 @@ def seed_sample(results: dict) -> dict:
     return results
 
 
-@DATA_SAMPLERS.register_module()
+@register(DATA_SAMPLERS)
 class SeededSampler(DefaultSampler):
     """MMEngine's ``DefaultSampler``, whose samples are augmented by (seed, epoch, position).
 
@@ -99,7 +101,7 @@ class SeededSampler(DefaultSampler):
             yield SeededIndex(index, place)
 
 
-@DATA_SAMPLERS.register_module()
+@register(DATA_SAMPLERS)
 class SeededInfiniteSampler(InfiniteSampler):
     """MMEngine's ``InfiniteSampler``, whose samples are augmented by (seed, position).
 
@@ -129,7 +131,7 @@ class SeededInfiniteSampler(InfiniteSampler):
         self.start = num_samples
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class SeedIterationsHook(Hook):
     """Seed what the model does at random (drop path, sampling of proposals) per iteration.
 

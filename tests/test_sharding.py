@@ -86,7 +86,9 @@ def packages(monkeypatch):
     """Pretend that the named packages are there, and no others."""
 
     def _packages(*names):
-        monkeypatch.setattr(launch, 'find_spec', lambda name: name if name in names else None)
+        monkeypatch.setattr(
+            launch.sharding, 'find_spec', lambda name: name if name in names else None
+        )
 
     return _packages
 

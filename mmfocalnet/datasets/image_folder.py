@@ -11,12 +11,13 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from mmfocalnet.errors import ConfigError, DataError
+from mmfocalnet.registration import register
 
 SUFFIXES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 """What images end with, in lower or upper case."""
 
 
-@DATASETS.register_module()
+@register(DATASETS)
 class ImageFolder(BaseDataset):
     """Images in folders that are named for their classes: ``ROOT/CLASS/**/*.JPEG``.
 

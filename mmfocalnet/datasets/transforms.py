@@ -14,9 +14,10 @@ from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.registration import register
 
 
-@TRANSFORMS.register_module()
+@register(TRANSFORMS)
 class RandomResizedCrop(BaseTransform):
     """Cut out a part of random area and aspect and resize it to a square.
 
@@ -76,7 +77,7 @@ class RandomResizedCrop(BaseTransform):
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-@TRANSFORMS.register_module()
+@register(TRANSFORMS)
 class PackImage(BaseTransform):
     """Give the model the image as a tensor and its label beside it.
 

@@ -9,9 +9,10 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.registration import register
 
 
-@METRICS.register_module()
+@register(METRICS)
 class TopKAccuracy(BaseMetric):
     """How often the right class is among the k likeliest, in percent.
 

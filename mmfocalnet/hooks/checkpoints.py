@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.registration import register
 
 BACKEND = 'mmfocalnet.atomic'
 # MMEngine's name for the file that says which checkpoint is the newest.
@@ -31,7 +32,7 @@ MARK = 'last_checkpoint'
 GRADIENTS = 'accumulated_gradients'
 
 
-@register_backend(BACKEND)
+@register_backend(BACKEND, force=True)
 class AtomicBackend(LocalBackend):
     """MMEngine's files on disk, which here are written whole or not at all."""
 
@@ -56,7 +57,7 @@ class AtomicBackend(LocalBackend):
             ) from error
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook``, which loses nothing when a run ends at any moment.
 

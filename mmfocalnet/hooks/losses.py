@@ -15,13 +15,14 @@ from torch import Tensor
 
 from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import OneProcessError, UserError
+from mmfocalnet.registration import register
 
 GRADIENTS = 'The norm of the gradients'
 # What `scipy.optimize.linear_sum_assignment` says of NaN and of infinity.
 REFUSED = ('matrix contains invalid numeric entries', 'cost matrix is infeasible')
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class CheckLossesHook(Hook):
     """Stop a run at the first loss that is NaN or infinite, before it is saved or averaged.
 

@@ -16,9 +16,10 @@ from mmfocalnet.checkpoints import fit_checkpoint, load_pretrained, name_as_clas
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focalnet import FocalNet, pretrained_options
 from mmfocalnet.models.mixup import BatchMix
+from mmfocalnet.registration import register
 
 
-@MODELS.register_module()
+@register(MODELS)
 class FocalNetClassifier(BaseModel):
     """A FocalNet that names the class of an image.
 

@@ -5,7 +5,7 @@ _base_ = './rand_augment.py'
 data_root = 'data/imagenet'
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='RandomResizedCrop', size=224),
     dict(type='RandomFlip', prob=0.5),
     _base_.rand_augment,
@@ -44,7 +44,7 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='SeededSampler', shuffle=True),
     dataset=dict(
         type='ImageFolder',
         data_root=data_root,

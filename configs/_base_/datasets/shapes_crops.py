@@ -2,7 +2,7 @@
 _base_ = ['./imagenet.py', './shapes.py']
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackImage'),
 ]
@@ -12,7 +12,7 @@ source = dict(data_root='data/shapes_crops', metainfo=dict(classes=_base_.things
 loader = dict(_base_.shapes_loader, batch_size=64)
 train_dataloader = dict(
     **loader,
-    sampler=dict(type='InfiniteSampler'),
+    sampler=dict(type='SeededInfiniteSampler'),
     dataset=dict(**source, pipeline=train_pipeline),
 )
 val_dataloader = dict(**loader, dataset=dict(**source, pipeline=test_pipeline))

@@ -1,0 +1,181 @@
+"""Reading a config, and what flags change in it."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.launch.sharding import strategy_type
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config and merge the common flags into it.
+
+    Args:
+        args: Parsed flags of `add_common_flags`.
+
+    Returns:
+        The config, with ``work_dir`` (default: ``work_dirs/CONFIG_NAME``) and ``launcher``.
+
+    Raises:
+        ConfigError: If the file is missing, cannot be read or has no model, an override does
+            not fit, or the work dir is a file.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args.config)
+    override(cfg, args.cfg_options)
+    if 'model' not in cfg:
+        raise ConfigError(
+            f'{args.config} has no model: it is no config to train or test, or lacks its _base_.'
+        )
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
+        raise ConfigError(f'--work-dir {cfg.work_dir} is a file: give a folder.')
+    return cfg
+
+
+def read_config(path: str) -> Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: If it, or a file it inherits from, is missing or cannot be read.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(
+            f'There is no config file {path!r}: give the path of one, such as '
+            'configs/mask_rcnn/focalnet_t_1x.py.'
+        )
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        reason = ' '.join(str(error).split())
+        raise ConfigError(
+            f'{path} cannot be read as a config ({type(error).__name__}: {reason}): '
+            'compare it with those in configs/.'
+        ) from error
+
+
+def override(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Merge what ``--cfg-options`` gave into a config.
+
+    Args:
+        cfg: The config.
+        options: Values by dotted key; None: none.
+
+    Raises:
+        ConfigError: If a key does not fit.
+    """
+    try:
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise ConfigError(
+            f'--cfg-options {options} does not fit {cfg.filename} ({error}): '
+            'give KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
+        ) from error
+
+
+def use_amp(cfg: Config) -> None:
+    """Switch mixed precision on: float16 with a loss scale on GPUs, bfloat16 on the CPU.
+
+    Raises:
+        ConfigError: If the config trains with DeepSpeed.
+    """
+    if strategy_type(cfg) == 'DeepSpeedStrategy':
+        raise ConfigError(
+            f'--amp is not for DeepSpeed, with which {cfg.filename} trains: set its own, such as '
+            'strategy=dict(fp16=dict(enabled=True)), there.'
+        )
+    wrapper = cfg.optim_wrapper
+    if torch.cuda.is_available():
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        wrapper.type = 'CpuAmpOptimWrapper'
+        for gpu_setting in ('loss_scale', 'dtype'):
+            wrapper.pop(gpu_setting, None)
+
+
+def scale_lr(cfg: Config) -> None:
+    """Let the learning rate follow the batch size.
+
+    Raises:
+        ConfigError: If the config does not say for which batch size its rate is meant, or
+            trains with DeepSpeed, for which MMEngine does not scale rates.
+    """
+    if strategy_type(cfg) == 'DeepSpeedStrategy':
+        raise ConfigError(
+            f'--auto-scale-lr is not for DeepSpeed, with which {cfg.filename} trains: set '
+            'optim_wrapper.optimizer.lr.'
+        )
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise ConfigError(
+            f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {cfg.filename}: '
+            'add the batch size for which its learning rate is meant.'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def use_drawing(cfg: Config, args: Namespace) -> None:
+    """Draw predictions while testing, as ``--show``, ``--show-dir`` and ``--wait-time`` say.
+
+    Raises:
+        ConfigError: If the config has no visualization hook.
+    """
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise ConfigError(
+            f'--show and --show-dir need a visualization hook in {cfg.filename}: add '
+            "default_hooks=dict(visualization=dict(type='DetVisualizationHook')), or "
+            'SegVisualizationHook, or ClassVisualizationHook for a classifier.'
+        )
+    # Upstream's mmseg draws only every `interval`-th batch, when testing too.
+    hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
+    if args.show_dir and hook.type == 'DetVisualizationHook':
+        hook.test_out_dir = args.show_dir
+    elif args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def use_tta(cfg: Config) -> None:
+    """Switch test-time augmentation on.
+
+    Raises:
+        ConfigError: If the config does not say how.
+    """
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+        raise ConfigError(
+            f'--tta needs tta_model and tta_pipeline in {cfg.filename}: see those in '
+            'configs/_base_/datasets.'
+        )
+    if cfg.tta_model.type == 'DetTTAModel':
+        _drop_masks(cfg)
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def _drop_masks(cfg: Config) -> None:
+    # mmdet merges the boxes of several views and refuses predictions with masks.
+    if cfg.model.get('roi_head', {}).get('mask_head'):
+        cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
+        for evaluator in find_dicts(cfg.test_evaluator):
+            if evaluator.get('type') == 'CocoMetric':
+                evaluator.metric = 'bbox'
+
+
+def find_dicts(node: Any) -> Iterator[dict]:
+    """Go through all dicts in a part of a config."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from find_dicts(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from find_dicts(value)

@@ -1,0 +1,67 @@
+"""Whether the data of a config is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from mmfocalnet.datasets.checks import check_classes, check_coco
+from mmfocalnet.datasets.image_folder import check_image_folders
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.launch.configs import find_dicts
+
+
+def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Look for the data of some splits before anything is built.
+
+    Args:
+        cfg: The config.
+        splits: Of ``'train'``, ``'val'`` and ``'test'``.
+
+    Raises:
+        ConfigError: If an annotation file or image folder is missing, or heads have another
+            number of classes.
+        DataError: If the categories or panoptic maps of a COCO-format dataset do not fit.
+    """
+    loaders = [cfg.get(f'{split}_dataloader') or {} for split in splits]
+    for split in splits:
+        check_paths(cfg, f'{split}_dataloader')
+        check_paths(cfg, f'{split}_evaluator')
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            for node in find_dicts(cfg.get(f'{split}_dataloader') or {}):
+                if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
+                    check_coco(node)
+                    check_classes(node, cfg.model)
+    check_image_folders(list(find_dicts(loaders)), cfg.model)
+
+
+def check_paths(cfg: Config, part: str) -> None:
+    """Look for the files and folders that a part of a config names.
+
+    Args:
+        cfg: The config.
+        part: Such as ``'train_dataloader'``; the config may lack it.
+
+    Raises:
+        ConfigError: If one is missing.
+    """
+    for path in _data_paths(cfg.get(part) or {}):
+        if '://' not in path and not Path(path).exists():
+            raise ConfigError(
+                f'{path} is missing ({part} of {cfg.filename}): put or link the data there, or '
+                'change data_root in a config of yours that inherits this one.'
+            )
+
+
+def _data_paths(part: dict | list) -> Iterator[str]:
+    for node in find_dicts(part):
+        root = node.get('data_root') or ''
+        prefixes = node.get('data_prefix') or {}
+        for path in (node.get('ann_file'), node.get('seg_prefix'), *prefixes.values()):
+            if isinstance(path, str) and path:
+                # Both may be addresses of a storage that MMEngine reads from.
+                yield path if '://' in path else os.path.join(root, path)

@@ -1,0 +1,88 @@
+"""Trying a model out, and running it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.runner import Runner
+
+from mmfocalnet.checkpoints import fit_checkpoint
+from mmfocalnet.compat.cpu import init_cpu_processes
+from mmfocalnet.compat.mmcv_ops import log_ops_provider
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.hooks import CheckLossesHook
+from mmfocalnet.launch.sharding import strategy_type
+from mmfocalnet.models import FocalNet, FocalNetClassifier
+from mmfocalnet.models.channels import check_channels
+from mmfocalnet.models.focalnet import pretrained_options
+from mmfocalnet.registration import warn_of_namesakes
+
+
+def check_model(cfg: Config) -> None:
+    """Build the model without memory and fit its pretrained weights, leaving nothing behind.
+
+    In a launch rank 0 does it for all, so that a checkpoint is downloaded once; the others wait
+    for it where the processes join.
+
+    Raises:
+        ConfigError: If FocalNet does not take its settings, neck or heads not its channels, or
+            FSDP not the weights.
+        CheckpointError: If a checkpoint cannot be found, read or fitted.
+    """
+    if os.environ.get('RANK', '0') != '0':
+        return
+    warn_of_namesakes()  # those that came later than our own import
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
+        # The backbone first: necks and heads assert that their channels fit.
+        backbone = MODELS.build(cfg.model.backbone) if 'backbone' in cfg.model else None
+        if isinstance(backbone, FocalNet):
+            check_channels(cfg.model, backbone)
+        model = MODELS.build(cfg.model)
+    scalars = [name for name, weight in model.named_parameters() if not weight.ndim]
+    if scalars and strategy_type(cfg) in ('FocalNetFSDPStrategy', 'FSDPStrategy'):
+        raise ConfigError(
+            f'FSDP cannot shard scalar weights, and {cfg.model.type} of {cfg.filename} has '
+            f'{scalars[0]}: train it without runner_type and strategy.'
+        )
+    for module in model.modules():
+        if isinstance(module, FocalNet) and module.init_cfg:
+            fit_checkpoint(target=module.state_dict(), **pretrained_options(module.init_cfg))
+    if isinstance(model, FocalNetClassifier):
+        model.check_pretrained()
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the Runner; on machines without GPUs join a launch's gloo processes first.
+
+    Raises:
+        ConfigError: If the launcher's environment is missing.
+    """
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ConfigError(
+            '--launcher pytorch is for torchrun, which sets RANK and its like: use '
+            'tools/dist_train.sh CONFIG NUM_PROCESSES.'
+        )
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        init_cpu_processes(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    log_ops_provider()
+    return runner
+
+
+def train(cfg: Config) -> None:
+    """Build the Runner and train.
+
+    Raises:
+        ConfigError: As `build_runner`.
+        UserError: If a loss or a weight is no number, or a checkpoint cannot be written.
+    """
+    runner = build_runner(cfg)
+    with ExitStack() as stack:
+        for hook in runner.hooks:
+            if isinstance(hook, CheckLossesHook):
+                stack.enter_context(hook.explaining(runner))
+        runner.train()

@@ -55,7 +55,10 @@ def kill(process, after=None):
     process.join(after)
     if process.exitcode is None:
         os.kill(process.pid, signal.SIGKILL)
-    return end(process) == -signal.SIGKILL
+    code = end(process)
+    with contextlib.suppress(ProcessLookupError):  # PyTorch's data loading workers outlive a kill
+        os.killpg(process.pid, signal.SIGKILL)
+    return code == -signal.SIGKILL
 
 
 def wait_for(work_dir, text, timeout=120):
@@ -111,6 +114,7 @@ def _leaves(node, name=''):
 
 
 def _train(arguments, log, patch, env):
+    os.setsid()
     os.environ.update(env)
     os.chdir(ROOT)
     with open(log, 'a', buffering=1) as file:

@@ -20,8 +20,9 @@ from mmfocalnet.checkpoints.resize import (
 )
 from mmfocalnet.errors import CheckpointError
 
-_KERNEL = re.compile(r'layers\.(\d+)\.blocks\.\d+\.modulation\.focal_layers\.(\d+)\.0\.weight')
-_CONTEXT = re.compile(r'layers\.(\d+)\.blocks\.(\d+)\.modulation\.f\.weight')
+_MODULATION = r'layers\.(\d{1,9})\.blocks\.(\d{1,9})\.modulation\.'
+_KERNEL = re.compile(_MODULATION + r'focal_layers\.(\d{1,9})\.0\.weight', re.ASCII)
+_CONTEXT = re.compile(_MODULATION + r'f\.weight', re.ASCII)
 _FITTED = ('in_chans', 'patch_size', 'focal_levels', 'focal_windows')
 _DIMENSIONS = {
     r'patch_embed\.proj\.weight': 4,
@@ -203,7 +204,11 @@ def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
         CheckpointError: If stages or blocks are missing between others.
     """
     stem = state[STEM]
-    kernels = {m.groups(): state[m.string].shape[-1] for m in map(_KERNEL.fullmatch, state) if m}
+    kernels = {
+        match.group(1, 3): state[match.string].shape[-1]
+        for match in map(_KERNEL.fullmatch, state)
+        if match
+    }
     contexts = [match for match in map(_CONTEXT.fullmatch, state) if match]
     depths = Counter(int(match[1]) for match in contexts)
     _check_gaps({(int(match[1]), int(match[2])) for match in contexts})

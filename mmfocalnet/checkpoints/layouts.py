@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from mmfocalnet.checkpoints.metadata import told_settings
-from mmfocalnet.checkpoints.report import named
+from mmfocalnet.checkpoints.report import named, shown
 from mmfocalnet.errors import CheckpointError
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
 
 CLASSIFIER = ('norm.weight', 'norm.bias', 'head.weight', 'head.bias')
-OUTPUT_NORM = re.compile(r'norm(\d+)\.(weight|bias)')
+# Numbers of more digits count nothing, and Python refuses to read the longest.
+OUTPUT_NORM = re.compile(r'norm(\d{1,9})\.(weight|bias)', re.ASCII)
 STEM = 'patch_embed.proj.weight'
 
 # The release's names on the left. {i} is a stage, {next} the one after it, {j} a block; the
@@ -270,8 +271,9 @@ def _source(
     if 'mmengine_version' in metadata:
         return "MMEngine's training checkpoint"
     for package in ('mmdet', 'mmseg'):
-        if f'{package}_version' in metadata:
-            return f"the 2022 release's {package} {metadata[f'{package}_version']}"
+        version = metadata.get(f'{package}_version')
+        if isinstance(version, str):
+            return f"the 2022 release's {package} {shown(version)}"
     if any(map(OUTPUT_NORM.fullmatch, cut)):
         return 'a dense model of the 2022 release or of mmfocalnet, whose names agree'
     return "the release's classification model"
@@ -288,7 +290,7 @@ def _renamed(key: str, rules: Rules) -> str:
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
     escaped = re.escape(template).replace(r'\{', '{').replace(r'\}', '}')
-    return re.compile(re.sub(r'\{(\w+)\}', r'(?P<\1>\\d+)', escaped), re.ASCII)
+    return re.compile(re.sub(r'\{(\w+)\}', r'(?P<\1>\\d{1,9})', escaped), re.ASCII)
 
 
 def _indices(match: re.Match[str]) -> dict[str, int]:
@@ -313,7 +315,7 @@ def _nearest(state: Mapping[str, Tensor]) -> str:
         ]
     name = min(scores, key=lambda layout: len(scores[layout]))
     missing, total = scores[name], len(_KINDS)
-    examples = ', '.join(map(repr, list(state)[:3]))
+    examples = ', '.join(repr(shown(key)) for key in list(state)[:3])
     if len(missing) == total:
         return f'holds no FocalNet, nor anything like one: its keys are like {examples}.'
     if not missing:

@@ -10,6 +10,8 @@ from mmfocalnet.errors import ConfigError
 
 # The settings that change what a network computes and leave no trace in its tensors.
 INVISIBLE = ('use_postln', 'normalize_modulator')
+# In characters; those of mmdet have thousands, and parsed they take a hundred times the memory.
+_LONGEST_CONFIG = 10**6
 
 
 def told_settings(metadata: Mapping[str, Any]) -> dict[str, bool]:
@@ -25,7 +27,9 @@ def told_settings(metadata: Mapping[str, Any]) -> dict[str, bool]:
     for read in (_from_converter, _from_transformers, _from_training_config):
         settings = read(metadata)
         if settings:
-            return {key: bool(settings[key]) for key in INVISIBLE if key in settings}
+            told = {key: settings[key] for key in INVISIBLE if key in settings}
+            # Anyone may have written anything there; older JSON has 0 and 1.
+            return {key: bool(v) for key, v in told.items() if isinstance(v, (bool, int))}
     return {}
 
 
@@ -35,7 +39,7 @@ def _from_converter(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     # What was assumed when converting is no better known for having been written down.
     assumed = ours.get('assumed')
-    assumed = assumed if isinstance(assumed, list) else []
+    assumed = [key for key in assumed if isinstance(key, str)] if isinstance(assumed, list) else []
     return {k: v for k, v in ours['backbone'].items() if k not in assumed}
 
 
@@ -52,7 +56,8 @@ def _from_transformers(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 def _from_training_config(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     # MMEngine keeps the config's text as "cfg", mmcv 1 as "config".
     text = metadata.get('cfg', metadata.get('config'))
-    found = list(_backbones(text)) if isinstance(text, str) else []
+    usual = isinstance(text, str) and len(text) <= _LONGEST_CONFIG
+    found = list(_backbones(text)) if usual else []
     # A teacher and a student may differ; then neither is known.
     return found[0] if found and all(settings == found[0] for settings in found) else {}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
 import re
+import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,7 @@ from mmengine.utils import digit_version
 from torch import Tensor
 
 from mmfocalnet.checkpoints.report import named
+from mmfocalnet.checkpoints.scan import HostilePickleError, check_pickle
 from mmfocalnet.errors import CheckpointError
 
 _WRAPPERS = ('state_dict', 'model', 'teacher')
@@ -31,6 +34,12 @@ _SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
 # What transformers and timm call the weights and the settings in a folder of theirs.
 _FOLDER_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')
 _FOLDER_CONFIG = 'config.json'
+
+
+# The format before PyTorch 1.6: magic number, version, system, content, names of the storages.
+_LEGACY_PICKLES = 5
+# How many times as large as their file tensors may be that share memory.
+_MOST_VIEWS = 8
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,8 @@ def fetch(source: str | os.PathLike) -> Path:
         return path
     elif is_dir:
         return _in_folder(path)
+    elif path.exists():
+        raise CheckpointError(_no_regular_file(path))
     elif _is_hub_id(text):
         get = partial(_from_hub, text)
     else:
@@ -255,7 +266,7 @@ def _first_of(names: tuple[str, ...], get: partial[str]) -> Path | None:
 def _read_config(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f'{path} beside the weights is damaged ({error}): download or copy it again.'
         ) from error
@@ -283,7 +294,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if 'mmfocalnet' in metadata:  # the format's own metadata are strings
             metadata['mmfocalnet'] = json.loads(metadata['mmfocalnet'])
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(_truncated(path)) from error
     return state, metadata
 
@@ -309,13 +320,62 @@ def load_file(path: Path) -> Any:
 
 def _load_pytorch(path: Path, is_zip: bool) -> Any:
     try:
+        _check_pickles(path, is_zip)
         with _training_types_allowed():
             # Only the zip format can be mapped; the one before PyTorch 1.6 is read whole.
-            return torch.load(str(path), map_location='cpu', weights_only=True, mmap=is_zip)
+            content = torch.load(str(path), map_location='cpu', weights_only=True, mmap=is_zip)
+    except HostilePickleError as error:
+        raise CheckpointError(
+            f'{path} is no PyTorch checkpoint, or one made to do harm ({error}): take it from '
+            'another source.'
+        ) from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refused(path, error)) from error
     except Exception as error:  # damaged bytes surface as almost any type
         raise CheckpointError(_truncated(path)) from error
+    size, most = path.stat().st_size, _MOST_VIEWS * path.stat().st_size
+    dense = (tensor for tensor in _tensors(content) if tensor.layout == torch.strided)
+    if sum(tensor.nbytes for tensor in dense if not tensor.is_meta) > most:
+        raise CheckpointError(
+            f'{path} ({size} bytes) is damaged: its tensors are said to be far larger than the '
+            'file; download or copy it again.'
+        )
+    return content
+
+
+def _check_pickles(path: Path, is_zip: bool) -> None:
+    """Look through the instructions of a file before PyTorch follows them."""
+    if not is_zip:
+        if tarfile.is_tarfile(path):  # PyTorch before 0.2; the others would unpack it
+            raise HostilePickleError('it is a tar archive as well')
+        with path.open('rb') as file:
+            for _ in range(_LEGACY_PICKLES):
+                check_pickle(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    if any(entry.compress_type for entry in entries) or unpacked > path.stat().st_size:
+        raise HostilePickleError('its archive is compressed')
+    # PyTorch's own reader, because two readers may understand a broken archive differently.
+    reader = torch._C.PyTorchFileReader(str(path))
+    check_pickle(io.BytesIO(reader.get_record('data.pkl')))
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """All tensors in nested containers, each once."""
+    seen, left = set(), [content]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Tensor):
+            yield node
+        elif isinstance(node, dict):
+            left.extend(node.values())
+        elif isinstance(node, (list, tuple, set)):
+            left.extend(node)
 
 
 def check_file(path: Path) -> bool:
@@ -360,6 +420,8 @@ def check_sums(path: Path) -> None:
 
 def _file_format(path: Path) -> str:
     """Tell ``'safetensors'`` from PyTorch's ``'zip'`` and, before 1.6, ``'pickle'``."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(_no_regular_file(path))
     try:
         with path.open('rb') as file:
             start = file.read(512)
@@ -390,9 +452,9 @@ def _training_types_allowed() -> AbstractContextManager:
         return nullcontext()
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     numpy_functions = [
-        (getattr(multiarray, function), f'{module}.multiarray.{function}')
+        (function, f'{module}.multiarray.{name}')
         for module in ('numpy.core', 'numpy._core')  # the name before and since NumPy 2
-        for function in ('_reconstruct', 'scalar')
+        for name, function in (('_reconstruct', _empty_array), ('scalar', multiarray.scalar))
     ]
     kinds = (np.float32, np.float64, np.int32, np.int64, np.uint32, np.bool_)
     return torch.serialization.safe_globals(
@@ -401,7 +463,7 @@ def _training_types_allowed() -> AbstractContextManager:
             (_history_method, 'builtins.getattr'),
             (_history_method, '__builtin__.getattr'),
             np.ndarray,
-            np.dtype,
+            (_number_type, 'numpy.dtype'),
             *{type(np.dtype(kind)) for kind in kinds},
             *numpy_functions,
         ]
@@ -413,6 +475,26 @@ def _history_method(owner: Any, name: str) -> Any:
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(f'GLOBAL getattr of {owner!r}')
     return getattr(HistoryBuffer, name)
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """What NumPy begins an array with; its content follows, and sets shape and type."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError(f'GLOBAL _reconstruct of {kind!r}')
+    return np.ndarray(shape, code)
+
+
+def _number_type(code: Any, *flags: bool) -> np.dtype:
+    """A type of numbers; others may have any size, or hold objects."""
+    dtype = np.dtype(code, *flags)
+    if dtype.kind not in 'biuf':
+        raise pickle.UnpicklingError(f'GLOBAL dtype of {dtype.kind}')
+    return dtype
+
+
+def _no_regular_file(path: Path) -> str:
+    # A pipe would be waited for, a device might never end.
+    return f'{path} is no regular file: save the checkpoint to one and give its path.'
 
 
 def _truncated(path: Path) -> str:
@@ -458,7 +540,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     if others:
         raise CheckpointError(
             f'{path} holds no state dict under {", ".join(_WRAPPERS)} and has entries that are '
-            f'no plain tensors ({", ".join(others[:10])}): save model.state_dict() instead.'
+            f'no plain tensors ({named(others)}): save model.state_dict() instead.'
         )
     return content
 

@@ -64,4 +64,10 @@ def listed(keys: list[str], what: str) -> str:
 def named(keys: list[str]) -> str:
     """At most ten keys, and how many more there are."""
     more = f' and {len(keys) - 10} more' if len(keys) > 10 else ''
-    return f'{", ".join(keys[:10])}{more}'
+    return f'{", ".join(map(shown, keys[:10]))}{more}'
+
+
+def shown(key: str) -> str:
+    """A key as it is, unless it is too long for a message or would do something to a terminal."""
+    key = key if key.isprintable() else ascii(key)
+    return key if len(key) <= 200 else f'{key[:200]}...'

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.models.arguments import choice, in_one_line, is_whole, rate, switch, whole
 from mmfocalnet.ops import (
     ModulationWeights,
     gated_sum,
@@ -72,11 +72,10 @@ class FocalModulation(nn.Module):
         use_gates: bool = True,
     ) -> None:
         super().__init__()
-        check_focal_window(focal_window, focal_level, focal_factor)
-        _check_choice('modulation', modulation, ('multiply', 'add'))
-        _check_choice('use_global_context', use_global_context, (True, False))
-        _check_choice('aggregate', aggregate, ('all', 'top'))
-        _check_choice('use_gates', use_gates, (True, False))
+        dim = whole('dim', dim, least=1)
+        sizes = kernel_sizes(focal_window, focal_level, focal_factor)
+        focal_level, bias = len(sizes), switch('bias', bias)
+        use_global_context = switch('use_global_context', use_global_context)
         if not focal_level and not use_global_context:
             raise ConfigError(
                 'focal_level=0 with use_global_context=False leaves no context to modulate by: '
@@ -84,11 +83,11 @@ class FocalModulation(nn.Module):
             )
         self.dim = dim
         self.focal_level = focal_level
-        self.normalize_modulator = normalize_modulator
-        self.modulation = modulation
+        self.normalize_modulator = switch('normalize_modulator', normalize_modulator)
+        self.modulation = choice('modulation', modulation, ('multiply', 'add'))
         self.use_global_context = use_global_context
-        self.aggregate = aggregate
-        self.use_gates = use_gates
+        self.aggregate = choice('aggregate', aggregate, ('all', 'top'))
+        self.use_gates = switch('use_gates', use_gates)
         levels = focal_level if aggregate == 'all' else min(focal_level, 1)
         self.num_contexts = levels + int(use_global_context)
 
@@ -98,11 +97,10 @@ class FocalModulation(nn.Module):
         self.f = nn.Linear(dim, 2 * dim + self.num_gates, bias=bias)
         self.h = nn.Conv2d(dim, dim, kernel_size=1, bias=bias)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.focal_layers = nn.ModuleList(
-            focal_layer(dim, focal_window + focal_factor * level) for level in range(focal_level)
-        )
-        self.ln = nn.LayerNorm(dim) if use_postln_in_modulation else None
+        self.proj_drop = nn.Dropout(rate('proj_drop', proj_drop))
+        self.focal_layers = nn.ModuleList(focal_layer(dim, size) for size in sizes)
+        normalizes = switch('use_postln_in_modulation', use_postln_in_modulation)
+        self.ln = nn.LayerNorm(dim) if normalizes else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Modulate every location of ``x`` by its context.
@@ -180,25 +178,35 @@ class FocalModulation(nn.Module):
             yield global_context(context)
 
 
-def check_focal_window(focal_window: int, focal_level: int, focal_factor: int = 2) -> None:
-    """Refuse kernel sizes that cannot be centred on a location.
+def kernel_sizes(focal_window: int, focal_level: int, focal_factor: int = 2) -> tuple[int, ...]:
+    """The kernel size of each focal level, which must have a centre.
+
+    Args:
+        focal_window: Kernel size at the first focal level; odd and positive.
+        focal_level: Number L of focal levels.
+        focal_factor: Growth of the kernel size per focal level; even. Defaults to 2.
+
+    Returns:
+        L sizes.
 
     Raises:
         ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
             negative.
     """
-    if not isinstance(focal_level, int) or focal_level < 0:
-        raise ConfigError(f'focal_level must be a whole number, 0 or more, got {focal_level}.')
-    if not isinstance(focal_window, int) or focal_window < 1 or focal_window % 2 == 0:
+    focal_level = whole('focal_level', focal_level, least=0)
+    if not is_whole(focal_window) or focal_window < 1 or focal_window % 2 == 0:
         raise ConfigError(
-            f'focal_window must be an odd positive number, got {focal_window}: '
+            f'focal_window must be an odd positive number, got {in_one_line(focal_window)}: '
             'an even kernel has no centre; use e.g. 3, 5, 7 or 9.'
         )
-    if not isinstance(focal_factor, int) or focal_factor < 0 or focal_factor % 2:
+    if not is_whole(focal_factor) or focal_factor < 0 or focal_factor % 2:
         raise ConfigError(
-            f'focal_factor must be an even number, 0 or more, got {focal_factor}: '
+            f'focal_factor must be an even number, 0 or more, got {in_one_line(focal_factor)}: '
             'an odd step makes every second kernel even.'
         )
+    window = whole('focal_window', focal_window, least=1)
+    factor = whole('focal_factor', focal_factor, least=0)
+    return tuple(window + factor * level for level in range(focal_level))
 
 
 def focal_layer(dim: int, kernel_size: int) -> nn.Sequential:
@@ -210,11 +218,6 @@ def focal_layer(dim: int, kernel_size: int) -> nn.Sequential:
 def global_context(context: Tensor) -> Tensor:
     """Average the last level's context (B, C, H, W) over the image, to (B, C, 1, 1)."""
     return F.gelu(context.mean(dim=(2, 3), keepdim=True))
-
-
-def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    if value not in choices:
-        raise ConfigError(f'{name} must be {" or ".join(map(repr, choices))}, got {value!r}.')
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:

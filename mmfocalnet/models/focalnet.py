@@ -17,11 +17,22 @@ from torch.utils.checkpoint import checkpoint
 from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.archs import find_arch
-from mmfocalnet.models.focal_modulation import check_focal_window
+from mmfocalnet.models.arguments import (
+    in_one_line,
+    is_list,
+    is_whole,
+    rate,
+    real,
+    switch,
+    whole,
+)
+from mmfocalnet.models.focal_modulation import kernel_sizes
 from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.ops import feed_forward, is_exact_gelu, keep_path, runs_as_it_stands
 from mmfocalnet.registration import register
 
+# More than any network has, and few enough to be built in a minute.
+MOST_BLOCKS = 4096
 # What the named architectures may set; the constructor's own defaults of these are None.
 DEFAULTS: dict[str, Any] = dict(
     patch_size=4,
@@ -298,36 +309,40 @@ class FocalNet(BaseModule):
             **{key: value for key, value in given.items() if value is not None},
         }
         depths = _check_depths(cfg['depths'])
-        for name in ('embed_dim', 'patch_size'):
-            _positive(name, cfg[name])
-        _positive('in_chans', in_chans)
-        _check_rate('drop_rate', drop_rate)
-        _check_rate('drop_path_rate', drop_path_rate)
+        self.num_features = _check_widths(cfg['embed_dim'], len(depths))
+        mlp_ratio = _check_mlp_ratio(mlp_ratio, self.num_features[0])
+        in_chans = whole('in_chans', in_chans, least=1)
+        patch_size = whole('patch_size', cfg['patch_size'], least=1)
+        drop_rate = rate('drop_rate', drop_rate)
+        drop_path_rate = rate('drop_path_rate', drop_path_rate)
+        layerscale_value = real('layerscale_value', layerscale_value)
+        for name in ('use_conv_embed', 'use_postln', 'use_layerscale'):
+            cfg[name] = switch(name, cfg[name])
         levels = _per_stage('focal_levels', cfg['focal_levels'], depths)
         windows = _per_stage('focal_windows', cfg['focal_windows'], depths)
         for window, level in zip(windows, levels, strict=True):
-            check_focal_window(window, level, focal_factor)
-        if cfg['use_conv_embed'] and cfg['patch_size'] != 4:
+            kernel_sizes(window, level, focal_factor)
+        if cfg['use_conv_embed'] and patch_size != 4:
             raise ConfigError(
                 'use_conv_embed=True is defined for patch_size=4 only (a 7x7 kernel of stride 4), '
-                f'got patch_size={cfg["patch_size"]}.'
+                f'got patch_size={patch_size}.'
             )
         components = dict(
             use_global_context=use_global_context, aggregate=aggregate, use_gates=use_gates
         )
         self.out_indices = _check_out_indices(out_indices, len(depths))
         self.frozen_stages = _check_frozen_stages(frozen_stages, len(depths))
-        self.num_features = [cfg['embed_dim'] * 2**i for i in range(len(depths))]
 
         self.patch_embed = PatchEmbed(
             in_chans,
-            cfg['embed_dim'],
-            cfg['patch_size'],
+            self.num_features[0],
+            patch_size,
             overlap=7 if cfg['use_conv_embed'] else None,
-            norm=patch_norm,
+            norm=switch('patch_norm', patch_norm),
         )
         self.pos_drop = nn.Dropout(drop_rate)
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
+        use_checkpoint = switch('use_checkpoint', use_checkpoint)
         self.layers = nn.ModuleList()
         for i, dim in enumerate(self.num_features):
             blocks = [
@@ -358,7 +373,8 @@ class FocalNet(BaseModule):
             self.layers.append(Stage(blocks, downsample, use_checkpoint))
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(self.num_features[i]))
-        if init_cfg:
+        if init_cfg is not None:
+            pretrained_options(init_cfg)
             _check_pretrained_fits(dict(mixer=mixer, **components))
         self._freeze_stages()
 
@@ -372,7 +388,14 @@ class FocalNet(BaseModule):
         Returns:
             One feature map (B, C_i, H_i, W_i) per output, in channels-last memory; with the
             default four stages of strides 4, 8, 16 and 32.
+
+        Raises:
+            ValueError: If ``x`` has another number of dimensions.
         """
+        if x.ndim != 4:  # PyTorch would speak of an index
+            raise ValueError(
+                f'FocalNet takes images (B, C, H, W), got a tensor of shape {tuple(x.shape)}.'
+            )
         x = self.pos_drop(self.patch_embed(x))
         outs = []
         for i, stage in enumerate(self.layers):
@@ -435,14 +458,14 @@ def pretrained_options(init_cfg: Any) -> dict[str, Any]:
     if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
         raise ConfigError(
             f"FocalNet takes init_cfg=None or dict(type='Pretrained', checkpoint=...), "
-            f'got {init_cfg!r}.'
+            f'got {in_one_line(init_cfg)}.'
         )
     options = {key: value for key, value in init_cfg.items() if key != 'type'}
-    unknown = sorted(options.keys() - {'checkpoint', 'prefix', 'map_location'})
+    unknown = options.keys() - {'checkpoint', 'prefix', 'map_location'}
     if unknown or 'checkpoint' not in options:
         raise ConfigError(
             f'FocalNet takes checkpoint= and prefix= in init_cfg of type Pretrained, '
-            f'got {", ".join(sorted(options)) or "neither"}.'
+            f'got {", ".join(sorted(map(str, options))) or "neither"}.'
         )
     # Weights always go through the CPU and are copied to wherever the model is.
     options.pop('map_location', None)
@@ -469,47 +492,57 @@ def _init_module(module: nn.Module) -> None:
 
 
 def _check_depths(depths: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(depths, Sequence) or isinstance(depths, str) or not depths:
-        raise ConfigError(f'depths must list the number of blocks per stage, got {depths!r}.')
-    return tuple(_positive('depths', depth) for depth in depths)
+    if not is_list(depths) or not depths:
+        raise ConfigError(
+            f'depths must list the number of blocks per stage, got {in_one_line(depths)}.'
+        )
+    checked = tuple(whole('depths', depth, least=1) for depth in depths)
+    whole('The sum of depths', sum(checked), least=1, most=MOST_BLOCKS)
+    return checked
 
 
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f'{name} must be a whole number, 1 or more, got {value!r}.')
-    return value
+def _check_widths(embed_dim: int, num_stages: int) -> list[int]:
+    """Channels of the stages, which double."""
+    widest = whole('embed_dim', embed_dim, least=1) << (num_stages - 1)
+    whole(f'embed_dim * 2**{num_stages - 1}, the width of the last stage,', widest, least=1)
+    return [int(embed_dim) << stage for stage in range(num_stages)]
 
 
-def _check_rate(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f'{name} must be at least 0 and below 1, got {value!r}.')
+def _check_mlp_ratio(mlp_ratio: float, narrowest: int) -> float:
+    if int(narrowest * real('mlp_ratio', mlp_ratio)) < 1:
+        raise ConfigError(
+            f'mlp_ratio must give {narrowest} channels one hidden unit or more, got {mlp_ratio}.'
+        )
+    return mlp_ratio
 
 
 def _per_stage(name: str, value: int | Sequence[int], depths: Sequence[int]) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * len(depths)
+    values = tuple(value) if is_list(value) else (value,) * len(depths)
     if len(values) != len(depths):
         raise ConfigError(
-            f'{name} has {len(values)} values but depths has {len(depths)}: '
-            f'give one per stage, got {name}={list(values)} and depths={list(depths)}.'
+            f'{name} has {len(values)} values but depths has {len(depths)}: give one per stage, '
+            f'got {name}={in_one_line(list(values))} and depths={in_one_line(list(depths))}.'
         )
     return values
 
 
 def _check_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tuple[int, ...]:
-    if isinstance(out_indices, int):
-        out_indices = (out_indices,)
-    indices = tuple(range(num_stages)) if out_indices is None else tuple(out_indices)
-    if not indices or sorted(set(indices) & set(range(num_stages))) != list(indices):
+    if out_indices is None:
+        return tuple(range(num_stages))
+    given = tuple(out_indices) if is_list(out_indices) else (out_indices,)
+    in_range = all(is_whole(index) and 0 <= index < num_stages for index in given)
+    if not given or not in_range or sorted(set(given)) != list(given):
         raise ConfigError(
             f'out_indices must be increasing stage numbers from 0 to {num_stages - 1}, '
-            f'got {list(indices)}.'
+            f'got {in_one_line(out_indices)}.'
         )
-    return indices
+    return tuple(map(int, given))
 
 
 def _check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
-    if not -1 <= frozen_stages <= num_stages:
+    if not is_whole(frozen_stages) or not -1 <= frozen_stages <= num_stages:
         raise ConfigError(
-            f'frozen_stages must be from -1 (nothing) to {num_stages} (all), got {frozen_stages}.'
+            f'frozen_stages must be from -1 (nothing) to {num_stages} (all), '
+            f'got {in_one_line(frozen_stages)}.'
         )
-    return frozen_stages
+    return int(frozen_stages)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.models.arguments import in_one_line, rate, whole
 from mmfocalnet.models.focal_modulation import (
     FocalModulation,
-    check_focal_window,
     focal_layer,
     global_context,
+    kernel_sizes,
 )
 
 HEAD_DIM = 32  # of attention, as in Swin; the paper names none, and no count depends on it
@@ -53,12 +54,13 @@ class DepthwiseConv(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
+        dim = whole('dim', dim, least=1)
         self.f = nn.Linear(dim, dim)
         self.focal_layers = _focal_layers(dim, focal_window, focal_level, focal_factor)
         self.h = nn.Conv2d(dim, dim, kernel_size=1)
         self.q = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = nn.Dropout(rate('proj_drop', proj_drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, H, W, C) into (B, H, W, C)."""
@@ -127,10 +129,11 @@ class _MultiscaleAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
+        dim = whole('dim', dim, least=1)
         self.num_heads = _num_heads(dim)
         self.focal_layers = _focal_layers(dim, focal_window, focal_level, focal_factor)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = nn.Dropout(rate('proj_drop', proj_drop))
 
     def _scales(self, x: Tensor) -> Tensor:
         """Stack z^0 to z^{L+1}: (B, H, W, C) to (B, H, W, L + 2, C)."""
@@ -221,10 +224,11 @@ class SlidingWindowAttention(nn.Module):
 
     def __init__(self, dim: int, proj_drop: float = 0.0) -> None:
         super().__init__()
+        dim = whole('dim', dim, least=1)
         self.num_heads = _num_heads(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = nn.Dropout(rate('proj_drop', proj_drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, H, W, C) into (B, H, W, C)."""
@@ -277,7 +281,9 @@ def build_mixer(name: str, dim: int, settings: dict[str, Any]) -> nn.Module:
             the settings do not fit.
     """
     if not isinstance(name, str) or name not in MIXERS:
-        raise ConfigError(f'There is no mixer {name!r}: choose from {", ".join(MIXERS)}.')
+        raise ConfigError(
+            f'There is no mixer {in_one_line(name)}: choose from {", ".join(MIXERS)}.'
+        )
     mixer = MIXERS[name]
     if issubclass(mixer, FocalModulation):
         return mixer(dim, **settings)
@@ -292,14 +298,13 @@ def _check_unchanged(name: str, settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         if key not in _COMMON and value != parameters[key].default:
             raise ConfigError(
-                f'mixer={name!r} has no {key}, got {value!r}: leave it at '
+                f'mixer={name!r} has no {key}, got {in_one_line(value)}: leave it at '
                 f"{parameters[key].default!r}, or use mixer='focal_modulation'."
             )
 
 
 def _focal_layers(dim: int, window: int, level: int, factor: int) -> nn.ModuleList:
-    check_focal_window(window, level, factor)
-    return nn.ModuleList(focal_layer(dim, window + factor * i) for i in range(level))
+    return nn.ModuleList(focal_layer(dim, size) for size in kernel_sizes(window, level, factor))
 
 
 def _num_heads(dim: int) -> int:

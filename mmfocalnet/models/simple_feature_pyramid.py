@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.models.arguments import in_one_line, is_list, is_whole, whole
 from mmfocalnet.registration import register
 
 SCALES = (4, 2, 1, 0.5)  # of the levels' maps, beside the input's
@@ -54,10 +55,10 @@ class SimpleFeaturePyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.in_channels = _check_in_channels(in_channels)
-        self.out_channels = _at_least(1, 'out_channels', out_channels)
-        self.num_outs = _at_least(len(SCALES), 'num_outs', num_outs)
+        self.out_channels = whole('out_channels', out_channels, least=1)
+        self.num_outs = whole('num_outs', num_outs, least=len(SCALES))
         self.levels = nn.ModuleList(
-            nn.Sequential(*_rescale(self.in_channels, scale), *_refine(channels, out_channels))
+            nn.Sequential(*_rescale(self.in_channels, scale), *_refine(channels, self.out_channels))
             for scale, channels in zip(SCALES, _widths(self.in_channels), strict=True)
         )
 
@@ -113,23 +114,16 @@ def _refine(channels: int, out_channels: int) -> list[nn.Module]:
 
 
 def _check_in_channels(in_channels: Sequence[int]) -> int:
-    values = list(in_channels) if isinstance(in_channels, Sequence) else None
-    if values is None or len(values) != 1 or not isinstance(values[0], int) or values[0] < 1:
+    values = list(in_channels) if is_list(in_channels) else []
+    if len(values) != 1 or not is_whole(values[0]) or values[0] < 1:
         raise ConfigError(
             'SimpleFeaturePyramid takes one map: in_channels must list its channels, such as '
-            f'[768], got {in_channels!r}; choose one stage in model.backbone.out_indices.'
+            f'[768], got {in_one_line(in_channels)}; choose one stage in '
+            'model.backbone.out_indices.'
         )
     if values[0] % 4:
         raise ConfigError(
             f'in_channels of SimpleFeaturePyramid must be a multiple of 4, got {values[0]}: two '
             'transposed convolutions halve it.'
         )
-    return values[0]
-
-
-def _at_least(least: int, name: str, value: int) -> int:
-    if not isinstance(value, int) or value < least:
-        raise ConfigError(
-            f'SimpleFeaturePyramid takes whole numbers, {least} or more, as {name}, got {value!r}.'
-        )
-    return value
+    return whole('in_channels', values[0], least=4)

@@ -145,9 +145,9 @@ def test_a_segmentor_takes_it_from_a_config():
         (dict(in_channels=[]), r'got \[\]'),
         (dict(in_channels=[0]), r'got \[0\]'),
         (dict(in_channels=[6]), 'in_channels of SimpleFeaturePyramid must be a multiple of 4'),
-        (dict(out_channels=0), '1 or more, as out_channels, got 0'),
-        (dict(num_outs=3), '4 or more, as num_outs, got 3'),
-        (dict(num_outs=5.0), 'as num_outs, got 5.0'),
+        (dict(out_channels=0), 'out_channels must be a whole number, 1 or more, got 0'),
+        (dict(num_outs=3), 'num_outs must be a whole number, 4 or more, got 3'),
+        (dict(num_outs=5.0), 'num_outs must be a whole number, 4 or more, got 5.0'),
     ],
 )
 def test_bad_arguments_are_one_sentence(kwargs, message):

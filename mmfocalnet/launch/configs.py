@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch.sharding import strategy_type
+from mmfocalnet.models.arguments import in_one_line
 
 
 def load_config(args: Namespace) -> Config:
@@ -35,6 +36,11 @@ def load_config(args: Namespace) -> Config:
         raise ConfigError(
             f'{args.config} has no model: it is no config to train or test, or lacks its _base_.'
         )
+    if not isinstance(cfg.model, dict) or 'type' not in cfg.model:
+        raise ConfigError(
+            f'model of {args.config} must be a dict with a type, got '
+            f'{in_one_line(cfg.model)}: see those in configs/_base_/models.'
+        )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
@@ -48,13 +54,18 @@ def read_config(path: str) -> Config:
     Raises:
         ConfigError: If it, or a file it inherits from, is missing or cannot be read.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ConfigError(
-            f'There is no config file {path!r}: give the path of one, such as '
+            f'There is no config file {in_one_line(path)}: give the path of one, such as '
             'configs/mask_rcnn/focalnet_t_1x.py.'
         )
     try:
         return Config.fromfile(path)
+    except RecursionError as error:
+        raise ConfigError(
+            f'{path} cannot be read as a config: it inherits from itself, or from one that does; '
+            'correct its _base_.'
+        ) from error
     except Exception as error:
         reason = ' '.join(str(error).split())
         raise ConfigError(

@@ -13,6 +13,7 @@ from mmfocalnet.datasets.checks import check_classes, check_coco
 from mmfocalnet.datasets.image_folder import check_image_folders
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch.configs import find_dicts
+from mmfocalnet.launch.sentences import naming
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -31,7 +32,8 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         check_paths(cfg, f'{split}_dataloader')
         check_paths(cfg, f'{split}_evaluator')
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
+        with naming(f'{split}_dataloader', cfg), scope:
             for node in find_dicts(cfg.get(f'{split}_dataloader') or {}):
                 if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
                     check_coco(node)
@@ -49,7 +51,9 @@ def check_paths(cfg: Config, part: str) -> None:
     Raises:
         ConfigError: If one is missing.
     """
-    for path in _data_paths(cfg.get(part) or {}):
+    with naming(part, cfg):
+        paths = list(_data_paths(cfg.get(part) or {}))
+    for path in paths:
         if '://' not in path and not Path(path).exists():
             raise ConfigError(
                 f'{path} is missing ({part} of {cfg.filename}): put or link the data there, or '

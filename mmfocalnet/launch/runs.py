@@ -15,6 +15,7 @@ from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.hooks import CheckLossesHook
+from mmfocalnet.launch.sentences import STUMBLES, naming
 from mmfocalnet.launch.sharding import strategy_type
 from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.channels import check_channels
@@ -36,7 +37,8 @@ def check_model(cfg: Config) -> None:
     if os.environ.get('RANK', '0') != '0':
         return
     warn_of_namesakes()  # those that came later than our own import
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.device('meta'):
+    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
+    with naming('model', cfg, (*STUMBLES, RuntimeError)), scope, torch.device('meta'):
         # The backbone first: necks and heads assert that their channels fit.
         backbone = MODELS.build(cfg.model.backbone) if 'backbone' in cfg.model else None
         if isinstance(backbone, FocalNet):
@@ -59,7 +61,8 @@ def build_runner(cfg: Config) -> Runner:
     """Build the Runner; on machines without GPUs join a launch's gloo processes first.
 
     Raises:
-        ConfigError: If the launcher's environment is missing.
+        ConfigError: If the launcher's environment is missing, or a class does not take its
+            settings.
     """
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise ConfigError(
@@ -68,7 +71,8 @@ def build_runner(cfg: Config) -> Runner:
         )
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         init_cpu_processes(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with naming('A setting', cfg):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     log_ops_provider()
     return runner
 

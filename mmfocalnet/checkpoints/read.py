@@ -11,7 +11,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -435,8 +435,9 @@ def _file_format(path: Path) -> str:
             f'{path} is a web page (HTML), not a checkpoint: the download was redirected; '
             'delete it and fetch the file itself.'
         )
-    if start.startswith(b'PK') and zipfile.is_zipfile(path):
-        return 'zip'
+    with suppress(zipfile.BadZipFile):  # an end that speaks of several disks
+        if start.startswith(b'PK') and zipfile.is_zipfile(path):
+            return 'zip'
     if start.startswith(b'\x80'):
         return 'pickle'
     raise CheckpointError(_truncated(path))

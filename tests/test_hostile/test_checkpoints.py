@@ -536,6 +536,15 @@ def test_entries_that_share_their_bytes(net, tmp_path, count):
         assert len(refusals(net, path)) == 6
 
 
+def test_an_archive_of_several_disks(net, originals, tmp_path, count):
+    count()
+    content, path = originals['release.pth'], tmp_path / 'disks.pth'
+    end = content.rindex(b'PK\x05\x06')
+    disks = b'PK\x06\x07' + struct.pack('<LQL', 0, 0, 5)
+    path.write_bytes(content[:end] + disks + content[end:])
+    assert len(refusals(net, path)) == 6
+
+
 def test_a_tar_archive_in_disguise(net, tmp_path, count):
     count()
     path = tmp_path / 'tar.pth'

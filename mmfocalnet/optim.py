@@ -19,6 +19,13 @@ NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 LAYER_SCALES = ('gamma_1', 'gamma_2')
 
 
+# What MMEngine's default constructor reads; it passes over anything else without a word.
+PARAMWISE = {
+    *('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult'),
+    *('dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'),
+}
+
+
 @register(OPTIM_WRAPPER_CONSTRUCTORS)
 class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     """Multiply learning rates by ``decay_rate`` per layer between a weight and the heads.
@@ -37,14 +44,21 @@ class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
             norms, biases and layer scales decay only if it gives ``decay_mult``.
 
     Raises:
-        ConfigError: If ``decay_rate`` is missing or not in (0, 1], or the optimizer has no
-            ``lr`` or ``weight_decay``; when called, if the model has no FocalNet or another N.
+        ConfigError: If ``decay_rate`` is missing or not in (0, 1], a key is unknown, or the
+            optimizer has no ``lr`` or ``weight_decay``; when called, if the model has no FocalNet
+            or another N.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         given = {'norm_decay_mult': 0.0, 'bias_decay_mult': 0.0, **(paramwise_cfg or {})}
         self.decay_rate = _check_decay_rate(given.pop('decay_rate', None))
         self.num_layers = given.pop('num_layers', None)
+        unknown = sorted(set(given) - PARAMWISE)
+        if unknown:
+            raise ConfigError(
+                f'paramwise_cfg has {unknown[0]!r}, which nothing reads: correct it to one of '
+                f'{", ".join(sorted({"decay_rate", "num_layers", *PARAMWISE}))}.'
+            )
         for key in ('lr', 'weight_decay'):
             if optim_wrapper_cfg['optimizer'].get(key) is None:
                 raise ConfigError(

@@ -147,6 +147,9 @@ def test_recipe_of_imagenet():
     assert cfg.train_cfg.max_epochs == 300
     assert (cfg.model.label_smoothing, cfg.model.mix) == (0.1, dict(mixup=0.8, cutmix=1.0))
     assert cfg.train_pipeline[4].prob == 0.25
+    augment = cfg.train_pipeline[3]
+    assert (augment.type, augment.aug_num) == ('mmdet.RandAugment', 2)
+    assert [operation.prob for [operation] in augment.aug_space] == [0.5] * 30
 
 
 @pytest.mark.parametrize('size', 'tsb')
@@ -156,6 +159,9 @@ def test_fine_tuning_at_384(size):
     assert cfg.model.backbone == pretrained.model.backbone
     assert cfg.model.init_cfg.checkpoint.endswith(f'/focalnet_{cfg.model.backbone.arch}.pth')
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == 30
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.weight_decay) == (4e-5, 1e-8)
+    assert cfg.auto_scale_lr.base_batch_size == 1024
     assert cfg.train_dataloader.dataset.pipeline[1].size == 384
     assert [step.type for step in cfg.test_dataloader.dataset.pipeline] == [
         'LoadImageFromFile',

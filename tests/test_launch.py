@@ -36,6 +36,15 @@ def damage(path):
     path.write_bytes(content)
 
 
+def test_weights_alone_do_not_go_into_an_average(tmp_path):
+    torch.save({'weight': torch.ones(1)}, tmp_path / 'weights.pth')
+    cfg = Config(dict(load_from=str(tmp_path / 'weights.pth'), custom_hooks=[dict(type='EMAHook')]))
+    with pytest.raises(CheckpointError, match='has no state_dict'):
+        check_start(cfg)
+    cfg.custom_hooks = []
+    check_start(cfg)
+
+
 def test_the_marked_one(work_dir, capsys):
     assert resumed(work_dir).load_from == str(work_dir / 'iter_10.pth')
     assert not capsys.readouterr().err

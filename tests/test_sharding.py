@@ -99,9 +99,19 @@ def test_what_cannot_be_sharded_is_refused():
     with pytest.raises(ConfigError, match=r'tools/dist_train\.sh CONFIG'):
         check(FSDP, launcher='none')
     with pytest.raises(ConfigError, match='drop one of the two'):
-        check(FSDP, custom_hooks=[dict(type='EMAHook')])
+        check(FSDP, custom_hooks=[dict(type='mmengine.EMAHook')])
     with pytest.raises(ConfigError, match="runner_type='FlexibleRunner'"):
         check('configs/mask_rcnn/focalnet_l_3x.py', strategy=dict(type='DDPStrategy'))
+
+
+@pytest.mark.parametrize(
+    ('path', 'shards'), [(FSDP, True), ('configs/mask_rcnn/focalnet_l_3x.py', False)]
+)
+def test_the_loss_scale_follows_all_shards(monkeypatch, path, shards):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    cfg = Config.fromfile(ROOT / path)
+    launch.use_amp(cfg)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.use_fsdp) == ('AmpOptimWrapper', shards)
 
 
 def test_scalar_weights_are_named_before_anything_is_built():

@@ -9,6 +9,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.models.arguments import is_list, whole
 from mmfocalnet.registration import register
 
 
@@ -23,14 +24,19 @@ class TopKAccuracy(BaseMetric):
         kwargs: What MMEngine's ``BaseMetric`` takes.
 
     Raises:
-        ConfigError: When measured, if there are less than k classes.
+        ConfigError: If they are not whole numbers, or, when measured, if there are less than k
+            classes.
     """
 
     default_prefix = 'accuracy'
 
     def __init__(self, topk: Sequence[int] = (1, 5), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.topk = tuple(topk)
+        if not is_list(topk) or not topk:
+            raise ConfigError(
+                f'topk of TopKAccuracy must list numbers such as (1, 5), got {topk!r}.'
+            )
+        self.topk = tuple(whole('topk', k, least=1) for k in topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Note of each image at which place its class came, counted from 0."""
@@ -41,8 +47,9 @@ class TopKAccuracy(BaseMetric):
                     f'TopKAccuracy(topk={self.topk}) needs {max(self.topk)} classes, but the '
                     f'model has {len(scores)}: set topk of val_evaluator and test_evaluator.'
                 )
-            # Of classes with the same score the others come first: a constant is no success.
-            self.results.append(int((scores >= scores[label]).sum()) - 1)
+            # Of classes with the same score the others come first, and so do they where scores
+            # are NaN: a constant is no success.
+            self.results.append(int((~(scores < scores[label])).sum()) - 1)
 
     def compute_metrics(self, results: list[int]) -> dict[str, float]:
         """Share of images with a place below k, for every k."""

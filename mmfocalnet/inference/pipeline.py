@@ -32,10 +32,10 @@ def find_test_dataset(cfg: Config) -> dict[str, Any]:
 
 
 def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
-    """Build the test pipeline of a detector's or segmentor's config, without labels.
+    """Build the test pipeline of a config, without labels.
 
     Args:
-        cfg: The config; in its scope LoadImageFromNDArray is mmdet's or mmseg's.
+        cfg: The config.
 
     Returns:
         A function from a picture (BGR, uint8, (H, W, 3)) to ``inputs``, uint8 (3, H', W'), and
@@ -48,7 +48,7 @@ def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
     _, *steps = find_test_dataset(cfg).pipeline
     without_labels = [s for s in steps if not s['type'].split('.')[-1].startswith('Load')]
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        pipeline = Compose([dict(type='LoadImageFromNDArray'), *without_labels])
+        pipeline = Compose(without_labels)
 
     def prepare(image: np.ndarray) -> dict[str, Any]:
         if not isinstance(image, np.ndarray):
@@ -62,7 +62,10 @@ def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
                 'and uint8, BGR: read it with mmfocalnet.inference.read_image.'
             )
         try:
-            return pipeline(dict(img=image, img_id=0))
+            size = image.shape[:2]
+            return pipeline(
+                dict(img=image, img_path=None, img_id=0, img_shape=size, ori_shape=size)
+            )
         except Exception as error:  # OpenCV's own type, for sides that scale to no pixel
             raise ImageError(
                 f'A picture of {image.shape[1]}x{image.shape[0]} pixels does not pass the test '

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.launch.sharding import strategy_type
+from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models.arguments import in_one_line
 
 
@@ -108,6 +108,8 @@ def use_amp(cfg: Config) -> None:
     if torch.cuda.is_available():
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
+        # The scale must follow the gradients of all shards, not those of one process.
+        wrapper.use_fsdp = strategy_type(cfg) in FSDP
     else:
         wrapper.type = 'CpuAmpOptimWrapper'
         for gpu_setting in ('loss_scale', 'dtype'):

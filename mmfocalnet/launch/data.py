@@ -38,6 +38,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                 if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
                     check_coco(node)
                     check_classes(node, cfg.model)
+        _check_topk(cfg, split)
     check_image_folders(list(find_dicts(loaders)), cfg.model)
 
 
@@ -58,6 +59,20 @@ def check_paths(cfg: Config, part: str) -> None:
             raise ConfigError(
                 f'{path} is missing ({part} of {cfg.filename}): put or link the data there, or '
                 'change data_root in a config of yours that inherits this one.'
+            )
+
+
+def _check_topk(cfg: Config, split: str) -> None:
+    """Compare a classifier's classes with the k of its metric, which is measured much later."""
+    classes = cfg.model.get('num_classes')
+    for evaluator in find_dicts(cfg.get(f'{split}_evaluator') or {}):
+        topk = evaluator.get('topk')
+        if not isinstance(topk, (list, tuple)) or not isinstance(classes, int):
+            continue
+        if any(isinstance(k, int) and k > classes for k in topk):
+            raise ConfigError(
+                f'{split}_evaluator of {cfg.filename} has topk={tuple(topk)}, but the model has '
+                f'{classes} classes: set smaller numbers there.'
             )
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmfocalnet.checkpoints import fit_checkpoint
 from mmfocalnet.compat.cpu import init_cpu_processes
@@ -16,7 +16,7 @@ from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.hooks import CheckLossesHook
 from mmfocalnet.launch.sentences import STUMBLES, naming
-from mmfocalnet.launch.sharding import strategy_type
+from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
@@ -45,7 +45,7 @@ def check_model(cfg: Config) -> None:
             check_channels(cfg.model, backbone)
         model = MODELS.build(cfg.model)
     scalars = [name for name, weight in model.named_parameters() if not weight.ndim]
-    if scalars and strategy_type(cfg) in ('FocalNetFSDPStrategy', 'FSDPStrategy'):
+    if scalars and strategy_type(cfg) in FSDP:
         raise ConfigError(
             f'FSDP cannot shard scalar weights, and {cfg.model.type} of {cfg.filename} has '
             f'{scalars[0]}: train it without runner_type and strategy.'
@@ -85,8 +85,23 @@ def train(cfg: Config) -> None:
         UserError: If a loss or a weight is no number, or a checkpoint cannot be written.
     """
     runner = build_runner(cfg)
+    _check_epoch(runner)
+    if isinstance(runner, Runner):
+        with naming('optim_wrapper', cfg):
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     with ExitStack() as stack:
         for hook in runner.hooks:
             if isinstance(hook, CheckLossesHook):
                 stack.enter_context(hook.explaining(runner))
         runner.train()
+
+
+def _check_epoch(runner: Runner) -> None:
+    """Refuse a set that does not fill a single batch of an epoch."""
+    loop = runner.train_loop
+    if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
+        raise ConfigError(
+            f'The training set has {len(loop.dataloader.dataset)} samples, fewer than one batch of '
+            'all processes: set a smaller train_dataloader.batch_size, or '
+            'train_dataloader.drop_last=False.'
+        )

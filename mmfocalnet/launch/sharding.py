@@ -9,10 +9,11 @@ from mmengine.config import Config
 from mmfocalnet.errors import ConfigError
 
 # MMEngine's strategies, and ours, under which no process has whole weights or optimizer states.
-SHARDING = ('FocalNetFSDPStrategy', 'FSDPStrategy', 'DeepSpeedStrategy')
+FSDP = ('FocalNetFSDPStrategy', 'FSDPStrategy')
+SHARDING = (*FSDP, 'DeepSpeedStrategy')
 
 
-# This one has what MMEngine imports, 0.19.8 does not.
+# The newest that was tried and works: 0.19.8 lacks a module that MMEngine imports.
 DEEPSPEED = 'deepspeed<=0.19.0'
 
 
@@ -37,7 +38,7 @@ def check_strategy(cfg: Config) -> None:
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
     for hook in cfg.get('custom_hooks') or ():
-        if hook.get('type') == 'EMAHook':
+        if str(hook.get('type')).split('.')[-1] == 'EMAHook':
             raise ConfigError(
                 f'EMAHook averages whole weights, and {strategy} of {cfg.filename} has shards of '
                 'them: drop one of the two.'

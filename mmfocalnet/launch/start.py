@@ -43,6 +43,7 @@ def check_start(cfg: Config) -> None:
         cfg.load_from = _find_checkpoint(Path(cfg.work_dir))
     if cfg.get('load_from'):
         checkpoint = _read(fetch(cfg.load_from))
+        _check_average(cfg, checkpoint)
         if resume:
             _take_seed(cfg, checkpoint)
 
@@ -130,6 +131,17 @@ def _read(path: Path) -> Any:
         return load_file(path)
     check_file(path)
     return {}
+
+
+def _check_average(cfg: Config, checkpoint: Any) -> None:
+    """MMEngine's EMAHook looks into checkpoints of MMEngine's form only."""
+    hooks = [str(hook.get('type')).split('.')[-1] for hook in cfg.get('custom_hooks') or ()]
+    if 'EMAHook' in hooks and isinstance(checkpoint, dict) and 'state_dict' not in checkpoint:
+        raise CheckpointError(
+            f'{cfg.load_from} has no state_dict, as checkpoints of MMEngine have, and EMAHook of '
+            f'{cfg.filename} looks for one: give it as init_cfg.checkpoint of the model or its '
+            'backbone, or leave out the hook.'
+        )
 
 
 def _take_seed(cfg: Config, checkpoint: Any) -> None:

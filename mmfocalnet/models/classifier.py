@@ -14,9 +14,12 @@ from torch.nn import functional as F
 
 from mmfocalnet.checkpoints import fit_checkpoint, load_pretrained, name_as_classifier, read_head
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.models.arguments import rate, whole
 from mmfocalnet.models.focalnet import FocalNet, pretrained_options
 from mmfocalnet.models.mixup import BatchMix
 from mmfocalnet.registration import register
+
+MOST_CLASSES = 2**24
 
 
 @register(MODELS)
@@ -54,12 +57,10 @@ class FocalNetClassifier(BaseModel):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ConfigError(f'num_classes must be a whole number, 1 or more, got {num_classes}.')
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(
-                f'label_smoothing must be at least 0 and below 1, got {label_smoothing}.'
-            )
+        num_classes = whole('num_classes', num_classes, least=1, most=MOST_CLASSES)
+        label_smoothing = rate('label_smoothing', label_smoothing)
+        if not isinstance(mix, (dict, type(None))):
+            raise ConfigError(f'mix must be a dict such as dict(mixup=0.8), or None, got {mix!r}.')
         self.backbone = MODELS.build(backbone)
         _check_last_stage(self.backbone)
         self.num_classes = num_classes

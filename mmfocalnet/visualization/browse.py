@@ -59,6 +59,11 @@ def draw_samples(
         raise ConfigError(
             f'{cfg.filename} needs {split}_dataloader and visualizer: see those of configs/_base_.'
         )
+    if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
+        raise ConfigError(
+            f'{cfg.filename} is no config of mmdet or mmseg, whose labels are drawn here: a '
+            "classifier's are the names of its folders."
+        )
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         settings = cfg[f'{split}_dataloader'].dataset
         late = _load_labels_late(next(find_datasets(settings)).get('pipeline') or ())

@@ -156,6 +156,9 @@ def test_every_operation_of_rand_augment_changes_the_image_alone():
 
 
 def test_top_k_accuracy():
+    for topk in (5, (), (0,), ('1',)):
+        with pytest.raises(ConfigError, match='topk'):
+            METRICS.build(dict(type='TopKAccuracy', topk=topk))
     metric = METRICS.build(dict(type='TopKAccuracy', topk=(1, 2)))
     scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.5, 0.4], [0.2, 0.3, 0.5], [1 / 3] * 3])
     samples = [
@@ -189,3 +192,10 @@ def test_crops_of_shapes(tmp_path):
 
 def test_is_registered_in_mmengines_registry():
     assert DATASETS.get('mmengine.ImageFolder') is ImageFolder
+
+
+def test_scores_that_are_no_numbers_are_no_success():
+    metric = METRICS.build(dict(type='TopKAccuracy', topk=(1,)))
+    samples = [dict(pred_scores=np.full(4, np.nan), gt_label=2)]
+    metric.process({}, samples)
+    assert metric.compute_metrics(metric.results) == {'top1': 0}

@@ -95,8 +95,11 @@ def test_the_head_starts_as_published():
     [
         (dict(num_classes=0), 'num_classes must be a whole number'),
         (dict(label_smoothing=1.0), 'label_smoothing must be'),
+        (dict(label_smoothing='abc'), 'label_smoothing must be'),
+        (dict(mix=True), 'mix must be a dict'),
+        (dict(mix=dict(mixup='abc')), 'mixup must be a finite number'),
         (dict(mix=dict(mixup=0, cutmix=0)), 'set model.mix=None'),
-        (dict(mix=dict(mixup=-1)), 'mixup=-1'),
+        (dict(mix=dict(mixup=-1)), 'mixup=-1.0'),
         (dict(mix=dict(switch_prob=2)), 'switch_prob of mix must be from 0 to 1'),
         (dict(backbone=TINY), r'is \[0, 1, 2, 3\]: set it to \[3\]'),
         (dict(backbone=dict(type='BaseDataPreprocessor')), 'backbone, got BaseDataPre'),
@@ -120,6 +123,13 @@ def test_mixup_blends_images_and_labels_alike(monkeypatch):
     torch.testing.assert_close(mixed.mean((2, 3)), targets)
     torch.testing.assert_close(targets.diagonal().min(), torch.tensor(0.75))
     torch.testing.assert_close(targets.sum(1), torch.ones(3))
+
+
+def test_shares_are_symmetric():
+    shares = torch.tensor([mixup.draw_share(0.8) for _ in range(3000)])
+    assert abs(shares.mean() - 0.5) < 0.02
+    # The variance of Beta(a, a) is 1 / (4 (2 a + 1)).
+    assert abs(shares.var() - 1 / (4 * (2 * 0.8 + 1))) < 0.01
 
 
 def test_cutmix_counts_the_pixels_that_it_pastes():

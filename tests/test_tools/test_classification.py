@@ -121,6 +121,10 @@ def test_a_mistake_ends_in_one_sentence(run, home):
     assert 'data/none/train is missing' in result.stderr
     assert 'Traceback' not in result.stderr
     assert not (home / 'work').exists()
+    topk = options(home, 'val_evaluator.topk=(1,5)')
+    result = run(*TRAIN, CONFIG, *topk, cwd=home, code=2)
+    assert 'topk=(1, 5), but the model has 4 classes' in result.stderr
+    assert not (home / 'work').exists()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
 
 from mmfocalnet.checkpoints import fit_checkpoint
 from mmfocalnet.compat.cpu import init_cpu_processes
@@ -44,6 +45,11 @@ def check_model(cfg: Config) -> None:
         if isinstance(backbone, FocalNet):
             check_channels(cfg.model, backbone)
         model = MODELS.build(cfg.model)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f'model.type of {cfg.filename} makes a {type(model).__name__}: name a detector or '
+            'segmentor, as in configs/_base_/models.'
+        )
     scalars = [name for name, weight in model.named_parameters() if not weight.ndim]
     if scalars and strategy_type(cfg) in FSDP:
         raise ConfigError(

@@ -18,7 +18,7 @@ _DEPTH = 100
 _COPIES = 64
 _SLACK = 2**20
 # Objects that wait to be put into a container; picklers put a thousand at a time.
-_WAITING = 200_000
+_WAITING = 2**16
 # Numbers and short tuples of them are keys; sets hold little else.
 _KEY = 1000
 

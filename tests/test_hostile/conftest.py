@@ -19,7 +19,7 @@ _COMMON = dict(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile('fast', max_examples=60, derandomize=True, **_COMMON)
-settings.register_profile('thorough', max_examples=1000, **_COMMON)
+settings.register_profile('thorough', max_examples=400, **_COMMON)
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'fast'))
 
 

@@ -15,15 +15,13 @@ from mmfocalnet.models import MIXERS, SimpleFeaturePyramid
 
 HUGE = (2**31, 10**9, 10**18, 10**5000)
 # Whatever is never right where a number, a switch or a name is wanted.
-JUNK = st.sampled_from(
-    [
-        *('', 'x', '3', b'3', object(), {}, {'a': 1}, {1}, float('nan'), math.inf, -math.inf, 1j),
-        *(range(0), len, int, [None], [[]], [[1]], torch.ones(2), np.ones(3), 'a\nb', 'x' * 1000),
-    ]
-)
+JUNK = [
+    *('', 'x', '3', b'3', object(), {}, {'a': 1}, {1}, float('nan'), math.inf, -math.inf, 1j),
+    *(range(0), len, int, [None], [[]], [[1]], torch.ones(2), np.ones(3), 'a\nb', 'x' * 1000),
+]
 SWITCH = st.sampled_from([True, False, np.True_])
-NO_SWITCH = st.one_of(JUNK, st.sampled_from([1, 0, 'yes', 1.0, []]))
-NO_COUNT = st.one_of(JUNK, st.sampled_from([0, -1, True, 1.5, 2.0, None, [], *HUGE]))
+NO_SWITCH = [*JUNK, 1, 0, 'yes', 1.0, []]
+NO_COUNT = [*JUNK, 0, -1, True, 1.5, 2.0, None, [], *HUGE]
 
 
 def whole(*values):
@@ -40,77 +38,72 @@ def none_or(strategy):
     return st.one_of(st.none(), strategy)
 
 
-def but(strategy, *values):
-    """Wrong values, and one wrong among right ones."""
-    return st.one_of(strategy, st.sampled_from(values))
-
-
-RATE, NO_RATE = st.sampled_from([0, 0.0, 0.5, np.float32(0.3)]), but(JUNK, 1, 1.0, -0.1, True, None)
+RATE, NO_RATE = st.sampled_from([0, 0.0, 0.5, np.float32(0.3)]), [*JUNK, 1, 1.0, -0.1, True, None]
 # Argument: right values, wrong ones.
 OF_MODULATION = {
     'dim': (whole(1, 2, 8, 9), NO_COUNT),
-    'focal_window': (whole(1, 3, 7), but(NO_COUNT, 2, -3, [3])),
-    'focal_level': (whole(0, 1, 3), but(JUNK, -1, True, 1.0, None, [], *HUGE)),
-    'focal_factor': (whole(0, 2, 4), but(JUNK, -2, 3, True, 2.0, None, *HUGE)),
+    'focal_window': (whole(1, 3, 7), [*NO_COUNT, 2, -3, [3]]),
+    'focal_level': (whole(0, 1, 3), [*JUNK, -1, True, 1.0, None, [], *HUGE]),
+    'focal_factor': (whole(0, 2, 4), [*JUNK, -2, 3, True, 2.0, None, *HUGE]),
     'proj_drop': (RATE, NO_RATE),
 }
 SWITCHES = ('use_postln_in_modulation', 'normalize_modulator', 'use_global_context', 'use_gates')
 COMPONENTS = {
-    'bias': (SWITCH, but(NO_SWITCH, None)),
-    'modulation': (st.sampled_from(['multiply', 'add']), but(JUNK, None, 1, 'Add', True)),
-    'aggregate': (st.sampled_from(['all', 'top']), but(JUNK, None, 0, 'ALL', [])),
-    **{name: (SWITCH, but(NO_SWITCH, None)) for name in SWITCHES},
+    'bias': (SWITCH, [*NO_SWITCH, None]),
+    'modulation': (st.sampled_from(['multiply', 'add']), [*JUNK, None, 1, 'Add', True]),
+    'aggregate': (st.sampled_from(['all', 'top']), [*JUNK, None, 0, 'ALL', []]),
+    **{name: (SWITCH, [*NO_SWITCH, None]) for name in SWITCHES},
 }
 OF_NET = {
-    'embed_dim': (none_or(whole(1, 2, 8, 9)), but(JUNK, 0, -8, True, 8.0, [], [8], *HUGE)),
+    'embed_dim': (none_or(whole(1, 2, 8, 9)), [*JUNK, 0, -8, True, 8.0, [], [8], *HUGE]),
     'depths': (
         st.just([1, np.int64(2)]),
-        but(JUNK, [], (), 4, True, [0], [1, -1], [1, 1.0], [1, '1'], [True], [10**9], [1] * 5000),
+        [*JUNK, [], (), 4, True, [0], [1, -1], [1, 1.0], [1, '1'], [True], [10**9], [1] * 5000],
     ),
     'in_chans': (whole(1, 3, 4), NO_COUNT),
-    'patch_size': (none_or(whole(1, 2, 4, 5)), but(JUNK, 0, -4, True, 4.0, [], [4], *HUGE)),
+    'patch_size': (none_or(whole(1, 2, 4, 5)), [*JUNK, 0, -4, True, 4.0, [], [4], *HUGE]),
     'focal_levels': (
         per_stage(0, 1, 3),
-        but(JUNK, -1, True, 1.0, [], [1], [1, 2, 3], [1, None], [1, '1'], *HUGE),
+        [*JUNK, -1, True, 1.0, [], [1], [1, 2, 3], [1, None], [1, '1'], *HUGE],
     ),
     'focal_windows': (
         per_stage(1, 3, 7),
-        but(JUNK, 0, 2, -3, True, 3.0, '33', [], [3], [3, 3, 3], [3, 4], [3, None], *HUGE),
+        [*JUNK, 0, 2, -3, True, 3.0, '33', [], [3], [3, 3, 3], [3, 4], [3, None], *HUGE],
     ),
     'focal_factor': OF_MODULATION['focal_factor'],
     'mlp_ratio': (
         st.sampled_from([1, 2.5, 4, np.float64(1)]),
-        but(JUNK, 0, -1, 1e-9, 1e300, True, None, *HUGE),
+        [*JUNK, 0, -1, 1e-9, 1e300, True, None, *HUGE],
     ),
     'drop_rate': (RATE, NO_RATE),
     'drop_path_rate': (RATE, NO_RATE),
-    'layerscale_value': (st.sampled_from([0, 1e-4, 1, -1]), but(JUNK, 1e300, None, True, *HUGE)),
-    'patch_norm': (SWITCH, but(NO_SWITCH, None)),
-    'use_checkpoint': (SWITCH, but(NO_SWITCH, None)),
+    'layerscale_value': (st.sampled_from([0, 1e-4, 1, -1]), [*JUNK, 1e300, None, True, *HUGE]),
+    'patch_norm': (SWITCH, [*NO_SWITCH, None]),
+    'use_checkpoint': (SWITCH, [*NO_SWITCH, None]),
     **{
         name: (none_or(SWITCH), NO_SWITCH)
         for name in ('use_conv_embed', 'use_postln', 'use_layerscale', *SWITCHES[:2])
     },
     **{name: COMPONENTS[name] for name in ('modulation', 'aggregate', *SWITCHES[2:])},
-    'mixer': (st.sampled_from(sorted(MIXERS)), but(JUNK, None, 1, [], 'Pooling')),
+    'mixer': (st.sampled_from(sorted(MIXERS)), [*JUNK, None, 1, [], 'Pooling']),
     'out_indices': (
         none_or(st.sampled_from([0, 1, (0, 1), [1], np.int64(0)])),
-        but(JUNK, [], -1, 2, True, [0, 2], [1, 0], [0, 0], [0.0], [None], 10**9),
+        [*JUNK, [], -1, 2, True, [0, 2], [1, 0], [0, 0], [0.0], [None], 10**9],
     ),
-    'frozen_stages': (whole(-1, 0, 1, 2), but(JUNK, -2, 3, True, None, 1.0, [], *HUGE)),
+    'frozen_stages': (whole(-1, 0, 1, 2), [*JUNK, -2, 3, True, None, 1.0, [], *HUGE]),
     'arch': (
         st.none(),
-        but(JUNK, 0, True, [], 'tiny', 'tiny_lfr', 'Tiny_srf', ['tiny_srf'], 'tiny_srf\n'),
+        [*JUNK, 0, True, [], 'tiny', 'tiny_lfr', 'Tiny_srf', ['tiny_srf'], 'tiny_srf\n'],
     ),
-    'init_cfg': (st.none(), but(JUNK, 'x.pth', [1], dict(type='Normal'), dict(type='Pretrained'))),
+    'init_cfg': (st.none(), [*JUNK, 'x.pth', [1], dict(type='Normal'), dict(type='Pretrained')]),
 }
 OF_PYRAMID = {
     'in_channels': (
         st.sampled_from([[4], (8,), [np.int64(4)]]),
-        but(JUNK, [], 4, [0], [6], [4, 8], [-4], [4.0], [True], [None], [2**40]),
+        [*JUNK, [], 4, [0], [6], [4, 8], [-4], [4.0], [True], [None], [2**40]],
     ),
     'out_channels': (whole(1, 5), NO_COUNT),
-    'num_outs': (whole(4, 6), but(NO_COUNT, 3)),
+    'num_outs': (whole(4, 6), [*NO_COUNT, 3]),
 }
 
 
@@ -120,7 +113,11 @@ def arguments(draw, table, always=()):
     names = draw(st.lists(st.sampled_from(sorted(table)), unique=True, max_size=8))
     wrong = draw(st.sets(st.sampled_from(names), max_size=2)) if names else set()
     names = [*dict.fromkeys([*always, *names])]
-    return {name: draw(table[name][name in wrong]) for name in names}, wrong
+    values = {
+        name: draw(st.sampled_from(table[name][1]) if name in wrong else table[name][0])
+        for name in names
+    }
+    return values, wrong
 
 
 def built(make, given_arguments, wrong, misfits=()):
@@ -136,6 +133,31 @@ def built(make, given_arguments, wrong, misfits=()):
         return None
     assert not wrong, given_arguments
     return made
+
+
+SMALLEST = {
+    FocalNet: (OF_NET, dict(depths=[1, 1], embed_dim=1)),
+    FocalModulation: (OF_MODULATION | COMPONENTS, dict(dim=1, focal_window=1, focal_level=1)),
+    **{
+        MIXERS[kind]: (OF_MODULATION, dict(dim=1, focal_window=1, focal_level=1))
+        for kind in ('depthwise_conv', 'multiscale_attention_first', 'multiscale_attention_later')
+    },
+    MIXERS['sliding_window_attention']: (
+        {name: OF_MODULATION[name] for name in ('dim', 'proj_drop')},
+        dict(dim=1),
+    ),
+    SimpleFeaturePyramid: (OF_PYRAMID, dict(in_channels=[4], out_channels=1)),
+}
+
+
+@pytest.mark.parametrize('kind', SMALLEST)
+def test_every_wrong_value_alone_is_refused(kind, count):
+    table, smallest = SMALLEST[kind]
+    built(kind, smallest, set())
+    for name, (_, wrong) in table.items():
+        for value in wrong:
+            count()
+            assert built(kind, {**smallest, name: value}, {name}) is None
 
 
 SIZES = st.integers(1, 19)

@@ -142,6 +142,7 @@ MISTAKES = {
     'an unknown class': ("model = dict(type='Zzz')", 'Zzz is not in the'),
     'text for a backbone': ("model = dict(backbone='FocalNet')", 'model of'),
     'a list for a neck': ('model = dict(neck=[1, 2])', 'model of'),
+    'a class that is no model': ('model = dict(type=dict)', 'makes a dict: name a detector'),
     'no model': ('model = None', 'must be a dict with a type, got None'),
     'text for a model': ("model = 'FocalNet'", "must be a dict with a type, got 'FocalNet'"),
     'a list for a model': ('model = [1]', 'must be a dict with a type, got [1]'),

@@ -184,7 +184,8 @@ def test_mistakes_end_in_one_sentence_and_leave_nothing(draw, picture, tmp_path)
 def test_a_model_of_another_backbone_is_refused(draw, tmp_path):
     config = tmp_path / 'resnet.py'
     config.write_text(
-        "default_scope = 'mmdet'\nmodel = dict(type='FCOS', backbone=dict(type='ResNet', depth=18))\n"
+        "default_scope = 'mmdet'\n"
+        "model = dict(type='FCOS', backbone=dict(type='ResNet', depth=18))\n"
     )
     code, printed = draw(str(config.with_suffix('')))
     assert code == 2 and 'ResNet contains no FocalNet' in printed

@@ -147,6 +147,7 @@ def test_processes_of_a_launch_count_together(tmp_path):
     assert [(tmp_path / f'{rank}.count').read_text() for rank in (0, 1)] == ['2', '2']
 
 
+@pytest.mark.slow
 def test_the_total_is_that_of_all_files(data):
     dataset = build('mask_rcnn', data)
     with DefaultScope.overwrite_default_scope('mmdet'):

@@ -90,7 +90,8 @@ def test_label_maps_are_left_out_as_well(data, train_on):
     assert 'left out of training' in out and 'mIoU' in out
 
 
-@pytest.mark.parametrize('workers', [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('workers', [1, 0])
 def test_a_damaged_file_of_validation_is_named(data, train_on, workers):
     (path,) = damage(data / 'ade/annotations/validation', [0])
     out = train_on['upernet'](

@@ -160,6 +160,7 @@ def test_invalid_json_ends_with_2(check, data):
     assert not Path('work_dirs').exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c(tmp_path):
     make_shapes(tmp_path / 'data/shapes', 1, 1, size=64)
     path = annotations(tmp_path / 'data/shapes')
@@ -171,6 +172,8 @@ def test_ctrl_c(tmp_path):
         [sys.executable, ROOT / 'tools/check_dataset.py', ROOT / 'configs/demo/mask_rcnn.py'],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+        # Where the tests run in the background it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while process.stdout.read(1) != '[':  # of the progress bar
         time.sleep(0.001)

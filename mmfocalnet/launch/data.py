@@ -80,6 +80,8 @@ def _data_paths(part: dict | list) -> Iterator[str]:
     for node in find_dicts(part):
         root = node.get('data_root') or ''
         prefixes = node.get('data_prefix') or {}
+        if isinstance(prefixes, str):  # as mmpretrain's datasets take it
+            prefixes = {'img': prefixes}
         for path in (node.get('ann_file'), node.get('seg_prefix'), *prefixes.values()):
             if isinstance(path, str) and path:
                 # Both may be addresses of a storage that MMEngine reads from.

@@ -13,22 +13,25 @@ from mmfocalnet.errors import CheckpointError
 
 BACKBONE = 'backbone.'
 HEAD = ('head.weight', 'head.bias')
+# mmpretrain's ImageClassifier has the same parts; its LinearClsHead keeps the layer as fc.
+_MMPRETRAIN = {'head.fc.weight': 'head.weight', 'head.fc.bias': 'head.bias'}
 
 
 def name_as_classifier(state: Mapping[str, Tensor], norm: str) -> State:
-    """Rename a state dict from the release's names to those of `FocalNetClassifier`.
+    """Rename a state dict from the release's or mmpretrain's names to `FocalNetClassifier`'s.
 
-    The release has one network without parts: ``layers...``, ``norm`` and ``head``.
+    The release has one network without parts: ``layers...``, ``norm`` and ``head``;
+    mmpretrain's ``ImageClassifier`` has ``backbone...`` and ``head.fc``.
 
     Args:
-        state: State dict; one that is not in the release's names keeps its own.
+        state: State dict; one that is in neither's names keeps its own.
         norm: Name of the backbone's last output norm, such as ``'norm3'``.
 
     Returns:
         A new state dict with the same tensors.
     """
     if STEM not in state:
-        return dict(state)
+        return {_MMPRETRAIN.get(key, key): value for key, value in state.items()}
     return {_renamed(key, norm): value for key, value in state.items()}
 
 
@@ -71,11 +74,16 @@ def _own_part(content: Checkpoint, norm: str) -> State:
 
 
 def _head_beside(content: Checkpoint, network: Network) -> State:
-    """The linear layer, where the network is the backbone of a `FocalNetClassifier`."""
+    """The linear layer, where the network is the backbone of our or mmpretrain's classifier."""
     if not network.prefix.endswith(BACKBONE):
         return {}
     outer = network.prefix.removesuffix(BACKBONE)
-    return {key: content.state[outer + key] for key in HEAD if outer + key in content.state}
+    names = {**dict(zip(HEAD, HEAD, strict=True)), **_MMPRETRAIN}
+    return {
+        ours: content.state[outer + name]
+        for name, ours in names.items()
+        if outer + name in content.state
+    }
 
 
 def _check_shapes(state: State, target: Mapping[str, Tensor]) -> None:

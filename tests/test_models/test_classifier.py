@@ -42,6 +42,13 @@ def release(model):
     return state
 
 
+def mmpretrain(model):
+    """Its weights under the names of mmpretrain's ``ImageClassifier``."""
+    return {
+        key.replace('head.', 'head.fc.'): value.clone() for key, value in model.state_dict().items()
+    }
+
+
 def scatter(model):
     """Make every weight tell itself from its initial value."""
     with torch.no_grad():
@@ -181,6 +188,7 @@ def trained(tmp_path):
     model = scatter(classifier())
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'ours.pth')
     torch.save({'model': release(model)}, tmp_path / 'release.pth')
+    torch.save({'state_dict': mmpretrain(model)}, tmp_path / 'mmpretrain.pth')
     return model
 
 
@@ -191,19 +199,20 @@ def test_its_checkpoint_loads_into_a_dense_backbone_of_other_windows(trained, tm
     torch.testing.assert_close(dense.eval()(images)[3], trained.backbone(images)[0])
 
 
-@pytest.mark.parametrize('name', ['ours.pth', 'release.pth'])
+@pytest.mark.parametrize('name', ['ours.pth', 'release.pth', 'mmpretrain.pth'])
 def test_a_classifier_loads_whole(trained, tmp_path, images, name):
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / name))
     model = classifier(windows=5, init_cfg=init_cfg).eval()
     torch.testing.assert_close(model(images), trained(images))
 
 
-@pytest.mark.parametrize('name', ['ours.pth', 'release.pth'])
-def test_mmengine_loads_either_by_names(trained, tmp_path, images, name):
+@pytest.mark.parametrize('name', ['ours.pth', 'release.pth', 'mmpretrain.pth'])
+def test_mmengine_loads_each_by_names(trained, tmp_path, images, name):
     model = classifier().eval()
     load_checkpoint(model, str(tmp_path / name), strict=True)
     torch.testing.assert_close(model(images), trained(images))
-    assert set(model.rename(release(trained))) == set(model.state_dict())
+    for theirs in (release(trained), mmpretrain(trained)):
+        assert set(model.rename(theirs)) == set(model.state_dict())
 
 
 def test_other_classes_start_with_another_head(trained, tmp_path):

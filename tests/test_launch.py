@@ -1,14 +1,15 @@
 """Which checkpoint a run goes on from, and with which seed."""
 
 import errno
+from argparse import Namespace
 
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmfocalnet.checkpoints import reads_training_checkpoints
-from mmfocalnet.errors import CheckpointError
-from mmfocalnet.launch import check_start, one_sentence_errors
+from mmfocalnet.errors import CheckpointError, ConfigError
+from mmfocalnet.launch import check_data, check_start, one_sentence_errors, use_drawing
 
 
 @pytest.fixture
@@ -111,3 +112,21 @@ def test_other_errors_of_files_keep_their_traceback():
 
     with pytest.raises(PermissionError):
         main()
+
+
+def test_mmpretrain_names_a_folder_by_a_string(tmp_path):
+    (tmp_path / 'train').mkdir()
+    data = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='train')
+    cfg = Config(dict(model={}, train_dataloader=dict(dataset=data)))
+    check_data(cfg, ('train',))
+    cfg.train_dataloader.dataset.data_prefix = 'none'
+    with pytest.raises(ConfigError, match='none is missing'):
+        check_data(cfg, ('train',))
+
+
+def test_mmpretrain_draws_by_its_own_hook():
+    cfg = Config(dict(default_hooks=dict(visualization=dict(type='VisualizationHook'))))
+    use_drawing(cfg, Namespace(show=False, show_dir='drawn', wait_time=2))
+    hook = cfg.default_hooks.visualization
+    assert (hook.enable, hook.interval, hook.out_dir) == (True, 1, 'drawn')
+    assert 'draw' not in hook

@@ -149,6 +149,11 @@ def use_drawing(cfg: Config, args: Namespace) -> None:
             "default_hooks=dict(visualization=dict(type='DetVisualizationHook')), or "
             'SegVisualizationHook, or ClassVisualizationHook for a classifier.'
         )
+    if hook.type == 'VisualizationHook':  # mmpretrain's
+        hook.update(
+            enable=True, interval=1, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir
+        )
+        return
     # Upstream's mmseg draws only every `interval`-th batch, when testing too.
     hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
     if args.show_dir and hook.type == 'DetVisualizationHook':

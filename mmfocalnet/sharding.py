@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
+from mmengine.dist import is_main_process
 from mmengine.optim import BaseOptimWrapper, OptimWrapper
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch.distributed.fsdp import (
     FullyShardedDataParallel,
 )
 
+from mmfocalnet.files import replacing
 from mmfocalnet.models import FocalNetBlock
 from mmfocalnet.registration import register
 
@@ -95,6 +98,20 @@ class FocalNetFSDPStrategy(FSDPStrategy):
 
             wrapper.clip_func = clip
         return wrapper
+
+    def save_checkpoint(self, filename: str, **settings: Any) -> None:
+        """Save a checkpoint; one that is a single file appears whole or not at all.
+
+        Args:
+            filename: Where to.
+            **settings: As of ``FSDPStrategy``.
+        """
+        if not (self._is_full_state_dict() and is_main_process()):
+            super().save_checkpoint(filename, **settings)
+            return
+        Path(filename).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(filename)) as part:
+            super().save_checkpoint(str(part), **settings)
 
     def optim_state_dict(self) -> dict:
         """Gather the optimizer's state, with what the wrapper keeps beside it.

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from mmfocalnet.checkpoints import reads_training_checkpoints
-from mmfocalnet.errors import CheckpointError, ConfigError
+from mmfocalnet.errors import CheckpointError, ConfigError, DataError
 from mmfocalnet.launch import check_data, check_start, one_sentence_errors, use_drawing
 
 
@@ -130,3 +130,18 @@ def test_mmpretrain_draws_by_its_own_hook():
     hook = cfg.default_hooks.visualization
     assert (hook.enable, hook.interval, hook.out_dir) == (True, 1, 'drawn')
     assert 'draw' not in hook
+
+
+def test_a_fault_that_one_process_meets_is_said_by_it(monkeypatch, capsys):
+    monkeypatch.setenv('LOCAL_RANK', '1')
+
+    @one_sentence_errors
+    def main():
+        raise DataError('map.png holds the label 200.')
+
+    for running, said in ((False, ''), (True, 'map.png holds the label 200.')):
+        monkeypatch.setattr(torch.distributed, 'is_initialized', lambda running=running: running)
+        with pytest.raises(SystemExit):
+            main()
+        assert said in capsys.readouterr().err
+        assert bool(said) is running

@@ -62,7 +62,7 @@ class SkipUnreadable(BaseTransform):
         """Learn what the other processes of a launch have found; all of them must call it."""
         found = self._found.clone()
         all_reduce(found, op='max')
-        self._found.copy_(found)
+        self._found[found.bool()] = 1  # workers may have marked others meanwhile
 
     def transform(self, results: dict) -> dict | None:
         """Load, or return None where the file cannot be read.

@@ -159,6 +159,8 @@ class AtomicCheckpointHook(CheckpointHook):
             path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):  # a file per process, as DeepSpeed writes
+                self.file_backend.rmtree(path)
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -166,15 +168,17 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def _check_weights(runner: Runner) -> None:
-    """Refuse to save weights that are no numbers; they are the same in all processes."""
+    """Refuse to save weights that are no numbers in any process; under FSDP each has its own."""
     bad = [
         name
         for name, weight in _bare(runner.model).named_parameters()
         if not torch.isfinite(weight).all()
     ]
+    if get_world_size() > 1:
+        bad = sorted({name for names in all_gather_object(bad) for name in names})
     if bad:
         last = runner.message_hub.get_info('last_ckpt')
-        kept = f'{last} is from before (--resume goes on from it)' if last else 'nothing was saved'
+        kept = f'{last} is from before, as load_from' if last else 'nothing was saved'
         raise UserError(
             f'{len(bad)} weights are NaN or infinite after iteration {runner.iter + 1} '
             f'({named(bad)}): lower the learning rate or clip the gradients '
@@ -186,7 +190,7 @@ def _accumulated_gradients(runner: Runner) -> list[dict[str, Tensor]] | None:
     """Of each process, the gradients of an accumulation under way; None between two steps."""
     # Without accumulation the last step has emptied them.
     gradients = {
-        name: weight.grad.cpu()
+        name: weight.grad.cpu().clone()  # not a view of a shard, all of which would be saved
         for name, weight in _bare(runner.model).named_parameters()
         if weight.grad is not None
     }

@@ -122,7 +122,12 @@ def _first_of_all(found: str, device: torch.device) -> str:
 
 def _advice(runner: Runner) -> str:
     last = runner.message_hub.get_info('last_ckpt')
-    kept = f'{last} is from before (--resume goes on from it)' if last else 'nothing was saved yet'
+    kept = (
+        f'{last} is from before: start from it with load_from and without --resume, which would '
+        'come back to the same losses'
+        if last
+        else 'nothing was saved yet'
+    )
     return (
         'look at these images and their labels, lower the learning rate or clip the gradients '
         f'(optim_wrapper.clip_grad); {kept}.'

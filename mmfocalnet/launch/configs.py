@@ -41,6 +41,12 @@ def load_config(args: Namespace) -> Config:
             f'model of {args.config} must be a dict with a type, got '
             f'{in_one_line(cfg.model)}: see those in configs/_base_/models.'
         )
+    for key, kind in (('work_dir', str), ('strategy', dict)):
+        if not isinstance(cfg.get(key), (kind, type(None))):
+            raise ConfigError(
+                f'{key} of {args.config} must be a {kind.__name__}, got {in_one_line(cfg[key])}: '
+                'correct it, or leave it out.'
+            )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from mmfocalnet.errors import ConfigError, OneProcessError, UserError
+from mmfocalnet.errors import ConfigError, DataError, OneProcessError, UserError
 
 # The disk is full, the user's share of it, or the size that files may have.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,12 +58,17 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
                 raise
             # Most often every process of a launch fails alike, and one per machine says why; but
             # what a worker stumbles over the others may not have met.
-            alone = in_worker or isinstance(error, OneProcessError)
+            alone = in_worker or isinstance(error, OneProcessError) or _is_of_one_batch(error)
             if alone or os.environ.get('LOCAL_RANK', '0') == '0':
                 print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
             sys.exit(2)
 
     return wrapper
+
+
+def _is_of_one_batch(error: Exception) -> bool:
+    """Whether it is a fault of the data that one process of a running launch has met."""
+    return isinstance(error, DataError) and torch.distributed.is_initialized()
 
 
 def _message(error: Exception) -> tuple[str, bool]:

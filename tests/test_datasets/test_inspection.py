@@ -536,3 +536,11 @@ def test_real_images_of_coco(coco_root, kind):
     assert report.findings.count(errors=True) == 0, report.findings.lines()
     assert report.images == len(list(Path(coco_root, 'train2017').iterdir()))
     assert report.counts.numbers.sum() > 0
+
+
+def test_objects_without_iscrowd_are_faults_where_they_are_evaluated(instances):
+    del instances.annotations[3]['iscrowd']
+    assert kinds.NO_CROWD.title not in str(instances.inspect().findings.lines())
+    instances.config['test_mode'] = True
+    [place] = instances.only(kinds.NO_CROWD)
+    assert f'annotations[3] (id {instances.annotations[3]["id"]})' in place

@@ -57,6 +57,17 @@ def test_older_ones_go_only_after_the_new_one_is_there(runner, tmp_path):
     assert runner.message_hub.get_info('keep_ckpt_ids') == [3]
 
 
+def test_folders_of_shards_go_as_well(runner, tmp_path):
+    hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=1)
+    hook.before_train(runner)
+    (tmp_path / 'iter_1.pth').mkdir()
+    (tmp_path / 'iter_1.pth/rank0.pth').touch()
+    runner.save_checkpoint = lambda *args, **settings: None
+    for step in (1, 2):
+        hook._save_checkpoint_with_step(runner, step, {})
+    assert not (tmp_path / 'iter_1.pth').exists()
+
+
 def test_the_same_step_twice_counts_once(runner):
     hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=2)
     hook.before_train(runner)

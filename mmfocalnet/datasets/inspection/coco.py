@@ -176,6 +176,8 @@ def inspect_coco(dataset: dict) -> Report:
             findings.add(kinds.UNKNOWN_IMAGE, f'{place} has image_id {record["image_id"]}')
             continue
         annotated.add(image.id)
+        if dataset.get('test_mode') and 'iscrowd' not in record:
+            findings.add(kinds.NO_CROWD, place)
         file.count(record['category_id'], image.id)
         place = f'{place} in {image}'
         check_box(record, image, place, findings)

@@ -141,7 +141,7 @@ def test_a_loss_that_is_no_number(options, whole, tmp_path):
     sentence = log(work_dir).splitlines()[-1]
     assert re.match(
         r'train.py: loss_mask is nan at iteration 6, with \S+\d.jpg, \S+\d.jpg: look at these '
-        r'images .*; \S+iter_4.pth is from before \(--resume goes on from it\).$',
+        r'images .*; \S+iter_4.pth is from before: start from it with load_from .* losses\.$',
         sentence,
     )
     assert 'Traceback' not in log(work_dir)

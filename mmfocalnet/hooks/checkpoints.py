@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.models.arguments import whole
 from mmfocalnet.registration import register
 
 BACKEND = 'mmfocalnet.atomic'
@@ -74,6 +75,9 @@ class AtomicCheckpointHook(CheckpointHook):
         backend_args: Of MMEngine's storage, for ``out_dir`` elsewhere than on disk. Defaults to
             None.
         **settings: Those of ``CheckpointHook``, such as ``interval`` and ``max_keep_ckpts``.
+
+    Raises:
+        ConfigError: If one of these two is no whole number.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class AtomicCheckpointHook(CheckpointHook):
         backend_args: dict | None = None,
         **settings: Any,
     ) -> None:
+        for name in ('interval', 'max_keep_ckpts'):
+            whole(f'{name} of {type(self).__name__}', settings.get(name, -1), least=-1, most=2**31)
         if not backend_args and '://' not in str(out_dir):
             backend_args = dict(backend=BACKEND)
         super().__init__(out_dir=out_dir, backend_args=backend_args, **settings)

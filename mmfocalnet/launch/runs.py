@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import torch
 from mmengine.config import Config
+from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
@@ -19,6 +20,7 @@ from mmfocalnet.hooks import CheckLossesHook
 from mmfocalnet.launch.sentences import STUMBLES, naming
 from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models import FocalNet, FocalNetClassifier
+from mmfocalnet.models.arguments import real
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
 from mmfocalnet.registration import warn_of_namesakes
@@ -91,10 +93,12 @@ def train(cfg: Config) -> None:
         UserError: If a loss or a weight is no number, or a checkpoint cannot be written.
     """
     runner = build_runner(cfg)
-    _check_epoch(runner)
+    with naming('train_dataloader', cfg):
+        _check_epoch(runner)
     if isinstance(runner, Runner):
         with naming('optim_wrapper', cfg):
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            _check_clipping(runner.optim_wrapper)
     with ExitStack() as stack:
         for hook in runner.hooks:
             if isinstance(hook, CheckLossesHook):
@@ -111,3 +115,9 @@ def _check_epoch(runner: Runner) -> None:
             'all processes: set a smaller train_dataloader.batch_size, or '
             'train_dataloader.drop_last=False.'
         )
+
+
+def _check_clipping(wrapper: BaseOptimWrapper) -> None:
+    for name, value in (getattr(wrapper, 'clip_grad_kwargs', None) or {}).items():
+        if name in ('max_norm', 'norm_type', 'clip_value'):
+            real(f'{name} of optim_wrapper.clip_grad', value)

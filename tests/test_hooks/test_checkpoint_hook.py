@@ -1,6 +1,7 @@
 """Checkpoints that are written whole, in an order that always leaves one."""
 
 import os
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from mmengine.logging import MessageHub
 from torch import nn
 
 from mmfocalnet import AtomicCheckpointHook
-from mmfocalnet.errors import UserError
+from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.hooks.checkpoints import BACKEND, AtomicBackend
 
 
@@ -55,6 +56,13 @@ def test_older_ones_go_only_after_the_new_one_is_there(runner, tmp_path):
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_3.pth', 'last_checkpoint']
     assert runner.message_hub.get_info('keep_ckpt_ids') == [3]
+
+
+@pytest.mark.parametrize('settings', [dict(interval='often'), dict(max_keep_ckpts='two')])
+def test_numbers_that_are_none_are_named(settings):
+    [name] = settings
+    with pytest.raises(ConfigError, match=f'{name} of AtomicCheckpointHook must be a whole number'):
+        AtomicCheckpointHook(**settings)
 
 
 def test_folders_of_shards_go_as_well(runner, tmp_path):
@@ -125,3 +133,25 @@ def test_other_storages_are_left_alone():
     assert AtomicCheckpointHook(out_dir='s3://bucket').backend_args is None
     settings = dict(backend='petrel')
     assert AtomicCheckpointHook(backend_args=settings).backend_args == settings
+
+
+def test_mmengine_itself_restores_the_loss_scale(monkeypatch):
+    """Of mixed precision on GPUs, with PyTorch's scaler for the CPU in place of theirs."""
+    from mmengine.optim.optimizer import amp_optimizer_wrapper as amp
+
+    monkeypatch.setattr(amp, 'GradScaler', partial(torch.amp.GradScaler, 'cpu'))
+    for name in ('is_cuda_available', 'is_npu_available', 'is_mlu_available', 'is_musa_available'):
+        monkeypatch.setattr(amp, name, lambda name=name: name == 'is_cuda_available', raising=False)
+
+    def build(scale):
+        weight = nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        return weight, amp.AmpOptimWrapper(loss_scale=scale, optimizer=optimizer)
+
+    weight, wrapper = build('dynamic')
+    wrapper.update_params((weight * float('inf')).sum())
+    scale = wrapper.loss_scaler.get_scale()
+    assert scale == 2.0**15 and weight.item() == 1  # halved, and the step left out
+    _, resumed = build('dynamic')
+    resumed.load_state_dict(wrapper.state_dict())
+    assert resumed.loss_scaler.get_scale() == scale

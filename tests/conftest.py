@@ -1,3 +1,5 @@
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +21,19 @@ def coco_root():
     if not root.is_dir():
         pytest.skip('no ../shared/data/coco here')
     return root
+
+
+@pytest.fixture
+def tool(monkeypatch, capfd):
+    """Run a tool in this process: exit code, and what it printed and said on stderr."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / f'tools/{name}.py'), run_name='__main__')
+        except SystemExit as end:
+            code = end.code
+        return code, *capfd.readouterr()
+
+    return run

@@ -169,6 +169,18 @@ class AtomicCheckpointHook(CheckpointHook):
                 self.file_backend.rmtree(path)
 
 
+def way_back(runner: Runner) -> str:
+    """What to do where a run has ended in numbers that are none: the end of a sentence."""
+    last = runner.message_hub.get_info('last_ckpt')
+    kept = (
+        f'{last} is from before: start from it with load_from and without --resume, which would '
+        'come back to the same losses'
+        if last
+        else 'nothing was saved yet'
+    )
+    return f'lower the learning rate or clip the gradients (optim_wrapper.clip_grad); {kept}.'
+
+
 def _bare(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
@@ -183,12 +195,9 @@ def _check_weights(runner: Runner) -> None:
     if get_world_size() > 1:
         bad = sorted({name for names in all_gather_object(bad) for name in names})
     if bad:
-        last = runner.message_hub.get_info('last_ckpt')
-        kept = f'{last} is from before, as load_from' if last else 'nothing was saved'
         raise UserError(
             f'{len(bad)} weights are NaN or infinite after iteration {runner.iter + 1} '
-            f'({named(bad)}): lower the learning rate or clip the gradients '
-            f'(optim_wrapper.clip_grad); {kept}.'
+            f'({named(bad)}): {way_back(runner)}'
         )
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import OneProcessError, UserError
+from mmfocalnet.hooks.checkpoints import way_back
 from mmfocalnet.registration import register
 
+LOOK = 'look at these images and their labels'
 GRADIENTS = 'The norm of the gradients'
 # What `scipy.optimize.linear_sum_assignment` says of NaN and of infinity.
 REFUSED = ('matrix contains invalid numeric entries', 'cost matrix is infeasible')
@@ -59,7 +61,7 @@ class CheckLossesHook(Hook):
         if get_world_size() > 1:
             found = _first_of_all(found, outputs['loss'].device)
         if found:
-            raise UserError(f'{found}: {_advice(runner)}')
+            raise UserError(f'{found}: {LOOK}, {way_back(runner)}')
 
     @contextmanager
     def explaining(self, runner: Runner) -> Iterator[None]:
@@ -78,7 +80,7 @@ class CheckLossesHook(Hook):
                 raise
             raise OneProcessError(
                 'The costs of matching predictions to objects are NaN or infinite '
-                f'{self._place(runner)}: {_advice(runner)}'
+                f'{self._place(runner)}: {LOOK}, {way_back(runner)}'
             ) from error
 
     def _place(self, runner: Runner) -> str:
@@ -118,17 +120,3 @@ def _first_of_all(found: str, device: torch.device) -> str:
     texts = [text for text in all_gather_object(found) if text]
     # A loss of one process spoils the gradients of all.
     return min(texts, key=lambda text: text.startswith(GRADIENTS))
-
-
-def _advice(runner: Runner) -> str:
-    last = runner.message_hub.get_info('last_ckpt')
-    kept = (
-        f'{last} is from before: start from it with load_from and without --resume, which would '
-        'come back to the same losses'
-        if last
-        else 'nothing was saved yet'
-    )
-    return (
-        'look at these images and their labels, lower the learning rate or clip the gradients '
-        f'(optim_wrapper.clip_grad); {kept}.'
-    )

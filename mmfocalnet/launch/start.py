@@ -39,10 +39,12 @@ def check_start(cfg: Config) -> None:
         CheckpointError: If it is missing, cannot be downloaded or is unreadable.
     """
     resume = cfg.get('resume')
-    if resume and not cfg.get('load_from'):
-        cfg.load_from = _find_checkpoint(Path(cfg.work_dir))
+    checkpoint = None
     if cfg.get('load_from'):
         checkpoint = _read(fetch(cfg.load_from))
+    elif resume:
+        cfg.load_from, checkpoint = _find_checkpoint(Path(cfg.work_dir))
+    if cfg.get('load_from'):
         _check_average(cfg, checkpoint)
         if resume:
             _take_seed(cfg, checkpoint)
@@ -79,14 +81,14 @@ def check_fits(model: nn.Module, checkpoint: str) -> None:
         )
 
 
-def _find_checkpoint(work_dir: Path) -> str | None:
-    """The newest whole checkpoint of a work dir; None if nothing was saved there yet.
+def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
+    """The newest whole checkpoint of a work dir and its content; None if nothing was saved yet.
 
     One that is gone or damaged is passed over with one sentence, if there is another.
     """
     mark = work_dir / MARK
     if not mark.is_file():
-        return None
+        return None, None
     newest = _at_hand(Path(mark.read_text().strip()), work_dir)
     problems = []
     for path in [newest, *_before(newest)]:
@@ -97,14 +99,14 @@ def _find_checkpoint(work_dir: Path) -> str | None:
                     f'PATH, or delete {mark} to start afresh.'
                 )
             check_sums(path)
-            _read(path)
+            checkpoint = _read(path)
         except CheckpointError as error:
             problems.append(error)
         else:
             if problems and os.environ.get('RANK', '0') == '0':
                 said = str(problems[0]).rstrip('.')
                 print(f'{said}; going on from {path} instead.', file=sys.stderr)
-            return str(path)
+            return str(path), checkpoint
     raise problems[0]
 
 

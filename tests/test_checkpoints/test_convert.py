@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,22 +40,6 @@ def saved(tmp_path):
         state[f'{key}.weight'], state[f'{key}.bias'] = torch.randn(shape), torch.randn(shape[0])
     torch.save({'model': state}, tmp_path / 'release.pth')
     return tmp_path / 'release.pth', state
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    """Run a tool in this process: exit code, what it printed, what it said on stderr."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / f'tools/{name}.py'), run_name='__main__')
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 # --- whole detectors of 2022 ----------------------------------------------------------------

@@ -1,8 +1,6 @@
 """How many cases are drawn, and the count of those that ran, below pytest's own summary."""
 
 import os
-import runpy
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -38,19 +36,3 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f'{sum(COUNTS.values())} hostile cases')
         for name, cases in COUNTS.items():
             terminalreporter.write_line(f'  {cases:6d} {name}')
-
-
-@pytest.fixture
-def tool(monkeypatch, capfd):
-    """Run a tool in this process: exit code, and what it printed and said on stderr."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / f'tools/{name}.py'), run_name='__main__')
-        except SystemExit as end:
-            code = end.code
-        return code, *capfd.readouterr()
-
-    return run

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import Compose, DefaultSampler, InfiniteSampler
+from mmengine.dataset import ClassBalancedDataset, Compose, DefaultSampler, InfiniteSampler
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS
@@ -63,6 +63,14 @@ class SeededIndex(int):
 
     def __mod__(self, other: int) -> SeededIndex:
         return SeededIndex(int(self) % other, self.place)
+
+
+class SeededIndices(list):
+    """A list of indices of which `SeededIndex` looks up one with its own place."""
+
+    def __getitem__(self, index: int) -> int:
+        found = super().__getitem__(index)
+        return SeededIndex(found, index.place) if isinstance(index, SeededIndex) else found
 
 
 def seed_sample(results: dict) -> dict:
@@ -152,6 +160,8 @@ def _seed_pipelines(dataset: Any) -> None:
     pipeline = getattr(dataset, 'pipeline', None)
     if isinstance(pipeline, Compose) and seed_sample not in pipeline.transforms:
         pipeline.transforms.insert(0, seed_sample)
+    if isinstance(dataset, ClassBalancedDataset):
+        dataset.repeat_indices = SeededIndices(dataset.repeat_indices)
     wrapped = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     for part in wrapped:
         if part is not None:

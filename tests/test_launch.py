@@ -71,6 +71,12 @@ def test_all_of_them_damaged(work_dir):
         resumed(work_dir)
 
 
+def test_one_in_a_storage_elsewhere(work_dir):
+    (work_dir / 'last_checkpoint').write_text('s3://bucket/run/iter_10.pth')
+    with pytest.raises(CheckpointError, match=r's3://bucket/run/iter_10.pth, in a storage .* copy'):
+        resumed(work_dir)
+
+
 def test_a_work_dir_that_was_moved(work_dir, tmp_path_factory):
     new = tmp_path_factory.mktemp('moved') / 'work'
     work_dir.rename(new)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
 from torch.utils.data import DataLoader
 
 from mmfocalnet import SeededInfiniteSampler, SeededSampler, SeedIterationsHook
@@ -24,6 +24,10 @@ class Numbers(BaseDataset):
 
     def load_data_list(self):
         return [dict(number=number) for number in range(10)]
+
+    def get_cat_ids(self, idx):
+        """The last is of a rare category."""
+        return [int(idx == 9)]
 
 
 def draw(_=None):
@@ -71,12 +75,25 @@ def test_an_epoch_from_its_start(workers):
 
 
 @pytest.mark.parametrize(
-    'wrap', [lambda: ConcatDataset([dataset(), dataset()]), lambda: RepeatDataset(dataset(), 2)]
+    'wrap',
+    [
+        lambda: ConcatDataset([dataset(), dataset()]),
+        lambda: RepeatDataset(dataset(), 2),
+        lambda: ClassBalancedDataset(dataset(), 0.5),
+    ],
 )
-def test_wrapped_datasets(wrap):
-    first = take(10, SeededSampler(wrap(), seed=3))
+@pytest.mark.parametrize('workers', [0, 2])
+def test_wrapped_datasets(wrap, workers):
+    whole = take(6, SeededInfiniteSampler(wrap(), seed=3))
     seed_from(5)
-    assert take(10, SeededSampler(wrap(), seed=3)) == first
+    assert take(6, SeededInfiniteSampler(wrap(), seed=3), workers) == whole
+
+
+def test_a_rare_category_is_drawn_more_often():
+    balanced = ClassBalancedDataset(dataset(), 0.5)
+    samples = [one for batch in take(6, SeededSampler(balanced, seed=3)) for one in batch]
+    assert sorted(number for number, *_ in samples) == [*range(9), 9, 9, 9]
+    assert len(set(samples)) == 12
 
 
 def test_a_pipeline_is_seeded_once():

@@ -12,10 +12,9 @@ from mmengine.dist import (
     get_rank,
     get_world_size,
     is_main_process,
-    master_only,
 )
-from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook
+from mmengine.fileio import BaseStorageBackend, LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -31,6 +30,9 @@ BACKEND = 'mmfocalnet.atomic'
 # MMEngine's name for the file that says which checkpoint is the newest.
 MARK = 'last_checkpoint'
 GRADIENTS = 'accumulated_gradients'
+PATIENCE = 'early_stopping'
+# What the message hub, which is part of every checkpoint, keeps of this hook.
+VALIDATED, OUTDATED = 'validated_iter', 'outdated_ckpts'
 
 
 @register_backend(BACKEND, force=True)
@@ -62,13 +64,14 @@ class AtomicBackend(LocalBackend):
 class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook``, which loses nothing when a run ends at any moment.
 
-    - A checkpoint is written under a temporary name, then renamed, and older ones are removed
-      after that, not before.
+    - A checkpoint is written under a temporary name, then renamed, and those that it replaces,
+      the best one too, are removed after that, not before.
     - Weights that are NaN or infinite are not saved; the run ends.
     - Gradients of an accumulation under way are part of it
-      (``optim_wrapper.accumulative_counts``).
-    - A resumed run first makes up for the validation that its checkpoint still lacks, where the
-      best checkpoint is asked for (``save_best``) or the training is over.
+      (``optim_wrapper.accumulative_counts``), and so is what ``EarlyStoppingHook`` has counted.
+    - A resumed run first makes up for the validation that its checkpoint still lacks, where
+      something depends on it (``save_best``, ``EarlyStoppingHook``, ``ReduceOnPlateauLR``) or the
+      training is over.
 
     Args:
         out_dir: Where checkpoints go. Defaults to None: the work dir.
@@ -92,26 +95,52 @@ class AtomicCheckpointHook(CheckpointHook):
             backend_args = dict(backend=BACKEND)
         super().__init__(out_dir=out_dir, backend_args=backend_args, **settings)
         self._gradients: list[dict[str, Tensor]] | None = None
+        self._metrics: dict[str, float] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Clear away what a killed run was writing, and validate what it could not."""
+        """Clear away what a killed run was writing or removing; validate what it could not."""
         super().before_train(runner)
         self.last_ckpt = runner.message_hub.get_info('last_ckpt')
-        if is_main_process() and Path(self.out_dir).is_dir():
-            for part in Path(self.out_dir).glob(f'{PARTIAL}*'):
-                part.unlink(missing_ok=True)
+        outdated = runner.message_hub.get_info(OUTDATED) or []
+        self.file_backend = _Postponed(self.file_backend, list(outdated))
+        self._remove_outdated()
+        if is_main_process():
+            for folder in (self.out_dir, runner.work_dir):
+                for part in Path(folder).glob(f'{PARTIAL}*'):
+                    part.unlink(missing_ok=True)
         if self._lacks_validation(runner):
             runner.val_loop.run()
 
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Wait with the best checkpoint until all hooks have seen the metrics."""
+        self._metrics = metrics
+
+    def after_val(self, runner: Runner) -> None:
+        """Save the best checkpoint, and once more the newest, which then knows of it."""
+        runner.message_hub.update_info(VALIDATED, runner.iter)
+        super().after_val_epoch(runner, self._metrics)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the gradients of an accumulation that is under way."""
+        """Add the gradients of an accumulation under way, and the patience that is left."""
         if self._gradients:
             checkpoint[GRADIENTS] = self._gradients
+        if patient := _early_stopping(runner):
+            checkpoint[PATIENCE] = dict(
+                stop_training=runner.train_loop.stop_training,
+                hooks=[(hook.wait_count, float(hook.best_score)) for hook in patient],
+            )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take up an accumulation that was under way, with as many processes as before."""
+        """Take up an accumulation, with as many processes as before, and the patience."""
         gradients = checkpoint.pop(GRADIENTS, [])
-        if not runner._resume or len(gradients) != get_world_size():
+        patience = checkpoint.pop(PATIENCE, None)
+        if not runner._resume:
+            return
+        if patience:
+            runner.train_loop.stop_training = patience['stop_training']
+            for hook, counted in zip(_early_stopping(runner), patience['hooks'], strict=False):
+                hook.wait_count, hook.best_score = counted
+        if len(gradients) != get_world_size():
             return
         parameters = dict(_bare(runner.model).named_parameters())
         for name, gradient in gradients[get_rank()].items():
@@ -121,16 +150,27 @@ class AtomicCheckpointHook(CheckpointHook):
         loop = runner.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
-        if not done or runner.val_loop is None or not (self.save_best or done == end):
+        if not done or runner.val_loop is None:
+            return False
+        heeded = self.save_best or done == end or _depends_on_metrics(runner)
+        if not heeded or runner.message_hub.get_info(VALIDATED) == runner.iter:
             return False
         loop._decide_current_val_interval()
         return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Save a better one, then remove the one before; MMEngine removes first."""
+        super()._save_best_checkpoint(runner, metrics)
+        if self.save_best:
+            self._remove_outdated()  # where no newest one was saved after it
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save, say so, then remove what is too old; MMEngine removes first."""
         _check_weights(runner)
         name = self.filename_tmpl.format(step)
-        outdated = self._count(runner, step)
+        self._count(runner, step)
+        # A run that is killed before they are removed leaves that to the one that goes on.
+        runner.message_hub.update_info(OUTDATED, list(self.file_backend.outdated))
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         self._gradients = _accumulated_gradients(runner)
@@ -146,27 +186,57 @@ class AtomicCheckpointHook(CheckpointHook):
             **self.args,
         )
         self._gradients = None
-        self._finish(runner, outdated)
+        if is_main_process():
+            AtomicBackend().put(self.last_ckpt.encode(), os.path.join(runner.work_dir, MARK))
+        self._remove_outdated()
 
-    def _count(self, runner: Runner, step: int) -> list[int]:
-        """Count a checkpoint among those that are kept; give those that no longer are."""
+    def _count(self, runner: Runner, step: int) -> None:
+        """Count a checkpoint among those that are kept."""
         if self.max_keep_ckpts <= 0:
-            return []
+            return
         kept = [*(other for other in self.keep_ckpt_ids if other != step), step]
         self.keep_ckpt_ids.clear()
         self.keep_ckpt_ids.extend(kept)  # a deque, which forgets the oldest
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        return kept[: -self.max_keep_ckpts]
+        for old in kept[: -self.max_keep_ckpts]:
+            self.file_backend.remove(self.filename_tmpl.format(old))
 
-    @master_only
-    def _finish(self, runner: Runner, outdated: list[int]) -> None:
-        AtomicBackend().put(self.last_ckpt.encode(), os.path.join(runner.work_dir, MARK))
-        for step in outdated:
-            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):  # a file per process, as DeepSpeed writes
-                self.file_backend.rmtree(path)
+    def _remove_outdated(self) -> None:
+        names, self.file_backend.outdated = self.file_backend.outdated, []
+        if not is_main_process():
+            return
+        storage = self.file_backend.storage
+        for name in names:
+            path = storage.join_path(self.out_dir, name)
+            if storage.isfile(path):
+                storage.remove(path)
+            elif storage.isdir(path):  # a file per process, as DeepSpeed writes
+                storage.rmtree(path)
+
+
+class _Postponed:
+    """A storage that only notes what it is asked to remove.
+
+    Attributes:
+        storage: The real one.
+        outdated: Names of what is to be removed from the folder of checkpoints, which may have
+            been moved since MMEngine noted a path.
+    """
+
+    def __init__(self, storage: BaseStorageBackend, outdated: list[str]) -> None:
+        self.storage = storage
+        self.outdated = outdated
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.storage, name)
+
+    def isfile(self, path: str) -> bool:
+        return True  # whether it is will be seen when it is removed
+
+    def remove(self, path: str) -> None:
+        name = os.path.basename(path)
+        if name not in self.outdated:
+            self.outdated.append(name)
 
 
 def way_back(runner: Runner) -> str:
@@ -179,6 +249,19 @@ def way_back(runner: Runner) -> str:
         else 'nothing was saved yet'
     )
     return f'lower the learning rate or clip the gradients (optim_wrapper.clip_grad); {kept}.'
+
+
+def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+
+def _depends_on_metrics(runner: Runner) -> bool:
+    """Whether the training after a validation depends on what it has found."""
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, dict):  # of several optimizers
+        schedulers = [one for each in schedulers.values() for one in each]
+    waits = any(getattr(one, 'need_val_args', False) for one in schedulers)
+    return waits or bool(_early_stopping(runner))
 
 
 def _bare(model: nn.Module) -> nn.Module:

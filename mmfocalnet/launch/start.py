@@ -89,7 +89,13 @@ def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
     mark = work_dir / MARK
     if not mark.is_file():
         return None, None
-    newest = _at_hand(Path(mark.read_text().strip()), work_dir)
+    named = mark.read_text().strip()
+    if '://' in named:
+        raise CheckpointError(
+            f'{mark} names {named}, in a storage from which --resume does not read: copy it to '
+            'this machine and give it as --resume PATH.'
+        )
+    newest = _at_hand(Path(named), work_dir)
     problems = []
     for path in [newest, *_before(newest)]:
         try:

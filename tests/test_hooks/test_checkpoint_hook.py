@@ -20,6 +20,7 @@ class Runner:
 
     _resume = True
     epoch = iter = 0
+    hooks = ()
     train_loop = SimpleNamespace(iter=0, max_iters=10)
 
     def __init__(self, folder, name, model=None):
@@ -29,8 +30,8 @@ class Runner:
         self.logger = SimpleNamespace(info=print)
         self.there = []
 
-    def save_checkpoint(self, out_dir, name, *args, backend_args, **settings):
-        AtomicBackend().put(b'', os.path.join(out_dir, name))
+    def save_checkpoint(self, out_dir, filename, *args, backend_args, **settings):
+        AtomicBackend().put(b'', os.path.join(out_dir, filename))
         assert backend_args == dict(backend=BACKEND)
         self.there.append(sorted(f for f in os.listdir(out_dir) if f.endswith('.pth')))
 
@@ -43,6 +44,8 @@ def runner(tmp_path, request):
 def test_older_ones_go_only_after_the_new_one_is_there(runner, tmp_path):
     hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=1)
     (tmp_path / '.partial-7-iter_1.pth').touch()
+    (tmp_path / 'iter_9.pth').touch()
+    runner.message_hub.update_info('outdated_ckpts', ['iter_9.pth', 'iter_8.pth'])
     hook.before_train(runner)
     assert not list(tmp_path.iterdir())
     for runner.iter in range(3):
@@ -56,6 +59,50 @@ def test_older_ones_go_only_after_the_new_one_is_there(runner, tmp_path):
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_3.pth', 'last_checkpoint']
     assert runner.message_hub.get_info('keep_ckpt_ids') == [3]
+
+
+@pytest.mark.parametrize('by_metric', ['error', ['error', 'loss']])
+def test_the_best_goes_only_after_a_better_one_is_there(runner, tmp_path, monkeypatch, by_metric):
+    hook = AtomicCheckpointHook(interval=-1, by_epoch=False, save_best=by_metric, rule='less')
+    hook.before_train(runner)
+
+    def validate(**metrics):
+        saved = len(runner.there)
+        hook.after_val_epoch(runner, dict(loss=0.0, **metrics))
+        assert len(runner.there) == saved  # other hooks come first
+        hook.after_val(runner)
+
+    def bests():
+        return sorted(path.name for path in tmp_path.glob('best_error*'))
+
+    validate(error=2.0)
+    runner.iter = 1
+    validate(error=3.0)
+    assert bests() == ['best_error_iter_0.pth']
+    with monkeypatch.context() as full:
+        full.setattr(os, 'fsync', lambda _: os.write(-1, b''))
+        with pytest.raises(UserError, match='cannot be written'):
+            validate(error=1.0)
+    assert bests() == ['best_error_iter_0.pth']
+    runner.iter = 2
+    validate(error=0.5)
+    assert bests() == ['best_error_iter_2.pth']
+
+
+def test_the_best_of_a_work_dir_that_was_moved(runner, tmp_path):
+    """What it replaces is looked for there, not where it was."""
+    old, new = tmp_path / 'old', tmp_path / 'new'
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / 'best_error_iter_0.pth').touch()
+    runner.work_dir, runner.iter = str(new), 1
+    runner.message_hub.update_info('best_ckpt', str(old / 'best_error_iter_0.pth'))
+    hook = AtomicCheckpointHook(interval=-1, by_epoch=False, save_best='error', rule='less')
+    hook.before_train(runner)
+    hook.after_val_epoch(runner, dict(error=0.0))
+    hook.after_val(runner)
+    assert [path.name for path in new.glob('best*')] == ['best_error_iter_1.pth']
+    assert [path.name for path in old.iterdir()] == ['best_error_iter_0.pth']
 
 
 @pytest.mark.parametrize('settings', [dict(interval='often'), dict(max_keep_ckpts='two')])

@@ -13,6 +13,7 @@ from mmfocalnet.launch import (
     check_start,
     drop_strategy,
     load_config,
+    naming_any,
     one_sentence_errors,
     use_drawing,
     use_tta,
@@ -59,7 +60,8 @@ def main():
     check_fits(runner.model, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
-    runner.test()
+    with naming_any(cfg):
+        runner.test()
 
 
 if __name__ == '__main__':

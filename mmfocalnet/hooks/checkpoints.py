@@ -69,9 +69,8 @@ class AtomicCheckpointHook(CheckpointHook):
     - Weights that are NaN or infinite are not saved; the run ends.
     - Gradients of an accumulation under way are part of it
       (``optim_wrapper.accumulative_counts``), and so is what ``EarlyStoppingHook`` has counted.
-    - A resumed run first makes up for the validation that its checkpoint still lacks, where
-      something depends on it (``save_best``, ``EarlyStoppingHook``, ``ReduceOnPlateauLR``) or the
-      training is over.
+    - A resumed run first makes up for the validation that its checkpoint lacks, on which
+      ``save_best``, ``EarlyStoppingHook`` and ``ReduceOnPlateauLR`` depend.
 
     Args:
         out_dir: Where checkpoints go. Defaults to None: the work dir.
@@ -150,10 +149,8 @@ class AtomicCheckpointHook(CheckpointHook):
         loop = runner.train_loop
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
-        if not done or runner.val_loop is None:
-            return False
-        heeded = self.save_best or done == end or _depends_on_metrics(runner)
-        if not heeded or runner.message_hub.get_info(VALIDATED) == runner.iter:
+        validated = runner.message_hub.get_info(VALIDATED) == runner.iter
+        if not done or runner.val_loop is None or validated:
             return False
         loop._decide_current_val_interval()
         return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
@@ -253,15 +250,6 @@ def way_back(runner: Runner) -> str:
 
 def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
     return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
-
-
-def _depends_on_metrics(runner: Runner) -> bool:
-    """Whether the training after a validation depends on what it has found."""
-    schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):  # of several optimizers
-        schedulers = [one for each in schedulers.values() for one in each]
-    waits = any(getattr(one, 'need_val_args', False) for one in schedulers)
-    return waits or bool(_early_stopping(runner))
 
 
 def _bare(model: nn.Module) -> nn.Module:

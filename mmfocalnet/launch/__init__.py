@@ -13,6 +13,7 @@ from mmfocalnet.launch.data import check_data, check_paths
 from mmfocalnet.launch.flags import add_cfg_options, add_common_flags
 from mmfocalnet.launch.runs import build_runner, check_model, train
 from mmfocalnet.launch.sentences import one_sentence_errors
+from mmfocalnet.launch.settings import naming_any
 from mmfocalnet.launch.sharding import check_strategy, drop_strategy
 from mmfocalnet.launch.start import check_fits, check_start
 
@@ -28,6 +29,7 @@ __all__ = [
     'check_strategy',
     'drop_strategy',
     'load_config',
+    'naming_any',
     'one_sentence_errors',
     'override',
     'read_config',

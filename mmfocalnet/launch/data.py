@@ -13,7 +13,7 @@ from mmfocalnet.datasets.checks import check_classes, check_coco
 from mmfocalnet.datasets.image_folder import check_image_folders
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch.configs import find_dicts
-from mmfocalnet.launch.sentences import naming
+from mmfocalnet.launch.settings import naming
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.hooks import CheckLossesHook
-from mmfocalnet.launch.sentences import STUMBLES, naming
+from mmfocalnet.launch.settings import STUMBLES, naming, naming_any
 from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.arguments import real
@@ -79,7 +79,7 @@ def build_runner(cfg: Config) -> Runner:
         )
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         init_cpu_processes(cfg)
-    with naming('A setting', cfg):
+    with naming_any(cfg, otherwise='A setting'):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     log_ops_provider()
     return runner
@@ -93,16 +93,15 @@ def train(cfg: Config) -> None:
         UserError: If a loss or a weight is no number, or a checkpoint cannot be written.
     """
     runner = build_runner(cfg)
-    with naming('train_dataloader', cfg):
-        _check_epoch(runner)
-    if isinstance(runner, Runner):
-        with naming('optim_wrapper', cfg):
-            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-            _check_clipping(runner.optim_wrapper)
     with ExitStack() as stack:
+        stack.enter_context(naming_any(cfg))
         for hook in runner.hooks:
             if isinstance(hook, CheckLossesHook):
                 stack.enter_context(hook.explaining(runner))
+        _check_epoch(runner)
+        if isinstance(runner, Runner):
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            _check_clipping(runner.optim_wrapper)
         runner.train()
 
 

@@ -1,0 +1,250 @@
+"""Which setting of a config it is that a class of the stack stumbles over."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import inspect
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import ParamSchedulerHook
+from mmengine.registry import Registry
+
+from mmfocalnet.errors import ConfigError, OneProcessError, UserError
+
+# The disk is full, the user's share of it, or the size that files may have.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a setting of a wrong type or value ends in, deep inside the classes of the stack.
+STUMBLES = (
+    *(TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError),
+    *(NotImplementedError, RecursionError, SyntaxError, StopIteration),
+)
+STACK = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmfocalnet')
+PIPELINE = 'A pipeline of a dataset'
+# Functions of MMEngine's, and the settings that they are about.
+ABOUT = {
+    'setup_env': 'env_cfg',
+    'set_randomness': 'randomness',
+    'build_logger': 'log_level',
+    'build_visualizer': 'visualizer',
+    'build_log_processor': 'log_processor',
+    'register_default_hooks': 'default_hooks',
+    'register_custom_hooks': 'custom_hooks',
+    'pretty_text': 'A value',
+    'build_train_loop': 'train_dataloader or train_cfg',
+    'build_val_loop': 'val_dataloader, val_evaluator or val_cfg',
+    'build_test_loop': 'test_dataloader, test_evaluator or test_cfg',
+    'build_optim_wrapper': 'optim_wrapper',
+    'update_params': 'optim_wrapper',
+    'optim_context': 'optim_wrapper',
+    'build_param_scheduler': 'param_scheduler',
+    'scale_lr': 'auto_scale_lr',
+    'turn_on_activation_checkpointing': 'activation_checkpointing',
+    'turn_on_efficient_conv_bn_eval': 'efficient_conv_bn_eval',
+    '_maybe_compile': 'compile',
+    'load_or_resume': 'The checkpoint in load_from, or that which --resume found for it,',
+    'evaluate': 'val_evaluator or test_evaluator',
+    'prepare_data': PIPELINE,
+}
+
+
+@contextmanager
+def naming(
+    setting: str, cfg: Config, stumbles: tuple[type[Exception], ...] = STUMBLES
+) -> Iterator[None]:
+    """Say of which setting of a config it is that a class of the stack stumbles over.
+
+    These classes raise a bare TypeError or AssertionError for a list in place of a dict.
+
+    Args:
+        setting: Its name.
+        cfg: The config.
+        stumbles: What such errors are. Defaults to `STUMBLES`.
+
+    Raises:
+        ConfigError: With what was raised, and where.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except stumbles as error:
+        raise ConfigError(_sentence(f'{setting} of {cfg.filename}', error)) from error
+
+
+@contextmanager
+def naming_any(cfg: Config, otherwise: str | None = None) -> Iterator[None]:
+    """Say it of whatever setting a run is set up with or comes upon under way.
+
+    Errors that no setting is known to cause, and those that a user's own code raises, keep
+    their traceback.
+
+    Args:
+        cfg: The config.
+        otherwise: What to name where no setting is known to be the cause. Defaults to None:
+            nothing.
+
+    Raises:
+        ConfigError: With what was raised, and where.
+        OneProcessError: The same, of a dataset's pipeline.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (*STUMBLES, OSError, RuntimeError) as error:
+        origin = _origin(error)
+        setting = _setting_in(origin) or otherwise
+        if not setting or _is_of_the_machine(origin):
+            raise
+        # Other processes may have met no such image.
+        kind = OneProcessError if setting == PIPELINE else ConfigError
+        raise kind(_sentence(f'{setting} of {cfg.filename}', origin)) from error
+
+
+def raised_by_builder(error: Exception) -> bool:
+    """Whether MMEngine's builder itself raised, not the class that it was building."""
+    if not isinstance(error, (TypeError, KeyError)):
+        return False
+    return _frames(error)[-1].f_code.co_name == 'build_from_cfg'
+
+
+def hint(error: Exception) -> str:
+    """What to do about a name that does not exist: take the nearest one, if there is any.
+
+    Args:
+        error: One that was `raised_by_builder`, or that a class has raised which it was building.
+    """
+    known, name = [], ''
+    built = _built_in(error)
+    seen = _frames(error)[-1].f_locals
+    if wrong := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+        name = wrong[1]
+        known = _keywords(built) if built else []
+    elif isinstance(seen.get('registry'), Registry) and isinstance(seen.get('obj_type'), str):
+        registry, name = seen['registry'], seen['obj_type']
+        while registry is not None:
+            known += registry.module_dict
+            registry = registry.parent
+    near = difflib.get_close_matches(name, [one for one in known if one != name], n=1)
+    if near:
+        return f'did you mean {near[0]!r}'
+    if raised_by_builder(error):
+        return 'correct that name'
+    return 'compare it with that of a config in configs/'
+
+
+def _keywords(built: Any) -> list[str]:
+    """What a class, those that it inherits from included, or a function takes."""
+    functions = [built]
+    if isinstance(built, type):
+        functions = [vars(one).get('__init__') for one in built.__mro__]
+    known = [inspect.signature(one).parameters for one in functions if inspect.isfunction(one)]
+    return [name for names in known for name in names]
+
+
+def message(error: Exception) -> str:
+    """What an error says, without the traceback that PyTorch puts into that of a worker."""
+    text = str(error)
+    return text.rsplit(f'{type(error).__name__}: ', 1)[-1] if is_of_worker(error) else text
+
+
+def is_of_worker(error: Exception) -> bool:
+    """Whether PyTorch passed it on from a worker of a data loader."""
+    return str(error).startswith('Caught ') and 'Traceback (most recent call last)' in str(error)
+
+
+def _sentence(setting: str, error: Exception) -> str:
+    file, line = _places(error)[-1]
+    place = '/'.join(Path(file).parts[-3:])
+    reason = ' '.join(message(error).split())[:300]
+    raised = f'{type(error).__name__} in {place}, line {line}: {reason}'
+    built = _built_in(error)
+    to_build = f' what it builds, {getattr(built, "__name__", built)},' if built else ''
+    return f'{setting} does not fit{to_build} ({raised}): {hint(error)}.'
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether it is a full disk, or comes from PyTorch, most often from a GPU."""
+    if isinstance(error, OSError):
+        return error.errno in FULL_DISK
+    raised_in = _module(_frames(error)[-1])
+    memory = isinstance(error, torch.OutOfMemoryError)
+    ours = isinstance(error, STUMBLES) or raised_in.startswith(('mmengine.', 'torch.optim.'))
+    return memory or not ours
+
+
+def _built_in(error: Exception) -> Any:
+    """The class or function that MMEngine's builder was calling, None if it was not."""
+    for frame in reversed(_frames(error)):
+        if frame.f_code.co_name == 'build_from_cfg' and 'obj_cls' in frame.f_locals:
+            return frame.f_locals['obj_cls']
+    return None
+
+
+def _setting_in(error: Exception) -> str | None:
+    """The setting that the innermost function knows of which the name tells what it is about."""
+    if is_of_worker(error):
+        return None if any(_is_users(file) for file, _ in _places(error)) else PIPELINE
+    frames = _frames(error)
+    for frame in reversed(frames):
+        name, module = frame.f_code.co_name, _module(frame)
+        if _is_users(frame.f_code.co_filename):
+            return None
+        if name == 'call_hook' and 'hook' in frame.f_locals:
+            return _hook(frame.f_locals['hook'])
+        if module.startswith('mmengine.') and name in ABOUT:
+            return ABOUT[name]
+        if module == 'mmengine.runner.loops' and name != '__init__':
+            return 'train_cfg or val_cfg' if frame is frames[-1] else None
+        if module.startswith('torch.utils.data.'):
+            return 'train_dataloader or val_dataloader'
+    return None
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get('__name__'))
+
+
+def _hook(hook: object) -> str:
+    if isinstance(hook, ParamSchedulerHook):
+        return 'param_scheduler'
+    return f'{type(hook).__name__} in default_hooks or custom_hooks'
+
+
+def _origin(error: Exception) -> Exception:
+    """What a hook raised; MMEngine raises a TypeError anew, without the frames of the hook."""
+    raised_anew = _frames(error)[-1].f_code.co_name == 'call_hook'
+    return error.__context__ if raised_anew and error.__context__ else error
+
+
+def _frames(error: Exception) -> list[FrameType]:
+    """From the outermost to that in which the error was raised."""
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _places(error: Exception) -> list[tuple[str, int]]:
+    """Files and lines, from the outermost to where the error was raised."""
+    if is_of_worker(error):
+        return re.findall(r'File "(.+?)", line (\d+)', str(error))
+    return [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+
+
+def _is_users(file: str) -> bool:
+    """Whether code is neither of the stack nor of any other installed package."""
+    installed = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')]
+    modules = [sys.modules[name] for name in STACK if name in sys.modules]
+    folders = [*installed, *(Path(module.__file__).parent for module in modules)]
+    return not any(Path(file).is_relative_to(folder) for folder in folders)

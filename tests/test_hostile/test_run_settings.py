@@ -1,0 +1,205 @@
+"""Schedules, hooks and all else that a run comes upon: it trains, or one sentence says what."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mmengine.hooks import Hook
+from toy import toy_config
+
+from mmfocalnet.errors import UserError
+from mmfocalnet.launch import train
+
+JUNK = (
+    *(None, 0, -1, 3.5, True, '', 'x', b'x', math.nan, math.inf, [], [None], {}, (), [{}], [[1]]),
+    *(['a', 'b'], dict(type='x'), dict(type=3), dict, object, len, range(3)),
+)
+# What is sound of each, and the settings that get junk.
+SCHEDULERS = {
+    'LinearLR': (dict(start_factor=0.1), 'start_factor end_factor begin end by_epoch last_step'),
+    'MultiStepLR': (dict(milestones=[2]), 'milestones gamma begin end convert_to_iter_based'),
+    'CosineAnnealingLR': (dict(T_max=4), 'T_max eta_min eta_min_ratio begin end'),
+    'PolyLR': ({}, 'power eta_min end'),
+    'StepLR': (dict(step_size=1), 'step_size gamma'),
+    'OneCycleLR': (dict(eta_max=1.0, total_steps=8), 'eta_max total_steps pct_start'),
+    'ReduceOnPlateauLR': (
+        dict(monitor='error', rule='less'),
+        'monitor rule factor patience threshold cooldown min_value',
+    ),
+}
+HOOKS = {
+    'LoggerHook': ({}, 'interval ignore_last out_suffix keep_local log_metric_by_epoch x'),
+    'EMAHook': ({}, 'momentum ema_type strict_load begin_iter begin_epoch'),
+    'EarlyStoppingHook': (
+        dict(monitor='error', rule='less'),
+        'monitor rule min_delta patience strict stopping_threshold',
+    ),
+    'SyncBuffersHook': ({}, 'x'),
+    'ProfilerHook': ({}, 'by_epoch profile_times activity_with_cpu schedule on_trace_ready'),
+    'CheckLossesHook': ({}, 'x'),
+    'ParamSchedulerHook': ({}, 'x'),
+}
+CHECKPOINT = (
+    'interval by_epoch save_optimizer max_keep_ckpts save_last save_best rule greater_keys '
+    'filename_tmpl published_keys save_begin backend_args'
+)
+TOP = (
+    'log_processor visualizer randomness env_cfg auto_scale_lr activation_checkpointing '
+    'efficient_conv_bn_eval val_cfg val_evaluator val_dataloader optim_wrapper param_scheduler '
+    'custom_hooks train_cfg log_level'
+)
+PARTS = {
+    'log_processor': (dict(type='LogProcessor'), 'by_epoch window_size custom_cfg mean_pattern'),
+    'optim_wrapper': (
+        dict(optimizer=dict(type='SGD', lr=0.1)),
+        'accumulative_counts clip_grad optimizer constructor paramwise_cfg type',
+    ),
+    'train_cfg': (dict(by_epoch=True, max_epochs=2), 'type val_interval val_begin max_epochs'),
+    'val_evaluator': (dict(type='ToyMetric'), 'type prefix collect_device x'),
+}
+
+
+def drawn(data, table):
+    """A sound entry of a table, with junk for one of its settings."""
+    name = data.draw(st.sampled_from(sorted(table)))
+    sound, keys = table[name]
+    key = data.draw(st.sampled_from(keys.split()))
+    return name, {**sound, key: data.draw(st.sampled_from(JUNK))}
+
+
+def said_of(work_dir, **settings):
+    """The sentence about a toy run's settings, or None where it trains."""
+    try:
+        train(toy_config(work_dir, **settings))
+    except UserError as error:
+        message = str(error)
+        assert '\n' not in message and len(message) < 2000
+        return message
+    return None
+
+
+@pytest.fixture
+def work_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # junk may name a folder
+    return tmp_path / 'run'
+
+
+@given(data=st.data())
+def test_junk_for_a_schedule(work_dir, data, count):
+    count()
+    name, settings = drawn(data, SCHEDULERS)
+    stepped = dict(param_scheduler=dict(type='ParamSchedulerHook'))
+    said_of(work_dir, param_scheduler=[dict(type=name, **settings)], default_hooks=stepped)
+
+
+@given(data=st.data())
+def test_junk_for_a_hook(work_dir, data, count):
+    count()
+    name, settings = drawn(data, {**HOOKS, 'AtomicCheckpointHook': ({}, CHECKPOINT)})
+    if name == 'AtomicCheckpointHook':
+        said_of(work_dir, default_hooks=dict(checkpoint=dict(type=name, **settings)))
+    else:
+        said_of(work_dir, custom_hooks=[dict(type=name, **settings)])
+
+
+@given(data=st.data())
+def test_junk_for_another_setting_of_a_run(work_dir, data, count):
+    count()
+    if data.draw(st.booleans()):
+        key = data.draw(st.sampled_from(TOP.split()))
+        said_of(work_dir, **{key: data.draw(st.sampled_from(JUNK))})
+    else:
+        name, settings = drawn(data, PARTS)
+        said_of(work_dir, **{name: settings})
+
+
+def scheduler(**settings):
+    return dict(param_scheduler=[settings])
+
+
+def hook(**settings):
+    return dict(custom_hooks=[settings])
+
+
+def pipeline(workers, **transform):
+    dataset = dict(type='ToyDataset', serialize_data=False, pipeline=[transform])
+    loader = dict(batch_size=4, num_workers=workers, dataset=dataset)
+    return dict(train_dataloader=dict(**loader, sampler=dict(type='SeededSampler')))
+
+
+class Unsound(Hook):
+    """A hook of a user's."""
+
+    def before_train(self, runner):
+        raise TypeError('of their own')
+
+
+MISTAKES = {
+    'an end before its begin': (
+        scheduler(type='LinearLR', start_factor=0.1, begin=5, end=3),
+        r'param_scheduler of .*toy.py does not fit what it builds, LinearLR, \(ValueError .*end '
+        r'should be larger than begin, but got begin=5, end=3\): compare it with',
+    ),
+    'a misspelt scheduler': (scheduler(type='MultStepLR'), "did you mean 'MultiStepLR'"),
+    'a misspelt setting of one': (
+        scheduler(type='MultiStepLR', milestone=[3]),
+        "did you mean 'milestones'",
+    ),
+    'a value met when it steps': (
+        dict(
+            **scheduler(type='MultiStepLR', milestones=[1], gamma='x'),
+            default_hooks=dict(param_scheduler=dict(type='ParamSchedulerHook')),
+        ),
+        r'param_scheduler of .* does not fit \(TypeError in .*param_scheduler.py, line',
+    ),
+    'a misspelt hook': (hook(type='EMAHok'), "did you mean 'EMAHook'"),
+    'a misspelt setting of a hook': (hook(type='EMAHook', momentun=1), "did you mean 'momentum'"),
+    'a metric that there is not': (
+        dict(
+            default_hooks=dict(
+                checkpoint=dict(type='AtomicCheckpointHook', save_best='eror', rule='less')
+            )
+        ),
+        r'AtomicCheckpointHook in default_hooks or custom_hooks of .* \(KeyError .* .eror.\)',
+    ),
+    'a metric that there is not, for stopping': (
+        hook(type='EarlyStoppingHook', monitor='eror', rule='less', strict=True),
+        'EarlyStoppingHook in .* metric `eror is not available',
+    ),
+    'a transform that lacks what it needs': (
+        pipeline(0, type='mmcv.Normalize', mean=[0], std=[1]),
+        r"A pipeline of a dataset of .* \(KeyError in mmcv/transforms/processing.py.*: 'img'\)",
+    ),
+    'the same, in a worker': (
+        pipeline(1, type='mmcv.Normalize', mean=[0], std=[1]),
+        r"A pipeline of a dataset of .* \(KeyError in mmcv/transforms/processing.py.*: 'img'\)",
+    ),
+    'an activation to checkpoint': (
+        dict(activation_checkpointing=['stages']),
+        'activation_checkpointing of .* does not fit',
+    ),
+    'a value that cannot be written down': (
+        dict(note=len),
+        'A value of .* does not fit .*SyntaxError',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_mistakes_are_named(work_dir, name, count):
+    count()
+    settings, message = MISTAKES[name]
+    with pytest.raises(UserError, match=message):
+        train(toy_config(work_dir, **settings))
+
+
+def test_what_a_user_wrote_keeps_its_traceback(work_dir, count):
+    count()
+    with pytest.raises(TypeError, match='of their own'):
+        train(toy_config(work_dir, custom_hooks=[dict(type=Unsound)]))
+
+
+def test_it_trains_without_junk(work_dir, count):
+    count()
+    assert said_of(work_dir) is None

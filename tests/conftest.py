@@ -1,3 +1,4 @@
+import gc
 import runpy
 import sys
 from pathlib import Path
@@ -7,6 +8,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _spare_the_garbage_collector():
+    """Each dataset collects garbage, which takes long among the objects of all the imports."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

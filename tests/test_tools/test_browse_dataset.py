@@ -1,8 +1,6 @@
 """tools/browse_dataset.py draws samples as the pipeline makes them."""
 
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import cv2
@@ -15,19 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def browse(home, monkeypatch, capsys):
+def browse(home, monkeypatch, tool):
     """Run the tool in this process; returns the exit code, stdout and stderr."""
     monkeypatch.chdir(home)
 
     def _browse(config, *flags):
-        argv = ['browse_dataset.py', str(ROOT / f'configs/demo/{config}.py'), '--not-show', *flags]
-        monkeypatch.setattr(sys, 'argv', argv)
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / 'tools/browse_dataset.py'), run_name='__main__')
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
+        path = ROOT / f'configs/demo/{config}.py'
+        return tool('browse_dataset', path, '--not-show', *flags)
 
     return _browse
 
@@ -36,11 +28,8 @@ def read(folder):
     return {path.name: cv2.imread(str(path)) for path in sorted(Path(folder).iterdir())}
 
 
-def test_pictures_are_written(run, home):
-    out = run(
-        sys.executable, ROOT / 'tools/browse_dataset.py', ROOT / 'configs/demo/mask_rcnn.py',
-        '--number', 4, '--not-show', cwd=home,
-    ).stdout  # fmt: skip
+def test_pictures_are_written(browse, home):
+    _, out, _ = browse('mask_rcnn', '--number', 4)
     assert '4 pictures: work_dirs/browse_dataset/mask_rcnn' in out
     pictures = read(home / 'work_dirs/browse_dataset/mask_rcnn')
     assert len(pictures) == 4

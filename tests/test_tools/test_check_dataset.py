@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -26,15 +25,12 @@ def data(shapes, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def check(data, monkeypatch, capsys):
+def check(data, tool):
     """Run the tool in this process; returns the exit code, stdout and stderr."""
 
     def _check(config, *flags):
-        path = config if config.endswith('.py') else str(ROOT / f'configs/demo/{config}.py')
-        monkeypatch.setattr(sys, 'argv', ['check_dataset.py', path, *map(str, flags)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / 'tools/check_dataset.py'), run_name='__main__')
-        return end.value.code, *capsys.readouterr()
+        path = config if config.endswith('.py') else ROOT / f'configs/demo/{config}.py'
+        return tool('check_dataset', path, *flags)
 
     return _check
 

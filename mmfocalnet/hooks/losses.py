@@ -20,6 +20,9 @@ from mmfocalnet.registration import register
 
 LOOK = 'look at these images and their labels'
 GRADIENTS = 'The norm of the gradients'
+# A dynamic loss scale starts at 2**16 and is halved at each iteration whose gradients overflow;
+# below this they would have to be greater than 10**9.
+SCALE, LEAST_SCALE = 'The loss scale, halved where gradients are NaN or infinite,', 2.0**-14
 # What `scipy.optimize.linear_sum_assignment` says of NaN and of infinity.
 REFUSED = ('matrix contains invalid numeric entries', 'cost matrix is infeasible')
 
@@ -31,7 +34,7 @@ class CheckLossesHook(Hook):
     Each iteration is looked at, which costs a GPU no further wait: MMEngine reads each loss
     for its log at each iteration. In a launch the processes tell each other, so that all end at
     the same iteration and none waits for another. Gradients that a loss scale makes infinite
-    are no error; the step is left out then.
+    are no error, for the step is left out then, until the scale has become 2**-14.
     """
 
     priority = 'ABOVE_NORMAL'  # after what logs the losses, before EMA and checkpoints
@@ -89,17 +92,19 @@ class CheckLossesHook(Hook):
 
 
 def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, float] | None:
-    """The first term that is not finite, else the sum of all, else the norm of the gradients."""
+    """The first term that is not finite, else the sum of all, else what tells of the gradients."""
     losses = {name: value for name, value in outputs.items() if 'loss' in name}
     names = sorted(losses, key='loss'.__eq__)
     # One transfer for all of them.
     values = torch.stack([losses[name].detach().float() for name in names]).tolist()
     read = dict(zip(names, values, strict=True))
-    if 'train/grad_norm' in runner.message_hub.log_scalars and not hasattr(
-        runner.optim_wrapper, 'loss_scaler'
-    ):
+    scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+    if scaler is None and 'train/grad_norm' in runner.message_hub.log_scalars:
         read[GRADIENTS] = runner.message_hub.get_scalar('train/grad_norm').current()
-    return next((item for item in read.items() if not math.isfinite(item[1])), None)
+    bad = next((item for item in read.items() if not math.isfinite(item[1])), None)
+    if bad is None and scaler is not None and scaler.get_scale() < LEAST_SCALE:
+        return SCALE, scaler.get_scale()
+    return bad
 
 
 def _images(data_batch: Mapping) -> str:
@@ -119,4 +124,4 @@ def _first_of_all(found: str, device: torch.device) -> str:
         return ''
     texts = [text for text in all_gather_object(found) if text]
     # A loss of one process spoils the gradients of all.
-    return min(texts, key=lambda text: text.startswith(GRADIENTS))
+    return min(texts, key=lambda text: text.startswith((GRADIENTS, SCALE)))

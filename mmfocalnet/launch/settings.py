@@ -179,7 +179,7 @@ def _is_of_the_machine(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in FULL_DISK
     raised_in = _module(_frames(error)[-1])
-    memory = isinstance(error, torch.OutOfMemoryError)
+    memory = isinstance(error, torch.cuda.OutOfMemoryError)
     ours = isinstance(error, STUMBLES) or raised_in.startswith(('mmengine.', 'torch.optim.'))
     return memory or not ours
 
@@ -247,4 +247,5 @@ def _is_users(file: str) -> bool:
     installed = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')]
     modules = [sys.modules[name] for name in STACK if name in sys.modules]
     folders = [*installed, *(Path(module.__file__).parent for module in modules)]
-    return not any(Path(file).is_relative_to(folder) for folder in folders)
+    built_in = file.startswith('<')  # such as <frozen os>
+    return not built_in and not any(Path(file).is_relative_to(folder) for folder in folders)

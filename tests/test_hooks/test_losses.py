@@ -64,8 +64,25 @@ def test_gradients_unless_a_loss_scale_leaves_the_step_out(runner):
     runner.message_hub.update_scalar('train/grad_norm', float('inf'))
     with pytest.raises(UserError, match=r'^The norm of the gradients is inf at iteration 12'):
         look(runner, loss=1.0)
-    runner.optim_wrapper.loss_scaler = None
+    runner.optim_wrapper.loss_scaler = torch.amp.GradScaler('cpu')
     look(runner, loss=1.0)
+
+
+def test_gradients_that_no_loss_scale_makes_finite(runner):
+    """With PyTorch's scaler for the CPU in place of that for GPUs."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    scaler = runner.optim_wrapper.loss_scaler = torch.amp.GradScaler('cpu')
+    with pytest.raises(
+        UserError, match=r'^The loss scale, .* is 3.05\S+e-05 at iteration 12, with'
+    ):
+        for runner.iter in range(40):
+            scaler.scale(weight * torch.nan).sum().backward()
+            scaler.step(optimizer)
+            scaler.update()
+            runner.iter = 11
+            look(runner, loss=1.0)
+    assert weight.item() == 1
 
 
 @pytest.mark.parametrize('cost', [np.nan, np.inf])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from toy import toy_config
 
 from mmfocalnet.errors import UserError
@@ -16,7 +17,7 @@ JUNK = (
     *(['a', 'b'], dict(type='x'), dict(type=3), dict, object, len, range(3)),
 )
 # What is sound of each, and the settings that get junk.
-SCHEDULERS = {
+SCHEDULER_SETTINGS = {
     'LinearLR': (dict(start_factor=0.1), 'start_factor end_factor begin end by_epoch last_step'),
     'MultiStepLR': (dict(milestones=[2]), 'milestones gamma begin end convert_to_iter_based'),
     'CosineAnnealingLR': (dict(T_max=4), 'T_max eta_min eta_min_ratio begin end'),
@@ -28,7 +29,7 @@ SCHEDULERS = {
         'monitor rule factor patience threshold cooldown min_value',
     ),
 }
-HOOKS = {
+HOOK_SETTINGS = {
     'LoggerHook': ({}, 'interval ignore_last out_suffix keep_local log_metric_by_epoch x'),
     'EMAHook': ({}, 'momentum ema_type strict_load begin_iter begin_epoch'),
     'EarlyStoppingHook': (
@@ -88,7 +89,7 @@ def work_dir(tmp_path, monkeypatch):
 @given(data=st.data())
 def test_junk_for_a_schedule(work_dir, data, count):
     count()
-    name, settings = drawn(data, SCHEDULERS)
+    name, settings = drawn(data, SCHEDULER_SETTINGS)
     stepped = dict(param_scheduler=dict(type='ParamSchedulerHook'))
     said_of(work_dir, param_scheduler=[dict(type=name, **settings)], default_hooks=stepped)
 
@@ -96,7 +97,7 @@ def test_junk_for_a_schedule(work_dir, data, count):
 @given(data=st.data())
 def test_junk_for_a_hook(work_dir, data, count):
     count()
-    name, settings = drawn(data, {**HOOKS, 'AtomicCheckpointHook': ({}, CHECKPOINT)})
+    name, settings = drawn(data, {**HOOK_SETTINGS, 'AtomicCheckpointHook': ({}, CHECKPOINT)})
     if name == 'AtomicCheckpointHook':
         said_of(work_dir, default_hooks=dict(checkpoint=dict(type=name, **settings)))
     else:
@@ -128,8 +129,9 @@ def pipeline(workers, **transform):
     return dict(train_dataloader=dict(**loader, sampler=dict(type='SeededSampler')))
 
 
-class Unsound(Hook):
-    """A hook of a user's."""
+@HOOKS.register_module()
+class UnsoundHook(Hook):
+    """One of a user's."""
 
     def before_train(self, runner):
         raise TypeError('of their own')
@@ -203,7 +205,7 @@ def test_mistakes_are_named(work_dir, name, count):
 def test_what_a_user_wrote_keeps_its_traceback(work_dir, count):
     count()
     with pytest.raises(TypeError, match='of their own'):
-        train(toy_config(work_dir, custom_hooks=[dict(type=Unsound)]))
+        train(toy_config(work_dir, custom_hooks=[dict(type='UnsoundHook')]))
 
 
 def test_it_trains_without_junk(work_dir, count):

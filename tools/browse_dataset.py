@@ -10,15 +10,9 @@ from mmfocalnet.launch import (
     one_sentence_errors,
     override,
     read_config,
+    whole_number,
 )
 from mmfocalnet.visualization.browse import draw_samples
-
-
-def count(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'{number} is none')
-    return number
 
 
 def parse_args():
@@ -38,7 +32,7 @@ def parse_args():
         help='where pictures go (default: work_dirs/browse_dataset/CONFIG_NAME)',
     )
     parser.add_argument(
-        '--number', type=count, default=20, metavar='N', help='how many samples (default: 20)'
+        '--number', type=whole_number(1), default=20, metavar='N', help='samples (default: 20)'
     )
     parser.add_argument(
         '--seed', type=int, default=0, help='of choice and augmentation (default: 0)'

@@ -97,15 +97,11 @@ def main():
     out = args.out or Path('work_dirs/check_dataset', Path(args.config).stem)
     if out.exists() and not out.is_dir():
         raise ConfigError(f'--out {out} is a file: give a folder.')
-    try:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            datasets = choose(cfg, args.split)
-            if not datasets:
-                raise ConfigError(f'{args.config} has no datasets: it lacks its _base_.')
-            errors = sum(check(name, dataset, cfg, out) for name, dataset in datasets.items())
-    except KeyboardInterrupt:
-        print('\ncheck_dataset.py: stopped before the end.', file=sys.stderr)
-        sys.exit(130)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        datasets = choose(cfg, args.split)
+        if not datasets:
+            raise ConfigError(f'{args.config} has no datasets: it lacks its _base_.')
+        errors = sum(check(name, dataset, cfg, out) for name, dataset in datasets.items())
     sys.exit(1 if errors else 0)
 
 

@@ -4,15 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmfocalnet.launch import one_sentence_errors
+from mmfocalnet.launch import one_sentence_errors, whole_number
 from mmfocalnet.visualization.report import write_report
-
-
-def count(text):
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f'{number} is negative')
-    return number
 
 
 def parse_args():
@@ -24,7 +17,7 @@ def parse_args():
     parser.add_argument('--out', type=Path, metavar='FILE', help='default: WORK_DIR/report.html')
     parser.add_argument(
         '--images',
-        type=count,
+        type=whole_number(0),
         default=16,
         metavar='N',
         help='predict N held-out images with the newest checkpoint; 0: no gallery (default: 16)',

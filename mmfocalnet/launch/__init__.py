@@ -10,7 +10,7 @@ from mmfocalnet.launch.configs import (
     use_tta,
 )
 from mmfocalnet.launch.data import check_data, check_paths
-from mmfocalnet.launch.flags import add_cfg_options, add_common_flags
+from mmfocalnet.launch.flags import add_cfg_options, add_common_flags, whole_number
 from mmfocalnet.launch.runs import build_runner, check_model, train
 from mmfocalnet.launch.sentences import one_sentence_errors
 from mmfocalnet.launch.settings import naming_any
@@ -38,4 +38,5 @@ __all__ = [
     'use_amp',
     'use_drawing',
     'use_tta',
+    'whole_number',
 ]

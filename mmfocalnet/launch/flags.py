@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.config import DictAction
@@ -16,6 +17,22 @@ class _Options(DictAction):
             super().__call__(parser, *args, **kwargs)
         except Exception:  # ValueError, AssertionError, SyntaxError, by the kind of typing error
             parser.error('--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_epochs=1')
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """What argparse's ``type`` takes for whole numbers from one on.
+
+    Args:
+        least: The smallest.
+    """
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ArgumentTypeError(f'{value} is less than {least}')
+        return value
+
+    return number
 
 
 def add_cfg_options(parser: ArgumentParser) -> None:

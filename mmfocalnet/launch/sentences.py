@@ -29,7 +29,7 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except KeyboardInterrupt:
-            print(f'{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
+            print(f'\n{Path(sys.argv[0]).name}: interrupted', file=sys.stderr)
             sys.exit(130)  # what shells say of it
         except Exception as error:
             sentence = ' '.join(message(error).split())

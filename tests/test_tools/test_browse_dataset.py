@@ -85,7 +85,7 @@ def test_a_damaged_image(browse, home, shapes):
         (['--cfg-options', 'visualizer=None'], 'needs train_dataloader and visualizer'),
         (['--cfg-options', 'train_dataloader.dataset.ann_file=none'], 'none is missing'),
         (['--output-dir', 'data/file'], '--output-dir data/file is a file'),
-        (['--number', '0'], '0 is none'),
+        (['--number', '0'], '0 is less than 1'),
     ],
 )
 def test_mistakes_end_with_2(browse, home, flags, sentence):

@@ -176,5 +176,5 @@ def test_ctrl_c(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.splitlines()[-1] == 'check_dataset.py: stopped before the end.'
+    assert error.splitlines()[-1] == 'check_dataset.py: interrupted'
     assert 'Traceback' not in error

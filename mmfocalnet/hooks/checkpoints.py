@@ -21,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmfocalnet.checkpoints.report import named
-from mmfocalnet.errors import UserError
+from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.files import PARTIAL, replacing
 from mmfocalnet.models.arguments import whole
 from mmfocalnet.registration import register
@@ -115,7 +115,18 @@ class AtomicCheckpointHook(CheckpointHook):
         self._metrics = metrics
 
     def after_val(self, runner: Runner) -> None:
-        """Save the best checkpoint, and once more the newest, which then knows of it."""
+        """Save the best checkpoint, and once more the newest, which then knows of it.
+
+        Raises:
+            ConfigError: If ``save_best`` names a metric that was not measured.
+        """
+        measured = sorted(self._metrics)
+        for name in self.key_indicators if self.save_best and measured else ():
+            if name != 'auto' and name not in measured:
+                raise ConfigError(
+                    f'save_best of {type(self).__name__} is {name!r}, which the validation does '
+                    f'not measure: take one of {", ".join(measured)}.'
+                )
         runner.message_hub.update_info(VALIDATED, runner.iter)
         super().after_val_epoch(runner, self._metrics)
 

@@ -163,7 +163,7 @@ MISTAKES = {
                 checkpoint=dict(type='AtomicCheckpointHook', save_best='eror', rule='less')
             )
         ),
-        r'AtomicCheckpointHook in default_hooks or custom_hooks of .* \(KeyError .* .eror.\)',
+        r'^save_best .* is .eror., which the validation does not measure: take .* error, mean.$',
     ),
     'a metric that there is not, for stopping': (
         hook(type='EarlyStoppingHook', monitor='eror', rule='less', strict=True),

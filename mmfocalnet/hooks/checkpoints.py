@@ -13,16 +13,18 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
-from mmengine.fileio import BaseStorageBackend, LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.hooks.outdated import Outdated
+from mmfocalnet.hooks.patience import restore_patience, save_patience
 from mmfocalnet.models.arguments import whole
 from mmfocalnet.registration import register
 
@@ -30,9 +32,8 @@ BACKEND = 'mmfocalnet.atomic'
 # MMEngine's name for the file that says which checkpoint is the newest.
 MARK = 'last_checkpoint'
 GRADIENTS = 'accumulated_gradients'
-PATIENCE = 'early_stopping'
 # What the message hub, which is part of every checkpoint, keeps of this hook.
-VALIDATED, OUTDATED = 'validated_iter', 'outdated_ckpts'
+VALIDATED, OUTDATED = 'validated', 'outdated_ckpts'
 
 
 @register_backend(BACKEND, force=True)
@@ -95,14 +96,18 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(out_dir=out_dir, backend_args=backend_args, **settings)
         self._gradients: list[dict[str, Tensor]] | None = None
         self._metrics: dict[str, float] = {}
+        self._place: dict[str, int] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Clear away what a killed run was writing or removing; validate what it could not."""
         super().before_train(runner)
         self.last_ckpt = runner.message_hub.get_info('last_ckpt')
-        outdated = runner.message_hub.get_info(OUTDATED) or []
-        self.file_backend = _Postponed(self.file_backend, list(outdated))
-        self._remove_outdated()
+        self.file_backend = Outdated(self.file_backend, str(self.out_dir))
+        if self._goes_on_here(runner):
+            self._find_best()
+            names = runner.message_hub.get_info(OUTDATED)
+            self.file_backend.take_over(names, self.filename_tmpl)
+            self._remove_outdated()
         if is_main_process():
             for folder in (self.out_dir, runner.work_dir):
                 for part in Path(folder).glob(f'{PARTIAL}*'):
@@ -127,47 +132,67 @@ class AtomicCheckpointHook(CheckpointHook):
                     f'save_best of {type(self).__name__} is {name!r}, which the validation does '
                     f'not measure: take one of {", ".join(measured)}.'
                 )
-        runner.message_hub.update_info(VALIDATED, runner.iter)
+        runner.message_hub.update_info(VALIDATED, _done(runner))
         super().after_val_epoch(runner, self._metrics)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the gradients of an accumulation under way, and the patience that is left."""
+        # MMEngine's runner for strategies takes every saving for one before the validation.
+        checkpoint['meta'].update(self._place)
         if self._gradients:
             checkpoint[GRADIENTS] = self._gradients
-        if patient := _early_stopping(runner):
-            checkpoint[PATIENCE] = dict(
-                stop_training=runner.train_loop.stop_training,
-                hooks=[(hook.wait_count, float(hook.best_score)) for hook in patient],
-            )
+        save_patience(runner, checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take up an accumulation, with as many processes as before, and the patience."""
-        gradients = checkpoint.pop(GRADIENTS, [])
-        patience = checkpoint.pop(PATIENCE, None)
         if not runner._resume:
             return
-        if patience:
-            runner.train_loop.stop_training = patience['stop_training']
-            for hook, counted in zip(_early_stopping(runner), patience['hooks'], strict=False):
-                hook.wait_count, hook.best_score = counted
+        restore_patience(runner, checkpoint)
+        gradients = checkpoint.pop(GRADIENTS, [])
         if len(gradients) != get_world_size():
             return
         parameters = dict(_bare(runner.model).named_parameters())
         for name, gradient in gradients[get_rank()].items():
             parameters[name].grad = gradient.to(parameters[name].device)
 
+    def _goes_on_here(self, runner: Runner) -> bool:
+        """Whether the checkpoint that is resumed is one of this folder."""
+        if runner._load_from is None:
+            return runner._resume
+        here = Path(self.out_dir, self.filename_tmpl).resolve().parent
+        return runner._resume and Path(runner._load_from).resolve().parent == here
+
+    def _find_best(self) -> None:
+        """Look for the best checkpoints in this folder, which may have been moved."""
+        if not self.save_best:
+            return
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = self._here(self.best_ckpt_path)
+        for name in getattr(self, 'best_ckpt_path_dict', ()):
+            self.best_ckpt_path_dict[name] = self._here(self.best_ckpt_path_dict[name])
+
+    def _here(self, path: str | None) -> str | None:
+        return path and self.file_backend.join_path(self.out_dir, os.path.basename(path))
+
+    def _newest_and_best(self) -> list[str]:
+        best = getattr(self, 'best_ckpt_path_dict', {}).values()
+        return [self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best]
+
     def _lacks_validation(self, runner: Runner) -> bool:
         loop = runner.train_loop
-        by_epoch = isinstance(loop, EpochBasedTrainLoop)
-        done, end = (loop.epoch, loop.max_epochs) if by_epoch else (loop.iter, loop.max_iters)
-        validated = runner.message_hub.get_info(VALIDATED) == runner.iter
+        done = _done(runner)
+        validated = runner.message_hub.get_info(VALIDATED) == done
         if not done or runner.val_loop is None or validated:
             return False
+        if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+            return False
+        end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
         loop._decide_current_val_interval()
         return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save a better one, then remove the one before; MMEngine removes first."""
+        self._place = dict(epoch=runner.epoch, iter=runner.iter)
         super()._save_best_checkpoint(runner, metrics)
         if self.save_best:
             self._remove_outdated()  # where no newest one was saved after it
@@ -177,11 +202,14 @@ class AtomicCheckpointHook(CheckpointHook):
         _check_weights(runner)
         name = self.filename_tmpl.format(step)
         self._count(runner, step)
-        # A run that is killed before they are removed leaves that to the one that goes on.
-        runner.message_hub.update_info(OUTDATED, list(self.file_backend.outdated))
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        # A run that is killed before they are removed leaves that to the one that goes on.
+        outdated = self.file_backend.paths(keep=self._newest_and_best())
+        names = [os.path.relpath(path, self.out_dir) for path in outdated]
+        runner.message_hub.update_info(OUTDATED, names)
         self._gradients = _accumulated_gradients(runner)
+        self._place = dict(meta)
         runner.save_checkpoint(
             self.out_dir,
             name,
@@ -207,44 +235,19 @@ class AtomicCheckpointHook(CheckpointHook):
         self.keep_ckpt_ids.extend(kept)  # a deque, which forgets the oldest
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         for old in kept[: -self.max_keep_ckpts]:
-            self.file_backend.remove(self.filename_tmpl.format(old))
+            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+            self.file_backend.remove(path)
 
     def _remove_outdated(self) -> None:
-        names, self.file_backend.outdated = self.file_backend.outdated, []
-        if not is_main_process():
-            return
-        storage = self.file_backend.storage
-        for name in names:
-            path = storage.join_path(self.out_dir, name)
-            if storage.isfile(path):
-                storage.remove(path)
-            elif storage.isdir(path):  # a file per process, as DeepSpeed writes
-                storage.rmtree(path)
+        if is_main_process():
+            self.file_backend.remove_noted(keep=self._newest_and_best())
+        self.file_backend.names = []
 
 
-class _Postponed:
-    """A storage that only notes what it is asked to remove.
-
-    Attributes:
-        storage: The real one.
-        outdated: Names of what is to be removed from the folder of checkpoints, which may have
-            been moved since MMEngine noted a path.
-    """
-
-    def __init__(self, storage: BaseStorageBackend, outdated: list[str]) -> None:
-        self.storage = storage
-        self.outdated = outdated
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.storage, name)
-
-    def isfile(self, path: str) -> bool:
-        return True  # whether it is will be seen when it is removed
-
-    def remove(self, path: str) -> None:
-        name = os.path.basename(path)
-        if name not in self.outdated:
-            self.outdated.append(name)
+def _done(runner: Runner) -> int:
+    """Epochs or iterations that are through, as the loop counts them for its validations."""
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    return runner.epoch if by_epoch else runner.iter
 
 
 def way_back(runner: Runner) -> str:
@@ -257,10 +260,6 @@ def way_back(runner: Runner) -> str:
         else 'nothing was saved yet'
     )
     return f'lower the learning rate or clip the gradients (optim_wrapper.clip_grad); {kept}.'
-
-
-def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
-    return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -18,7 +18,8 @@ from mmfocalnet.hooks.checkpoints import BACKEND, AtomicBackend
 class Runner:
     """What the hook asks of MMEngine's Runner; checkpoints are empty files."""
 
-    _resume = True
+    _resume, _load_from = True, None
+    val_loop = None
     epoch = iter = 0
     hooks = ()
     train_loop = SimpleNamespace(iter=0, max_iters=10)
@@ -89,6 +90,71 @@ def test_the_best_goes_only_after_a_better_one_is_there(runner, tmp_path, monkey
     assert bests() == ['best_error_iter_2.pth']
 
 
+HOSTILE = [
+    ['/etc/passwd', '../iter_9.pth', '', '.', '..', 'sub/iter_9.pth', 'iter_9.pth/..', 'notes.pth'],
+    ['best_/../iter_9.pth', 'iter_x.pth', 3, None, ['iter_9.pth']],
+    'iter_9.pth',
+    dict(a='iter_9.pth'),
+    7,
+]
+
+
+@pytest.mark.parametrize('names', HOSTILE)
+def test_only_checkpoints_of_the_folder_are_removed(runner, tmp_path, names):
+    """A checkpoint from anybody says what a killed run has left."""
+    runner.work_dir = str(tmp_path / 'run')
+    files = [tmp_path / 'run/notes.pth', tmp_path / 'run/sub/iter_9.pth', tmp_path / 'iter_9.pth']
+    (tmp_path / 'run/sub').mkdir(parents=True)
+    for file in files:
+        file.touch()
+    runner.message_hub.update_info('outdated_ckpts', names)
+    AtomicCheckpointHook(interval=1, by_epoch=False).before_train(runner)
+    assert all(file.exists() for file in files)
+
+
+def test_a_checkpoint_of_another_folder_removes_nothing_here(runner, tmp_path):
+    (tmp_path / 'iter_9.pth').touch()
+    runner.message_hub.update_info('outdated_ckpts', ['iter_9.pth'])
+    runner._load_from = str(tmp_path / 'other/iter_10.pth')
+    AtomicCheckpointHook(interval=1, by_epoch=False).before_train(runner)
+    assert (tmp_path / 'iter_9.pth').exists()
+    runner._load_from = str(tmp_path / 'iter_10.pth')
+    AtomicCheckpointHook(interval=1, by_epoch=False).before_train(runner)
+    assert not (tmp_path / 'iter_9.pth').exists()
+
+
+@pytest.mark.parametrize('template', ['newest.pth', 'sub/iter_{}.pth', 'iter_{:04d}.pth'])
+def test_other_names(runner, tmp_path, template):
+    (tmp_path / 'sub').mkdir()
+    hook = AtomicCheckpointHook(
+        interval=1,
+        by_epoch=False,
+        max_keep_ckpts=1,
+        filename_tmpl=template,
+        save_best='error',
+        rule='less',
+    )
+    hook.before_train(runner)
+    for runner.iter in range(3):
+        hook.after_train_iter(runner, runner.iter)
+        hook.after_val_epoch(runner, dict(error=-float(runner.iter)))
+        hook.after_val(runner)
+    best = f'best_error_{template.format(2).replace("/", "_")}'
+    there = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*.pth')]
+    assert sorted(there) == sorted([best, template.format(2)])
+    assert runner.message_hub.get_info('best_ckpt') == str(tmp_path / best)
+
+
+def test_a_better_one_of_the_same_name(runner, tmp_path):
+    """As of epochs that an iteration loop does not count."""
+    hook = AtomicCheckpointHook(interval=-1, save_best='error', rule='less')
+    hook.before_train(runner)
+    for error in (2.0, 1.0):
+        hook.after_val_epoch(runner, dict(error=error))
+        hook.after_val(runner)
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['best_error_epoch_0.pth']
+
+
 def test_the_best_of_a_work_dir_that_was_moved(runner, tmp_path):
     """What it replaces is looked for there, not where it was."""
     old, new = tmp_path / 'old', tmp_path / 'new'
@@ -145,13 +211,13 @@ def test_weights_that_are_no_numbers_are_not_saved(runner, tmp_path, value):
 
 
 def test_gradients_of_an_accumulation(runner):
-    hook, checkpoint = AtomicCheckpointHook(interval=1, by_epoch=False), {}
+    hook, checkpoint = AtomicCheckpointHook(interval=1, by_epoch=False), dict(meta={})
     runner.save_checkpoint = lambda *args, **settings: hook.before_save_checkpoint(
         runner, checkpoint
     )
     hook.before_train(runner)
     hook.after_train_iter(runner, 0)
-    assert not checkpoint
+    assert 'accumulated_gradients' not in checkpoint
     runner.model.bias.grad = torch.tensor([3.0])
     hook.after_train_iter(runner, 0)
     runner.model.bias.grad = None

@@ -3,11 +3,16 @@
 import json
 import os
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import LOOPS
+from mmengine.runner import BaseLoop
 from toy import ToyMetric, toy_config
 
+from mmfocalnet.errors import CheckpointError
 from mmfocalnet.hooks.checkpoints import AtomicBackend
 from mmfocalnet.launch import check_start, train
 
@@ -25,6 +30,34 @@ KINDS = {
     'a plateau and the best': dict(param_scheduler=[PLATEAU], checkpoint=BEST),
     'two bests': dict(checkpoint={**BEST, 'save_best': ['error', 'mean']}),
 }
+
+
+@LOOPS.register_module()
+class OwnLoop(BaseLoop):
+    """Three iterations, without what MMEngine's loops know of validations."""
+
+    epoch = max_epochs = 0
+    max_iters = 3
+    stop_training = False
+
+    def __init__(self, runner, dataloader):
+        super().__init__(runner, dataloader)
+        self._epoch = self._iter = 0
+
+    @property
+    def iter(self):
+        return self._iter
+
+    def run(self):
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        while self._iter < self.max_iters:
+            batch = next(iter(self.dataloader))
+            self.runner.call_hook('before_train_iter', batch_idx=0, data_batch=batch)
+            losses = self.runner.model.train_step(batch, self.runner.optim_wrapper)
+            self.runner.call_hook('after_train_iter', batch_idx=0, data_batch=batch, outputs=losses)
+            self._iter += 1
+        self.runner.call_hook('after_train')
 
 
 class Killed(BaseException):
@@ -52,7 +85,10 @@ def outcome(folder):
     newest = (folder / 'last_checkpoint').read_text()
     state = torch.load(newest, weights_only=False)
     info = state['message_hub']['runtime_info']
-    known = {key: info.get(key) for key in ('best_score', 'validated_iter', 'keep_ckpt_ids')}
+    known = {
+        key: info.get(key)
+        for key in ('best_score', 'best_score_mean', 'validated', 'keep_ckpt_ids')
+    }
     weights = [value.tolist() for value in state['state_dict'].values()]
     kept = {key: state.get(key) for key in ('optimizer', 'param_schedulers', 'early_stopping')}
     return (
@@ -111,7 +147,7 @@ def whole(tmp_path_factory):
 
 def test_the_kinds_differ_in_what_they_do(whole):
     names, _, known, _ = whole('patience')[0]
-    assert names[-1] == 'epoch_7.pth' and known['validated_iter'] == 12  # stopped after 7 of 8
+    assert names[-1] == 'epoch_7.pth' and known['validated'] == 6  # stopped after 7 of 8
     assert whole('a threshold and the best')[0][0] == ['best_error_epoch_5.pth', 'epoch_5.pth']
     assert whole('a plateau')[0][1] != whole('two bests')[0][1]
     assert 'remove' in whole('two bests')[1] and 'remove' not in whole('patience')[1]
@@ -150,3 +186,79 @@ def test_killed_often(kind, whole, tmp_path, monkeypatch):
         deaths = [dice.randint(1, len(passed) // 2) for _ in range(4)]
         found = survive(kind, tmp_path / str(turn), monkeypatch, *deaths)
         assert found == expected, f'{deaths} of {passed}'
+
+
+def resumed_with(folder, **settings):
+    """Go on with other settings than those that a run was stopped with; the newest checkpoint."""
+    cfg = config(folder, 'patience', resume=True)
+    cfg.update(settings)
+    check_start(cfg)
+    train(cfg)
+    return Path((folder / 'last_checkpoint').read_text()).name
+
+
+def test_a_run_that_was_stopped_goes_on_without_what_stopped_it(tmp_path):
+    kind = 'a threshold and the best'
+    go(tmp_path / 'run', kind)
+    go(tmp_path / 'run', kind, resume=True)
+    assert outcome(tmp_path / 'run')[0] == ['best_error_epoch_5.pth', 'epoch_5.pth']
+    for number, hooks in enumerate([[], [dict(STOP, stopping_threshold=0.01)]]):
+        copy = tmp_path / str(number)
+        shutil.copytree(tmp_path / 'run', copy)
+        (copy / 'last_checkpoint').write_text(str(copy / 'epoch_5.pth'))
+        assert resumed_with(copy, custom_hooks=hooks) != 'epoch_5.pth'
+
+
+def test_patience_is_that_of_its_metric(tmp_path):
+    go(tmp_path, 'patience')
+    newest = torch.load(tmp_path / 'epoch_7.pth', weights_only=False)
+    [counted] = newest['early_stopping']['hooks']
+    assert counted['wait_count'] == 1 and counted['best_score'] == pytest.approx(0.5194, abs=1e-4)
+    # The other metric has not been counted yet, so that one bad validation more is no end.
+    assert resumed_with(tmp_path, custom_hooks=[dict(STOP, monitor='mean')]) == 'epoch_8.pth'
+
+
+def test_a_checkpoint_with_junk_for_patience_is_named(tmp_path):
+    go(tmp_path, 'patience')
+    path = tmp_path / 'epoch_7.pth'
+    content = torch.load(path, weights_only=False)
+    for junk in ({}, 3, dict(stopped=True, hooks=[3]), dict(stopped=True, hooks=[dict()])):
+        torch.save({**content, 'early_stopping': junk}, path)
+        with pytest.raises(CheckpointError, match=r'^early_stopping of the checkpoint that is re'):
+            go(tmp_path, 'patience', resume=True)
+
+
+def test_checkpoints_within_an_epoch_lack_no_validation(tmp_path, monkeypatch):
+    cfg = config(tmp_path, 'patience')
+    cfg.train_cfg.max_epochs = 3
+    cfg.train_dataloader.batch_size = 2  # four iterations an epoch
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=3)
+    train(cfg)
+    validated = []
+    monkeypatch.setattr(ToyMetric, 'process', lambda self, *_: validated.append(self.results))
+    monkeypatch.setattr(ToyMetric, 'evaluate', lambda self, _: dict(error=1.0, mean=1.0))
+    cfg.update(resume=True, load_from=str(tmp_path / 'iter_6.pth'), experiment_name='within')
+    train(cfg)
+    assert len(validated) == 2 * 2  # of the second and third epoch, two batches each
+
+
+def test_a_loop_of_ones_own_is_resumed(tmp_path):
+    cfg = config(tmp_path, 'patience')
+    cfg.train_cfg = dict(type='OwnLoop')
+    cfg.default_hooks.checkpoint.by_epoch = False
+    train(cfg)
+    cfg.update(resume=True, load_from=str(tmp_path / 'iter_1.pth'), experiment_name='own')
+    train(cfg)
+    assert (tmp_path / 'iter_3.pth').exists()
+
+
+def test_the_runner_of_strategies_counts_alike(tmp_path):
+    """It takes the saving after a validation for that of the next epoch."""
+    cfg = config(tmp_path, 'patience')
+    cfg.update(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'))
+    cfg.default_hooks.checkpoint.update(BEST)
+    train(cfg)
+    content = torch.load(tmp_path / 'epoch_7.pth', weights_only=False)
+    assert (content['meta']['epoch'], content['meta']['iter']) == (7, 14)
+    best = torch.load(tmp_path / 'best_error_epoch_5.pth', weights_only=False)
+    assert (best['meta']['epoch'], best['meta']['iter']) == (5, 10)

@@ -1,0 +1,74 @@
+"""Checkpoints that are removed only when what replaces them is on the disk."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from mmengine.fileio import BaseStorageBackend
+
+
+class Outdated:
+    """Stands in for the storage of a ``CheckpointHook`` and notes what that removes.
+
+    Attributes:
+        names: What is to be removed, as paths from the folder of checkpoints.
+    """
+
+    def __init__(self, storage: BaseStorageBackend, folder: str) -> None:
+        self.storage = storage
+        self.folder = folder
+        self.names: list[str] = []
+
+    def join_path(self, *parts: str) -> str:
+        """Join parts of a path, as the storage does."""
+        return self.storage.join_path(*parts)
+
+    def isfile(self, path: str) -> bool:
+        """Whether a file is there, as the storage says."""
+        return self.storage.isfile(path)
+
+    def isdir(self, path: str) -> bool:
+        """Whether a folder is there, as the storage says."""
+        return self.storage.isdir(path)
+
+    def remove(self, path: str) -> None:
+        """Note a path of the folder; what lies elsewhere is of another run and stays."""
+        name = os.path.relpath(path, self.folder)
+        if not name.startswith(os.pardir) and name not in self.names:
+            self.names.append(name)
+
+    def rmtree(self, path: str) -> None:
+        """Note a folder, as `remove` does a file."""
+        self.remove(path)
+
+    def take_over(self, names: Any, template: str) -> None:
+        """Note what a run that was killed has left, if these are names of checkpoints.
+
+        Args:
+            names: Of its checkpoint, which may be anybody's.
+            template: ``filename_tmpl`` of the hook.
+        """
+        numbered = re.sub(r'\\\{[^}]*\\\}', r'\\d+', re.escape(template))
+        best = 'best_[^/]*' + numbered.replace('/', '_')
+        for name in names if isinstance(names, list) else ():
+            if isinstance(name, str) and re.fullmatch(f'{numbered}|{best}', name):
+                self.remove(os.path.join(self.folder, name))
+
+    def remove_noted(self, keep: list[str | None]) -> None:
+        """Remove all that was noted.
+
+        Args:
+            keep: Paths that have been written anew since then.
+        """
+        for path in self.paths(keep):
+            if self.storage.isfile(path):
+                self.storage.remove(path)
+            elif self.storage.isdir(path):  # a file per process, as DeepSpeed writes
+                self.storage.rmtree(path)
+
+    def paths(self, keep: list[str | None]) -> list[str]:
+        """What `remove_noted` would remove."""
+        paths = [self.storage.join_path(self.folder, name) for name in self.names]
+        return [path for path in paths if path not in keep]

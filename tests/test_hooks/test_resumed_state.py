@@ -255,7 +255,8 @@ def test_a_loop_of_ones_own_is_resumed(tmp_path):
 def test_the_runner_of_strategies_counts_alike(tmp_path):
     """It takes the saving after a validation for that of the next epoch."""
     cfg = config(tmp_path, 'patience')
-    cfg.update(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceStrategy'))
+    strategy = dict(type='SingleDeviceStrategy')
+    cfg.update(runner_type='FlexibleRunner', strategy=strategy, env_cfg={})
     cfg.default_hooks.checkpoint.update(BEST)
     train(cfg)
     content = torch.load(tmp_path / 'epoch_7.pth', weights_only=False)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import difflib
 import errno
 import inspect
+import linecache
+import logging
 import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.hooks import ParamSchedulerHook
+from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 
 from mmfocalnet.errors import ConfigError, OneProcessError, UserError
@@ -27,34 +30,56 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What a setting of a wrong type or value ends in, deep inside the classes of the stack.
 STUMBLES = (
     *(TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError),
-    *(NotImplementedError, RecursionError, SyntaxError, StopIteration),
+    *(NotImplementedError, RecursionError, SyntaxError, StopIteration, ImportError),
 )
 STACK = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmfocalnet')
-PIPELINE = 'A pipeline of a dataset'
-# Functions of MMEngine's, and the settings that they are about.
+RUNNER, LOOPS = 'mmengine.runner.runner', 'mmengine.runner.loops'
+# Functions of MMEngine's, by the module that they are in, and the settings that they are about.
 ABOUT = {
-    'setup_env': 'env_cfg',
-    'set_randomness': 'randomness',
-    'build_logger': 'log_level',
-    'build_visualizer': 'visualizer',
-    'build_log_processor': 'log_processor',
-    'register_default_hooks': 'default_hooks',
-    'register_custom_hooks': 'custom_hooks',
-    'pretty_text': 'A value',
-    'build_train_loop': 'train_dataloader or train_cfg',
-    'build_val_loop': 'val_dataloader, val_evaluator or val_cfg',
-    'build_test_loop': 'test_dataloader, test_evaluator or test_cfg',
-    'build_optim_wrapper': 'optim_wrapper',
-    'update_params': 'optim_wrapper',
-    'optim_context': 'optim_wrapper',
-    'build_param_scheduler': 'param_scheduler',
-    'scale_lr': 'auto_scale_lr',
-    'turn_on_activation_checkpointing': 'activation_checkpointing',
-    'turn_on_efficient_conv_bn_eval': 'efficient_conv_bn_eval',
-    '_maybe_compile': 'compile',
-    'load_or_resume': 'The checkpoint in load_from, or that which --resume found for it,',
-    'evaluate': 'val_evaluator or test_evaluator',
-    'prepare_data': PIPELINE,
+    'mmengine.config.config': {'pretty_text': 'A value'},
+    'mmengine.dataset.base_dataset': {'prepare_data': 'A pipeline of a dataset'},
+    'mmengine.evaluator.evaluator': {
+        'process': 'val_evaluator or test_evaluator',
+        'evaluate': 'val_evaluator or test_evaluator',
+    },
+    'mmengine.optim.optimizer.optimizer_wrapper': {
+        '_clip_grad': 'optim_wrapper',
+        'step': 'optim_wrapper',
+    },
+    'mmengine.optim.optimizer.amp_optimizer_wrapper': {'step': 'optim_wrapper'},
+    'mmengine.optim.optimizer.optimizer_wrapper_dict': {'optim_context': 'optim_wrapper'},
+    LOOPS: {
+        'run': 'train_cfg or val_cfg',
+        '_decide_current_val_interval': 'train_cfg or val_cfg',
+    },
+    'mmengine.runner.log_processor': {
+        'get_log_after_iter': 'log_processor',
+        'get_log_after_epoch': 'log_processor',
+    },
+    RUNNER: {
+        'setup_env': 'env_cfg',
+        'set_randomness': 'randomness',
+        '_check_scheduler_cfg': 'param_scheduler',
+        'build_logger': 'log_level',
+        'build_visualizer': 'visualizer',
+        'build_log_processor': 'log_processor',
+        'register_default_hooks': 'default_hooks',
+        'register_custom_hooks': 'custom_hooks',
+        'build_train_loop': 'train_dataloader or train_cfg',
+        'build_val_loop': 'val_dataloader, val_evaluator or val_cfg',
+        'build_test_loop': 'test_dataloader, test_evaluator or test_cfg',
+        'build_optim_wrapper': 'optim_wrapper',
+        'build_param_scheduler': 'param_scheduler',
+        'scale_lr': 'auto_scale_lr',
+        '_maybe_compile': 'compile',
+        'load_or_resume': 'The checkpoint in load_from, or that which --resume found for it,',
+    },
+    'mmengine.runner.activation_checkpointing': {
+        'turn_on_activation_checkpointing': 'activation_checkpointing'
+    },
+    'mmengine.model.efficient_conv_bn_eval': {
+        'turn_on_efficient_conv_bn_eval': 'efficient_conv_bn_eval'
+    },
 }
 
 
@@ -64,7 +89,8 @@ def naming(
 ) -> Iterator[None]:
     """Say of which setting of a config it is that a class of the stack stumbles over.
 
-    These classes raise a bare TypeError or AssertionError for a list in place of a dict.
+    These classes raise a bare TypeError or AssertionError for a list in place of a dict. What a
+    user's own class raises keeps its traceback.
 
     Args:
         setting: Its name.
@@ -79,6 +105,8 @@ def naming(
     except UserError:
         raise
     except stumbles as error:
+        if _is_of_user(error):
+            raise
         raise ConfigError(_sentence(f'{setting} of {cfg.filename}', error)) from error
 
 
@@ -86,8 +114,8 @@ def naming(
 def naming_any(cfg: Config, otherwise: str | None = None) -> Iterator[None]:
     """Say it of whatever setting a run is set up with or comes upon under way.
 
-    Errors that no setting is known to cause, and those that a user's own code raises, keep
-    their traceback.
+    Errors that no setting is known to cause, and those that come from a user's own code, from a
+    full disk or from a GPU, keep their traceback. That of the others goes to the run's log file.
 
     Args:
         cfg: The config.
@@ -96,19 +124,20 @@ def naming_any(cfg: Config, otherwise: str | None = None) -> Iterator[None]:
 
     Raises:
         ConfigError: With what was raised, and where.
-        OneProcessError: The same, of a dataset's pipeline.
+        OneProcessError: The same, once the run is under way: other processes may have met nothing.
     """
     try:
         yield
     except UserError:
         raise
-    except (*STUMBLES, OSError, RuntimeError) as error:
+    except Exception as error:
         origin = _origin(error)
         setting = _setting_in(origin) or otherwise
-        if not setting or _is_of_the_machine(origin):
+        if not setting or _is_of_user(origin) or _is_of_the_machine(origin):
             raise
-        # Other processes may have met no such image.
-        kind = OneProcessError if setting == PIPELINE else ConfigError
+        _keep_traceback(error)
+        under_way = any(_module(frame) == LOOPS for frame in _frames(error))
+        kind = OneProcessError if under_way else ConfigError
         raise kind(_sentence(f'{setting} of {cfg.filename}', origin)) from error
 
 
@@ -144,15 +173,6 @@ def hint(error: Exception) -> str:
     return 'compare it with that of a config in configs/'
 
 
-def _keywords(built: Any) -> list[str]:
-    """What a class, those that it inherits from included, or a function takes."""
-    functions = [built]
-    if isinstance(built, type):
-        functions = [vars(one).get('__init__') for one in built.__mro__]
-    known = [inspect.signature(one).parameters for one in functions if inspect.isfunction(one)]
-    return [name for names in known for name in names]
-
-
 def message(error: Exception) -> str:
     """What an error says, without the traceback that PyTorch puts into that of a worker."""
     text = str(error)
@@ -167,21 +187,36 @@ def is_of_worker(error: Exception) -> bool:
 def _sentence(setting: str, error: Exception) -> str:
     file, line = _places(error)[-1]
     place = '/'.join(Path(file).parts[-3:])
-    reason = ' '.join(message(error).split())[:300]
-    raised = f'{type(error).__name__} in {place}, line {line}: {reason}'
+    # Most assertions say nothing but what they assert.
+    reason = message(error) or linecache.getline(file, line)
+    raised = f'{type(error).__name__} in {place}, line {line}: {" ".join(reason.split())[:300]}'
+    if isinstance(error, OSError):
+        return (
+            f'{setting} met a file or folder that it cannot use ({raised}): mend that, then run it '
+            'again; a training goes on with --resume.'
+        )
     built = _built_in(error)
     to_build = f' what it builds, {getattr(built, "__name__", built)},' if built else ''
     return f'{setting} does not fit{to_build} ({raised}): {hint(error)}.'
 
 
-def _is_of_the_machine(error: Exception) -> bool:
-    """Whether it is a full disk, or comes from PyTorch, most often from a GPU."""
-    if isinstance(error, OSError):
-        return error.errno in FULL_DISK
-    raised_in = _module(_frames(error)[-1])
-    memory = isinstance(error, torch.cuda.OutOfMemoryError)
-    ours = isinstance(error, STUMBLES) or raised_in.startswith(('mmengine.', 'torch.optim.'))
-    return memory or not ours
+def _keep_traceback(error: Exception) -> None:
+    """Write the traceback to the log file alone, for those who look for more than a sentence."""
+    logger = MMLogger.get_current_instance()
+    info = (type(error), error, error.__traceback__)
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, 'Traceback', (), info)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(record)
+
+
+def _keywords(built: Any) -> list[str]:
+    """What a class, those that it inherits from included, or a function takes."""
+    functions = [built]
+    if isinstance(built, type):
+        functions = [vars(one).get('__init__') for one in built.__mro__]
+    known = [inspect.signature(one).parameters for one in functions if inspect.isfunction(one)]
+    return [name for names in known for name in names]
 
 
 def _built_in(error: Exception) -> Any:
@@ -193,33 +228,69 @@ def _built_in(error: Exception) -> Any:
 
 
 def _setting_in(error: Exception) -> str | None:
-    """The setting that the innermost function knows of which the name tells what it is about."""
+    """What the innermost function is about of which `ABOUT` or a hook's call tells that."""
     if is_of_worker(error):
-        return None if any(_is_users(file) for file, _ in _places(error)) else PIPELINE
+        return 'A pipeline of a dataset'
     frames = _frames(error)
     for frame in reversed(frames):
         name, module = frame.f_code.co_name, _module(frame)
-        if _is_users(frame.f_code.co_filename):
-            return None
         if name == 'call_hook' and 'hook' in frame.f_locals:
             return _hook(frame.f_locals['hook'])
-        if module.startswith('mmengine.') and name in ABOUT:
-            return ABOUT[name]
-        if module == 'mmengine.runner.loops' and name != '__init__':
-            return 'train_cfg or val_cfg' if frame is frames[-1] else None
         if module.startswith('torch.utils.data.'):
-            return 'train_dataloader or val_dataloader'
+            return 'A data loader'
+        if module == LOOPS and name != '__init__' and frame is not frames[-1]:
+            # A loop calls the model, whose settings show only when it runs.
+            return 'model, or what a pipeline gives to it,' if name == 'run_iter' else None
+        if setting := _about(module).get(name):
+            return setting
     return None
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get('__name__'))
+def _about(module: str) -> dict[str, str]:
+    # The same functions build for MMEngine's runner for strategies.
+    if module.startswith(('mmengine.runner._flexible_runner', 'mmengine._strategy.')):
+        module = RUNNER
+    return ABOUT.get(module, {})
 
 
 def _hook(hook: object) -> str:
     if isinstance(hook, ParamSchedulerHook):
         return 'param_scheduler'
     return f'{type(hook).__name__} in default_hooks or custom_hooks'
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether it is a full disk, or comes from PyTorch, most often from a GPU."""
+    if isinstance(error, OSError):
+        return error.errno in FULL_DISK
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, STUMBLES) or not isinstance(error, RuntimeError):
+        return False
+    raised_in = _module(_frames(error)[-1])
+    return not raised_in.startswith(('mmengine.', 'torch.optim.'))
+
+
+def _is_of_user(error: Exception) -> bool:
+    """Whether it passed through code of the user's, or through FocalNet, which checks its own."""
+    inside = list(dropwhile(_is_users, [file for file, _ in _places(error)]))
+    models = [str(Path(__file__).parents[1] / part) for part in ('models', 'ops')]
+    running = any(frame.f_code.co_name == 'run_iter' for frame in _frames(error))
+    return any(_is_users(file) or (running and file.startswith(tuple(models))) for file in inside)
+
+
+def _is_users(file: str) -> bool:
+    """Whether code is neither of the stack nor of any other installed package."""
+    if file.startswith('<') or file.endswith(('.pyx', '.pxd')):  # such as <frozen os>, NumPy's own
+        return False
+    installed = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')]
+    modules = [sys.modules[name] for name in STACK if name in sys.modules]
+    folders = [*installed, *(Path(module.__file__).parent for module in modules)]
+    return not any(Path(file).is_relative_to(folder) for folder in folders)
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get('__name__'))
 
 
 def _origin(error: Exception) -> Exception:
@@ -240,12 +311,3 @@ def _places(error: Exception) -> list[tuple[str, int]]:
     return [
         (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-
-
-def _is_users(file: str) -> bool:
-    """Whether code is neither of the stack nor of any other installed package."""
-    installed = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')]
-    modules = [sys.modules[name] for name in STACK if name in sys.modules]
-    folders = [*installed, *(Path(module.__file__).parent for module in modules)]
-    built_in = file.startswith('<')  # such as <frozen os>
-    return not built_in and not any(Path(file).is_relative_to(folder) for folder in folders)

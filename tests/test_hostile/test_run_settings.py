@@ -1,16 +1,21 @@
 """Schedules, hooks and all else that a run comes upon: it trains, or one sentence says what."""
 
+import errno
+import importlib
+import inspect
 import math
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from toy import toy_config
+from mmengine.hooks import Hook, IterTimerHook
+from mmengine.registry import HOOKS, MODELS, TRANSFORMS
+from toy import ToyModel, toy_config
 
 from mmfocalnet.errors import UserError
 from mmfocalnet.launch import train
+from mmfocalnet.launch.settings import ABOUT
 
 JUNK = (
     *(None, 0, -1, 3.5, True, '', 'x', b'x', math.nan, math.inf, [], [None], {}, (), [{}], [[1]]),
@@ -133,7 +138,33 @@ def pipeline(workers, **transform):
 class UnsoundHook(Hook):
     """One of a user's."""
 
+    def __init__(self, fault):
+        self.fault = fault
+        if fault == 'building':
+            raise TypeError('of their own')
+
     def before_train(self, runner):
+        if self.fault == 'before_train':
+            raise TypeError('of their own')
+
+    def after_train_iter(self, runner, **_):
+        if self.fault == 'calling':
+            runner.build_param_scheduler(3)
+
+
+@TRANSFORMS.register_module()
+class UnsoundTransform:
+    """One of a user's."""
+
+    def __call__(self, results):
+        raise TypeError('of their own')
+
+
+@MODELS.register_module()
+class UnsoundModel(ToyModel):
+    """One of a user's."""
+
+    def forward(self, *args, **kwargs):
         raise TypeError('of their own')
 
 
@@ -202,10 +233,43 @@ def test_mistakes_are_named(work_dir, name, count):
         train(toy_config(work_dir, **settings))
 
 
-def test_what_a_user_wrote_keeps_its_traceback(work_dir, count):
+@pytest.mark.parametrize('fault', ['building', 'before_train', 'calling', 'transform', 'model'])
+def test_what_a_user_wrote_keeps_its_traceback(work_dir, fault, count):
     count()
-    with pytest.raises(TypeError, match='of their own'):
-        train(toy_config(work_dir, custom_hooks=[dict(type='UnsoundHook')]))
+    settings = hook(type='UnsoundHook', fault=fault)
+    if fault == 'transform':
+        settings = pipeline(0, type='UnsoundTransform')
+    elif fault == 'model':
+        settings = dict(model=dict(type='UnsoundModel'))
+    with pytest.raises(TypeError):
+        train(toy_config(work_dir, **settings))
+
+
+def test_the_traceback_is_in_the_log(work_dir, count):
+    count()
+    assert said_of(work_dir, **scheduler(type='MultiStepLR', milestones=3))
+    [log] = work_dir.glob('*/*.log')
+    assert 'Traceback (most recent call last)' in log.read_text()
+    assert "'int' object is not iterable" in log.read_text()
+
+
+def test_the_functions_that_tell_of_a_setting_are_there():
+    for module, names in ABOUT.items():
+        text = inspect.getsource(importlib.import_module(module))
+        for name in names:
+            assert f'def {name}(' in text, (module, name)
+
+
+@pytest.mark.parametrize(
+    'error', [OSError(errno.ENOSPC, 'No space'), MemoryError(), RuntimeError()]
+)
+def test_a_full_disk_or_gpu_is_no_setting(work_dir, monkeypatch, error, count):
+    count()
+
+    # As if PyTorch had raised it, while a hook of MMEngine's runs.
+    monkeypatch.setattr(IterTimerHook, 'before_train_epoch', Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        train(toy_config(work_dir))
 
 
 def test_it_trains_without_junk(work_dir, count):

@@ -136,7 +136,9 @@ def naming_any(cfg: Config, otherwise: str | None = None) -> Iterator[None]:
         if not setting or _is_of_user(origin) or _is_of_the_machine(origin):
             raise
         _keep_traceback(error)
-        under_way = any(_module(frame) == LOOPS for frame in _frames(error))
+        under_way = any(
+            _module(frame) == LOOPS and frame.f_code.co_name == 'run' for frame in _frames(error)
+        )
         kind = OneProcessError if under_way else ConfigError
         raise kind(_sentence(f'{setting} of {cfg.filename}', origin)) from error
 

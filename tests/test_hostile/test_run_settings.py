@@ -13,7 +13,7 @@ from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS, MODELS, TRANSFORMS
 from toy import ToyModel, toy_config
 
-from mmfocalnet.errors import UserError
+from mmfocalnet.errors import ConfigError, OneProcessError, UserError
 from mmfocalnet.launch import train
 from mmfocalnet.launch.settings import ABOUT
 
@@ -242,6 +242,19 @@ def test_what_a_user_wrote_keeps_its_traceback(work_dir, fault, count):
     elif fault == 'model':
         settings = dict(model=dict(type='UnsoundModel'))
     with pytest.raises(TypeError):
+        train(toy_config(work_dir, **settings))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'kind'),
+    [
+        (scheduler(type='MultiStepLR', milestones=3), ConfigError),  # met by all processes
+        (pipeline(0, type='mmcv.Normalize', mean=[0], std=[1]), OneProcessError),
+    ],
+)
+def test_who_says_it(work_dir, settings, kind, count):
+    count()
+    with pytest.raises(kind):
         train(toy_config(work_dir, **settings))
 
 

@@ -243,6 +243,8 @@ def _setting_in(error: Exception) -> str | None:
         if module == LOOPS and name != '__init__' and frame is not frames[-1]:
             # A loop calls the model, whose settings show only when it runs.
             return 'model, or what a pipeline gives to it,' if name == 'run_iter' else None
+        if module.startswith('mmengine.visualization.'):
+            return 'visualizer'
         if setting := _about(module).get(name):
             return setting
     return None
@@ -275,7 +277,9 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 def _is_of_user(error: Exception) -> bool:
     """Whether it passed through code of the user's, or through FocalNet, which checks its own."""
-    inside = list(dropwhile(_is_users, [file for file, _ in _places(error)]))
+    files = [file for file, _ in _places(error)]
+    # From where a tool, or a script of the user's, calls the stack.
+    inside = dropwhile(lambda file: file == __file__ or _is_users(file), files)
     models = [str(Path(__file__).parents[1] / part) for part in ('models', 'ops')]
     running = any(frame.f_code.co_name == 'run_iter' for frame in _frames(error))
     return any(_is_users(file) or (running and file.startswith(tuple(models))) for file in inside)

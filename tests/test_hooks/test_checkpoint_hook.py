@@ -62,6 +62,29 @@ def test_older_ones_go_only_after_the_new_one_is_there(runner, tmp_path):
     assert runner.message_hub.get_info('keep_ckpt_ids') == [3]
 
 
+def test_checkpoints_elsewhere_than_in_the_work_dir(runner, tmp_path):
+    """The mark of the newest is in the work dir, and so may be what is left of writing it."""
+    runner.work_dir = str(tmp_path / 'run')
+    out = tmp_path / 'elsewhere/run'
+    for folder in (tmp_path / 'run', out):
+        folder.mkdir(parents=True)
+        (folder / '.partial-7-x').touch()
+    hook = AtomicCheckpointHook(interval=1, by_epoch=False, out_dir=str(tmp_path / 'elsewhere'))
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    assert [path.name for path in out.iterdir()] == ['iter_1.pth']
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == ['last_checkpoint']
+
+
+def test_one_process_alone_removes(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr('mmfocalnet.hooks.checkpoints.is_main_process', lambda: False)
+    hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=1)
+    hook.before_train(runner)
+    for runner.iter in range(2):
+        hook.after_train_iter(runner, runner.iter)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['iter_1.pth', 'iter_2.pth']
+
+
 @pytest.mark.parametrize('by_metric', ['error', ['error', 'loss']])
 def test_the_best_goes_only_after_a_better_one_is_there(runner, tmp_path, monkeypatch, by_metric):
     hook = AtomicCheckpointHook(interval=-1, by_epoch=False, save_best=by_metric, rule='less')

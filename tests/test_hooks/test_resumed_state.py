@@ -28,6 +28,12 @@ KINDS = {
     ),
     'a plateau': dict(param_scheduler=[PLATEAU]),
     'a plateau and the best': dict(param_scheduler=[PLATEAU], checkpoint=BEST),
+    'intervals that change': dict(
+        train_cfg=dict(
+            type='EpochBasedTrainLoop', max_epochs=8, val_interval=4, dynamic_intervals=[(5, 1)]
+        ),
+        checkpoint=BEST,
+    ),
     'two bests': dict(checkpoint={**BEST, 'save_best': ['error', 'mean']}),
 }
 

@@ -219,6 +219,18 @@ def test_testing_needs_no_pretrained_weights_but_the_right_checkpoint(
     assert re.search(r'is not a checkpoint of this config: \d+ weights', other.stderr)
 
 
+def test_what_testing_stumbles_over(tool, trained, tiny_options, tmp_path):
+    """Met only when the loop is built, and when results are looked at."""
+    for option, named in (('metric=foo', 'CocoMetric'), ('metric_items=[foo]', 'evaluator')):
+        options = ['--cfg-options', *tiny_options, f'test_evaluator.{option}']
+        code, _, error = tool(
+            'test', ROOT / 'configs/demo/mask_rcnn.py', trained, '--work-dir', tmp_path, *options
+        )
+        last = error.strip().splitlines()[-1]
+        assert code == 2 and last.startswith('test.py: ') and 'Traceback' not in error, error
+        assert named in last and 'foo' in last
+
+
 def test_resuming_from_a_broken_checkpoint(run, trained, tiny_options, tmp_path):
     resume = (
         sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--resume',

@@ -33,6 +33,7 @@ STUMBLES = (
     *(NotImplementedError, RecursionError, SyntaxError, StopIteration, ImportError),
 )
 STACK = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmfocalnet')
+INSTALLED = {'site-packages', 'dist-packages'}
 RUNNER, LOOPS = 'mmengine.runner.runner', 'mmengine.runner.loops'
 # Functions of MMEngine's, by the module that they are in, and the settings that they are about.
 ABOUT = {
@@ -289,9 +290,10 @@ def _is_users(file: str) -> bool:
     """Whether code is neither of the stack nor of any other installed package."""
     if file.startswith('<') or file.endswith(('.pyx', '.pxd')):  # such as <frozen os>, NumPy's own
         return False
-    installed = [sysconfig.get_path(name) for name in ('stdlib', 'purelib', 'platlib')]
-    modules = [sys.modules[name] for name in STACK if name in sys.modules]
-    folders = [*installed, *(Path(module.__file__).parent for module in modules)]
+    if INSTALLED & set(Path(file).parts):
+        return False
+    modules = [sys.modules[name] for name in STACK if name in sys.modules]  # may be editable
+    folders = [sysconfig.get_path('stdlib'), *(Path(one.__file__).parent for one in modules)]
     return not any(Path(file).is_relative_to(folder) for folder in folders)
 
 

@@ -58,9 +58,9 @@ def main():
     check_start(cfg)
     runner = build_runner(cfg)
     check_fits(runner.model, args.checkpoint)
-    if args.out:
-        runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
     with naming_any(cfg):
+        if args.out:
+            runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
         runner.test()
 
 

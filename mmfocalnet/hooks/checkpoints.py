@@ -21,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmfocalnet.checkpoints.report import named
-from mmfocalnet.errors import ConfigError, UserError
+from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.files import PARTIAL, replacing
 from mmfocalnet.hooks.outdated import Outdated
 from mmfocalnet.hooks.patience import restore_patience, save_patience
@@ -100,16 +100,24 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Clear away what a killed run was writing or removing; validate what it could not."""
+        # MMEngine would remove by them at once, wherever the checkpoint comes from.
+        kept = runner.message_hub.pop_info('keep_ckpt_ids', [])
         super().before_train(runner)
+        if runner._resume and runner._load_from:  # it may have been moved since
+            runner.message_hub.update_info('last_ckpt', runner._load_from)
         self.last_ckpt = runner.message_hub.get_info('last_ckpt')
         self.file_backend = Outdated(self.file_backend, str(self.out_dir))
-        if self._goes_on_here(runner):
-            self._find_best()
+        here = self._goes_on_here(runner)
+        self._take_over_best(here)
+        if here:
+            for step in kept if isinstance(kept, list) else ():
+                if isinstance(step, int) and step >= 0:
+                    self._count(runner, step)
             names = runner.message_hub.get_info(OUTDATED)
             self.file_backend.take_over(names, self.filename_tmpl)
-            self._remove_outdated()
+        self._remove_outdated()
         if is_main_process():
-            for folder in (self.out_dir, runner.work_dir):
+            for folder in (runner.work_dir, Path(self.out_dir, self.filename_tmpl).parent):
                 for part in Path(folder).glob(f'{PARTIAL}*'):
                     part.unlink(missing_ok=True)
         if self._lacks_validation(runner):
@@ -132,7 +140,8 @@ class AtomicCheckpointHook(CheckpointHook):
                     f'save_best of {type(self).__name__} is {name!r}, which the validation does '
                     f'not measure: take one of {", ".join(measured)}.'
                 )
-        runner.message_hub.update_info(VALIDATED, _done(runner))
+        if isinstance(getattr(self, 'file_backend', None), Outdated):  # a training is under way
+            runner.message_hub.update_info(VALIDATED, _done(runner))
         super().after_val_epoch(runner, self._metrics)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -144,35 +153,48 @@ class AtomicCheckpointHook(CheckpointHook):
         save_patience(runner, checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take up an accumulation, with as many processes as before, and the patience."""
+        """Take up an accumulation, with as many processes as before, and the patience.
+
+        Raises:
+            CheckpointError: If a checkpoint that is resumed holds something else in their place.
+        """
         if not runner._resume:
             return
-        restore_patience(runner, checkpoint)
-        gradients = checkpoint.pop(GRADIENTS, [])
-        if len(gradients) != get_world_size():
-            return
-        parameters = dict(_bare(runner.model).named_parameters())
-        for name, gradient in gradients[get_rank()].items():
-            parameters[name].grad = gradient.to(parameters[name].device)
+        try:
+            restore_patience(runner, checkpoint)
+            _restore_gradients(runner, checkpoint.pop(GRADIENTS, []))
+        except Exception as error:
+            raise CheckpointError(
+                f'{runner._load_from} cannot be resumed: what it holds of accumulated gradients or '
+                f'early stopping is not as it was saved ({type(error).__name__}); take another '
+                'checkpoint, or start from this one with load_from and without --resume.'
+            ) from error
 
     def _goes_on_here(self, runner: Runner) -> bool:
         """Whether the checkpoint that is resumed is one of this folder."""
         if runner._load_from is None:
             return runner._resume
-        here = Path(self.out_dir, self.filename_tmpl).resolve().parent
-        return runner._resume and Path(runner._load_from).resolve().parent == here
+        here = Path(self.out_dir, self.filename_tmpl).parent.resolve()
+        return runner._resume and Path(runner._load_from).parent.resolve() == here
 
-    def _find_best(self) -> None:
-        """Look for the best checkpoints in this folder, which may have been moved."""
+    def _take_over_best(self, here: bool) -> None:
+        """Look for the best checkpoints in this folder, which may have been moved.
+
+        Those of another folder are of another run.
+        """
         if not self.save_best:
             return
-        if len(self.key_indicators) == 1:
-            self.best_ckpt_path = self._here(self.best_ckpt_path)
-        for name in getattr(self, 'best_ckpt_path_dict', ()):
-            self.best_ckpt_path_dict[name] = self._here(self.best_ckpt_path_dict[name])
 
-    def _here(self, path: str | None) -> str | None:
-        return path and self.file_backend.join_path(self.out_dir, os.path.basename(path))
+        def found(path: Any) -> str | None:
+            known = here and isinstance(path, str) and path
+            return (
+                self.file_backend.join_path(self.out_dir, os.path.basename(path)) if known else None
+            )
+
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = found(self.best_ckpt_path)
+        for name in getattr(self, 'best_ckpt_path_dict', ()):
+            self.best_ckpt_path_dict[name] = found(self.best_ckpt_path_dict[name])
 
     def _newest_and_best(self) -> list[str]:
         best = getattr(self, 'best_ckpt_path_dict', {}).values()
@@ -181,8 +203,12 @@ class AtomicCheckpointHook(CheckpointHook):
     def _lacks_validation(self, runner: Runner) -> bool:
         loop = runner.train_loop
         done = _done(runner)
-        validated = runner.message_hub.get_info(VALIDATED) == done
-        if not done or runner.val_loop is None or validated:
+        validated = runner.message_hub.get_info(VALIDATED)
+        if (
+            not done
+            or runner.val_loop is None
+            or (isinstance(validated, int) and validated == done)
+        ):
             return False
         if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
             return False
@@ -194,6 +220,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """Save a better one, then remove the one before; MMEngine removes first."""
         self._place = dict(epoch=runner.epoch, iter=runner.iter)
         super()._save_best_checkpoint(runner, metrics)
+        self._place = {}
         if self.save_best:
             self._remove_outdated()  # where no newest one was saved after it
 
@@ -221,7 +248,7 @@ class AtomicCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        self._gradients = None
+        self._gradients, self._place = None, {}  # others may save as well, at other places
         if is_main_process():
             AtomicBackend().put(self.last_ckpt.encode(), os.path.join(runner.work_dir, MARK))
         self._remove_outdated()
@@ -280,6 +307,14 @@ def _check_weights(runner: Runner) -> None:
             f'{len(bad)} weights are NaN or infinite after iteration {runner.iter + 1} '
             f'({named(bad)}): {way_back(runner)}'
         )
+
+
+def _restore_gradients(runner: Runner, gradients: list[dict[str, Tensor]]) -> None:
+    if len(gradients) != get_world_size():
+        return
+    parameters = dict(_bare(runner.model).named_parameters())
+    for name, gradient in gradients[get_rank()].items():
+        parameters[name].grad = gradient.to(parameters[name].device)
 
 
 def _accumulated_gradients(runner: Runner) -> list[dict[str, Tensor]] | None:

@@ -34,9 +34,9 @@ class Outdated:
         return self.storage.isdir(path)
 
     def remove(self, path: str) -> None:
-        """Note a path of the folder; what lies elsewhere is of another run and stays."""
+        """Note a path of the folder; what lies outside of it is of another run and stays."""
         name = os.path.relpath(path, self.folder)
-        if not name.startswith(os.pardir) and name not in self.names:
+        if name.split(os.sep)[0] != os.pardir and name not in self.names:
             self.names.append(name)
 
     def rmtree(self, path: str) -> None:
@@ -70,5 +70,6 @@ class Outdated:
 
     def paths(self, keep: list[str | None]) -> list[str]:
         """What `remove_noted` would remove."""
-        paths = [self.storage.join_path(self.folder, name) for name in self.names]
-        return [path for path in paths if path not in keep]
+        kept = [os.path.relpath(path, self.folder) for path in keep if path]
+        names = [name for name in self.names if name not in kept]
+        return [self.storage.join_path(self.folder, name) for name in names]

@@ -7,10 +7,8 @@ from typing import Any
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.runner import Runner
 
-from mmfocalnet.errors import CheckpointError
-
 KEY = 'early_stopping'
-SETTINGS = ('monitor', 'rule', 'min_delta', 'patience', 'stopping_threshold')
+SETTINGS = ('monitor', 'rule', 'min_delta', 'patience', 'stopping_threshold', 'check_finite')
 
 
 def save_patience(runner: Runner, checkpoint: dict) -> None:
@@ -41,28 +39,21 @@ def restore_patience(runner: Runner, checkpoint: dict) -> None:
 
     Args:
         runner: The runner, which resumes.
-        checkpoint: What was loaded.
-
-    Raises:
-        CheckpointError: If the checkpoint holds something else in its place.
+        checkpoint: What was loaded; anything if it holds something else than `save_patience` put
+            into it.
     """
     if KEY not in checkpoint:
         return
-    try:
-        counted = checkpoint[KEY]
-        states = {tuple(state['settings'][:2]): state for state in counted['hooks']}
-        for hook in _hooks(runner):
-            if state := states.get(tuple(_settings(hook)[:2])):
-                hook.wait_count = int(state['wait_count'])
-                hook.best_score = float(state['best_score'])
-        settings = [state['settings'] for state in counted['hooks']]
-        stopped = bool(counted['stopped'])
-    except (TypeError, ValueError, LookupError) as error:
-        raise CheckpointError(
-            f'{KEY} of the checkpoint that is resumed is not what EarlyStoppingHook has counted: '
-            'take another checkpoint, or leave out --resume.'
-        ) from error
-    if stopped and settings == [_settings(hook) for hook in _hooks(runner)]:
+    hooks, left = _hooks(runner), list(checkpoint[KEY]['hooks'])
+    unchanged = [state['settings'] for state in left] == [_settings(hook) for hook in hooks]
+    for hook in hooks:
+        of_metric = [state for state in left if state['settings'][:2] == _settings(hook)[:2]]
+        if of_metric:
+            state = next((s for s in of_metric if s['settings'] == _settings(hook)), of_metric[0])
+            left.remove(state)
+            hook.wait_count = int(state['wait_count'])
+            hook.best_score = float(state['best_score'])
+    if checkpoint[KEY]['stopped'] and unchanged:
         runner.train_loop.stop_training = True
         runner.logger.info('EarlyStoppingHook had ended this run: it does not go on.')
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import ParamSchedulerHook
 from mmengine.logging import MMLogger
@@ -135,13 +136,13 @@ def naming_any(cfg: Config, otherwise: str | None = None) -> Iterator[None]:
         origin = _origin(error)
         setting = _setting_in(origin) or otherwise
         if not setting or _is_of_user(origin) or _is_of_the_machine(origin):
-            raise
-        _keep_traceback(error)
+            raise origin from None
+        _keep_traceback(origin)
         under_way = any(
             _module(frame) == LOOPS and frame.f_code.co_name == 'run' for frame in _frames(error)
         )
         kind = OneProcessError if under_way else ConfigError
-        raise kind(_sentence(f'{setting} of {cfg.filename}', origin)) from error
+        raise kind(_sentence(f'{setting} of {cfg.filename}', origin)) from origin
 
 
 def raised_by_builder(error: Exception) -> bool:
@@ -179,7 +180,10 @@ def hint(error: Exception) -> str:
 def message(error: Exception) -> str:
     """What an error says, without the traceback that PyTorch puts into that of a worker."""
     text = str(error)
-    return text.rsplit(f'{type(error).__name__}: ', 1)[-1] if is_of_worker(error) else text
+    if not is_of_worker(error):
+        return text
+    start = f'{type(error).__name__}: '
+    return text.rsplit(start, 1)[-1] if start in text else text.strip().splitlines()[-1]
 
 
 def is_of_worker(error: Exception) -> bool:
@@ -268,7 +272,7 @@ def _is_of_the_machine(error: Exception) -> bool:
     """Whether it is a full disk, or comes from PyTorch, most often from a GPU."""
     if isinstance(error, OSError):
         return error.errno in FULL_DISK
-    if isinstance(error, MemoryError):
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or 'CUDA' in str(error):
         return True
     if isinstance(error, STUMBLES) or not isinstance(error, RuntimeError):
         return False
@@ -292,8 +296,9 @@ def _is_users(file: str) -> bool:
         return False
     if INSTALLED & set(Path(file).parts):
         return False
-    modules = [sys.modules[name] for name in STACK if name in sys.modules]  # may be editable
-    folders = [sysconfig.get_path('stdlib'), *(Path(one.__file__).parent for one in modules)]
+    # Installed as editable, a package of the stack is where its repository is.
+    modules = [getattr(sys.modules.get(name), '__file__', None) for name in STACK]
+    folders = [sysconfig.get_path('stdlib'), *(Path(one).parent for one in modules if one)]
     return not any(Path(file).is_relative_to(folder) for folder in folders)
 
 
@@ -303,8 +308,9 @@ def _module(frame: FrameType) -> str:
 
 def _origin(error: Exception) -> Exception:
     """What a hook raised; MMEngine raises a TypeError anew, without the frames of the hook."""
-    raised_anew = _frames(error)[-1].f_code.co_name == 'call_hook'
-    return error.__context__ if raised_anew and error.__context__ else error
+    while _frames(error)[-1].f_code.co_name == 'call_hook' and error.__context__:
+        error = error.__context__
+    return error
 
 
 def _frames(error: Exception) -> list[FrameType]:
@@ -315,7 +321,8 @@ def _frames(error: Exception) -> list[FrameType]:
 def _places(error: Exception) -> list[tuple[str, int]]:
     """Files and lines, from the outermost to where the error was raised."""
     if is_of_worker(error):
-        return re.findall(r'File "(.+?)", line (\d+)', str(error))
+        found = re.findall(r'File "(.+?)", line (\d+)', str(error))
+        return [(file, int(line)) for file, line in found]
     return [
         (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]

@@ -122,16 +122,23 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize('names', HOSTILE)
-def test_only_checkpoints_of_the_folder_are_removed(runner, tmp_path, names):
+@pytest.mark.parametrize('names', [*HOSTILE, ['/../notes', '/../sub/iter_9', -1, 9.0, 1, 2]])
+@pytest.mark.parametrize('key', ['outdated_ckpts', 'keep_ckpt_ids', 'best_ckpt'])
+def test_only_checkpoints_of_the_folder_are_removed(runner, tmp_path, key, names):
     """A checkpoint from anybody says what a killed run has left."""
     runner.work_dir = str(tmp_path / 'run')
     files = [tmp_path / 'run/notes.pth', tmp_path / 'run/sub/iter_9.pth', tmp_path / 'iter_9.pth']
     (tmp_path / 'run/sub').mkdir(parents=True)
     for file in files:
         file.touch()
-    runner.message_hub.update_info('outdated_ckpts', names)
-    AtomicCheckpointHook(interval=1, by_epoch=False).before_train(runner)
+    runner.message_hub.update_info(key, names)
+    hook = AtomicCheckpointHook(
+        interval=1, by_epoch=False, max_keep_ckpts=1, save_best='error', rule='less'
+    )
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    hook.after_val_epoch(runner, dict(error=0.0))
+    hook.after_val(runner)
     assert all(file.exists() for file in files)
 
 
@@ -139,14 +146,29 @@ def test_a_checkpoint_of_another_folder_removes_nothing_here(runner, tmp_path):
     (tmp_path / 'iter_9.pth').touch()
     runner.message_hub.update_info('outdated_ckpts', ['iter_9.pth'])
     runner._load_from = str(tmp_path / 'other/iter_10.pth')
-    AtomicCheckpointHook(interval=1, by_epoch=False).before_train(runner)
-    assert (tmp_path / 'iter_9.pth').exists()
+    best = tmp_path / 'other/best_error_iter_9.pth'
+    best.parent.mkdir()
+    best.touch()
+    runner.message_hub.update_info('best_ckpt', str(best))
+    runner.message_hub.update_info('keep_ckpt_ids', [8, 9])
+    hook = AtomicCheckpointHook(
+        interval=1, by_epoch=False, max_keep_ckpts=1, save_best='error', rule='less'
+    )
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    hook.after_val_epoch(runner, dict(error=0.0))
+    hook.after_val(runner)
+    assert (tmp_path / 'iter_9.pth').exists() and best.exists()
     runner._load_from = str(tmp_path / 'iter_10.pth')
+    runner.message_hub.update_info('outdated_ckpts', ['iter_9.pth'])
     AtomicCheckpointHook(interval=1, by_epoch=False).before_train(runner)
     assert not (tmp_path / 'iter_9.pth').exists()
 
 
-@pytest.mark.parametrize('template', ['newest.pth', 'sub/iter_{}.pth', 'iter_{:04d}.pth'])
+@pytest.mark.parametrize(
+    'template',
+    ['newest.pth', './newest.pth', 'sub/iter_{}.pth', 'iter_{:04d}.pth', '..iter_{}.pth'],
+)
 def test_other_names(runner, tmp_path, template):
     (tmp_path / 'sub').mkdir()
     hook = AtomicCheckpointHook(
@@ -164,7 +186,7 @@ def test_other_names(runner, tmp_path, template):
         hook.after_val(runner)
     best = f'best_error_{template.format(2).replace("/", "_")}'
     there = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*.pth')]
-    assert sorted(there) == sorted([best, template.format(2)])
+    assert sorted(there) == sorted([best, os.path.normpath(template.format(2))])
     assert runner.message_hub.get_info('best_ckpt') == str(tmp_path / best)
 
 

@@ -26,6 +26,7 @@ KINDS = {
     'a threshold and the best': dict(
         custom_hooks=[dict(STOP, stopping_threshold=1.0)], checkpoint=BEST
     ),
+    'two patiences': dict(custom_hooks=[STOP, dict(STOP, patience=3), dict(STOP, monitor='mean')]),
     'a plateau': dict(param_scheduler=[PLATEAU]),
     'a plateau and the best': dict(param_scheduler=[PLATEAU], checkpoint=BEST),
     'intervals that change': dict(
@@ -230,7 +231,9 @@ def test_a_checkpoint_with_junk_for_patience_is_named(tmp_path):
     content = torch.load(path, weights_only=False)
     for junk in ({}, 3, dict(stopped=True, hooks=[3]), dict(stopped=True, hooks=[dict()])):
         torch.save({**content, 'early_stopping': junk}, path)
-        with pytest.raises(CheckpointError, match=r'^early_stopping of the checkpoint that is re'):
+        with pytest.raises(
+            CheckpointError, match=r'epoch_7.pth cannot be resumed: .* early stopping'
+        ):
             go(tmp_path, 'patience', resume=True)
 
 
@@ -269,3 +272,13 @@ def test_the_runner_of_strategies_counts_alike(tmp_path):
     assert (content['meta']['epoch'], content['meta']['iter']) == (7, 14)
     best = torch.load(tmp_path / 'best_error_epoch_5.pth', weights_only=False)
     assert (best['meta']['epoch'], best['meta']['iter']) == (5, 10)
+
+
+@pytest.mark.parametrize('kind', ['AtomicCheckpointHook', 'CheckpointHook'])
+def test_another_hook_saves_at_places_of_its_own(tmp_path, kind):
+    cfg = config(tmp_path, 'patience')
+    cfg.custom_hooks = [dict(type=kind, by_epoch=False, interval=3)]
+    train(cfg)
+    for name, place in (('epoch_2', (2, 4)), ('iter_3', (1, 3)), ('epoch_3', (3, 6))):
+        meta = torch.load(tmp_path / f'{name}.pth', weights_only=False)['meta']
+        assert (meta['epoch'], meta['iter']) == place

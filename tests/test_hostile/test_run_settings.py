@@ -4,18 +4,21 @@ import errno
 import importlib
 import inspect
 import math
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS, MODELS, TRANSFORMS
+from torch._utils import ExceptionWrapper
 from toy import ToyModel, toy_config
 
 from mmfocalnet.errors import ConfigError, OneProcessError, UserError
 from mmfocalnet.launch import train
-from mmfocalnet.launch.settings import ABOUT
+from mmfocalnet.launch.settings import ABOUT, message
 
 JUNK = (
     *(None, 0, -1, 3.5, True, '', 'x', b'x', math.nan, math.inf, [], [None], {}, (), [{}], [[1]]),
@@ -147,6 +150,10 @@ class UnsoundHook(Hook):
         if self.fault == 'before_train':
             raise TypeError('of their own')
 
+    def before_save_checkpoint(self, runner, **_):
+        if self.fault == 'nested':
+            raise TypeError('of their own')
+
     def after_train_iter(self, runner, **_):
         if self.fault == 'calling':
             runner.build_param_scheduler(3)
@@ -233,7 +240,10 @@ def test_mistakes_are_named(work_dir, name, count):
         train(toy_config(work_dir, **settings))
 
 
-@pytest.mark.parametrize('fault', ['building', 'before_train', 'calling', 'transform', 'model'])
+FAULTS = ['building', 'before_train', 'calling', 'nested', 'transform', 'model']
+
+
+@pytest.mark.parametrize('fault', FAULTS)
 def test_what_a_user_wrote_keeps_its_traceback(work_dir, fault, count):
     count()
     settings = hook(type='UnsoundHook', fault=fault)
@@ -241,8 +251,9 @@ def test_what_a_user_wrote_keeps_its_traceback(work_dir, fault, count):
         settings = pipeline(0, type='UnsoundTransform')
     elif fault == 'model':
         settings = dict(model=dict(type='UnsoundModel'))
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError) as raised:
         train(toy_config(work_dir, **settings))
+    assert any(entry.path == Path(__file__) for entry in raised.traceback[1:])
 
 
 @pytest.mark.parametrize(
@@ -258,12 +269,20 @@ def test_who_says_it(work_dir, settings, kind, count):
         train(toy_config(work_dir, **settings))
 
 
-def test_the_traceback_is_in_the_log(work_dir, count):
+@pytest.mark.parametrize(
+    ('settings', 'line'),
+    [
+        (scheduler(type='MultiStepLR', milestones=3), 'self.milestones = Counter(milestones)'),
+        (hook(type='ProfilerHook', json_trace_path=3), 'export_chrome_trace'),
+        (hook(type='EMAHook', momentum='x'), 'averaged_model.py'),
+    ],
+)
+def test_the_traceback_is_in_the_log(work_dir, settings, line, count):
     count()
-    assert said_of(work_dir, **scheduler(type='MultiStepLR', milestones=3))
+    assert said_of(work_dir, **settings)
     [log] = work_dir.glob('*/*.log')
-    assert 'Traceback (most recent call last)' in log.read_text()
-    assert "'int' object is not iterable" in log.read_text()
+    text = log.read_text()
+    assert 'Traceback (most recent call last)' in text and line in text
 
 
 def test_the_functions_that_tell_of_a_setting_are_there():
@@ -273,16 +292,40 @@ def test_the_functions_that_tell_of_a_setting_are_there():
             assert f'def {name}(' in text, (module, name)
 
 
-@pytest.mark.parametrize(
-    'error', [OSError(errno.ENOSPC, 'No space'), MemoryError(), RuntimeError()]
-)
-def test_a_full_disk_or_gpu_is_no_setting(work_dir, monkeypatch, error, count):
-    count()
+FULL = OSError(errno.ENOSPC, 'No space left on device')
+LOST = RuntimeError('CUDA error: device-side assert triggered')
+OUT = torch.cuda.OutOfMemoryError('CUDA out of memory')
 
-    # As if PyTorch had raised it, while a hook of MMEngine's runs.
+
+@pytest.mark.parametrize('error', [FULL, MemoryError(), RuntimeError('of PyTorch'), LOST, OUT])
+def test_a_full_disk_or_gpu_is_no_setting(work_dir, monkeypatch, error, count):
+    """As if PyTorch had raised it, while a hook of MMEngine's runs."""
+    count()
     monkeypatch.setattr(IterTimerHook, 'before_train_epoch', Mock(side_effect=error))
     with pytest.raises(type(error)):
         train(toy_config(work_dir))
+
+
+@pytest.mark.parametrize('error', [LOST, OUT])
+def test_a_gpu_that_fails_in_an_optimizer_is_no_setting(work_dir, monkeypatch, error, count):
+    count()
+    names = dict(__name__='torch.optim.sgd', error=error)
+    code = 'def step(*args, **kwargs): raise error'
+    exec(compile(code, torch.optim.__file__, 'exec'), names)
+    monkeypatch.setattr(torch.optim.SGD, 'step', names['step'])
+    with pytest.raises(type(error)):
+        train(toy_config(work_dir))
+
+
+@pytest.mark.parametrize('text', ['', 'KeyError: of a text', "'img'"])
+def test_what_a_worker_says(text):
+    try:
+        raise AssertionError(text)
+    except AssertionError as error:
+        passed_on = ExceptionWrapper((type(error), error, error.__traceback__), 'in a worker')
+    with pytest.raises(AssertionError) as raised:
+        passed_on.reraise()
+    assert message(raised.value).strip() == text or message(raised.value) == 'AssertionError'
 
 
 def test_it_trains_without_junk(work_dir, count):

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from mmfocalnet.errors import DataError, OneProcessError, UserError
-from mmfocalnet.launch.settings import FULL_DISK, hint, is_of_worker, message, raised_by_builder
+from mmfocalnet.launch.origins import is_of_worker, message
+from mmfocalnet.launch.settings import FULL_DISK, hint, raised_by_builder
 
 
 def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:

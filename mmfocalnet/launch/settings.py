@@ -8,14 +8,10 @@ import inspect
 import linecache
 import logging
 import re
-import sys
-import sysconfig
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import dropwhile
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +21,15 @@ from mmengine.logging import MMLogger
 from mmengine.registry import Registry
 
 from mmfocalnet.errors import ConfigError, OneProcessError, UserError
+from mmfocalnet.launch.origins import (
+    frames_of,
+    is_of_worker,
+    is_users,
+    message,
+    module_of,
+    origin_of,
+    places_of,
+)
 
 # The disk is full, the user's share of it, or the size that files may have.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,8 +38,6 @@ STUMBLES = (
     *(TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError),
     *(NotImplementedError, RecursionError, SyntaxError, StopIteration, ImportError),
 )
-STACK = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmfocalnet')
-INSTALLED = {'site-packages', 'dist-packages'}
 RUNNER, LOOPS = 'mmengine.runner.runner', 'mmengine.runner.loops'
 # Functions of MMEngine's, by the module that they are in, and the settings that they are about.
 ABOUT = {
@@ -133,13 +136,14 @@ def naming_any(cfg: Config, otherwise: str | None = None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        origin = _origin(error)
+        origin = origin_of(error)
         setting = _setting_in(origin) or otherwise
         if not setting or _is_of_user(origin) or _is_of_the_machine(origin):
             raise origin from None
         _keep_traceback(origin)
         under_way = any(
-            _module(frame) == LOOPS and frame.f_code.co_name == 'run' for frame in _frames(error)
+            module_of(frame) == LOOPS and frame.f_code.co_name == 'run'
+            for frame in frames_of(error)
         )
         kind = OneProcessError if under_way else ConfigError
         raise kind(_sentence(f'{setting} of {cfg.filename}', origin)) from origin
@@ -149,7 +153,7 @@ def raised_by_builder(error: Exception) -> bool:
     """Whether MMEngine's builder itself raised, not the class that it was building."""
     if not isinstance(error, (TypeError, KeyError)):
         return False
-    return _frames(error)[-1].f_code.co_name == 'build_from_cfg'
+    return frames_of(error)[-1].f_code.co_name == 'build_from_cfg'
 
 
 def hint(error: Exception) -> str:
@@ -160,7 +164,7 @@ def hint(error: Exception) -> str:
     """
     known, name = [], ''
     built = _built_in(error)
-    seen = _frames(error)[-1].f_locals
+    seen = frames_of(error)[-1].f_locals
     if wrong := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
         name = wrong[1]
         known = _keywords(built) if built else []
@@ -177,22 +181,8 @@ def hint(error: Exception) -> str:
     return 'compare it with that of a config in configs/'
 
 
-def message(error: Exception) -> str:
-    """What an error says, without the traceback that PyTorch puts into that of a worker."""
-    text = str(error)
-    if not is_of_worker(error):
-        return text
-    start = f'{type(error).__name__}: '
-    return text.rsplit(start, 1)[-1] if start in text else text.strip().splitlines()[-1]
-
-
-def is_of_worker(error: Exception) -> bool:
-    """Whether PyTorch passed it on from a worker of a data loader."""
-    return str(error).startswith('Caught ') and 'Traceback (most recent call last)' in str(error)
-
-
 def _sentence(setting: str, error: Exception) -> str:
-    file, line = _places(error)[-1]
+    file, line = places_of(error)[-1]
     place = '/'.join(Path(file).parts[-3:])
     # Most assertions say nothing but what they assert.
     reason = message(error) or linecache.getline(file, line)
@@ -228,7 +218,7 @@ def _keywords(built: Any) -> list[str]:
 
 def _built_in(error: Exception) -> Any:
     """The class or function that MMEngine's builder was calling, None if it was not."""
-    for frame in reversed(_frames(error)):
+    for frame in reversed(frames_of(error)):
         if frame.f_code.co_name == 'build_from_cfg' and 'obj_cls' in frame.f_locals:
             return frame.f_locals['obj_cls']
     return None
@@ -238,9 +228,9 @@ def _setting_in(error: Exception) -> str | None:
     """What the innermost function is about of which `ABOUT` or a hook's call tells that."""
     if is_of_worker(error):
         return 'A pipeline of a dataset'
-    frames = _frames(error)
+    frames = frames_of(error)
     for frame in reversed(frames):
-        name, module = frame.f_code.co_name, _module(frame)
+        name, module = frame.f_code.co_name, module_of(frame)
         if name == 'call_hook' and 'hook' in frame.f_locals:
             return _hook(frame.f_locals['hook'])
         if module.startswith('torch.utils.data.'):
@@ -268,6 +258,12 @@ def _hook(hook: object) -> str:
     return f'{type(hook).__name__} in default_hooks or custom_hooks'
 
 
+def _is_under_way(error: Exception) -> bool:
+    """Whether a loop has begun; until then every process stumbles alike."""
+    frames = frames_of(error)
+    return any(module_of(one) == LOOPS and one.f_code.co_name == 'run' for one in frames)
+
+
 def _is_of_the_machine(error: Exception) -> bool:
     """Whether it is a full disk, or comes from PyTorch, most often from a GPU."""
     if isinstance(error, OSError):
@@ -276,53 +272,15 @@ def _is_of_the_machine(error: Exception) -> bool:
         return True
     if isinstance(error, STUMBLES) or not isinstance(error, RuntimeError):
         return False
-    raised_in = _module(_frames(error)[-1])
+    raised_in = module_of(frames_of(error)[-1])
     return not raised_in.startswith(('mmengine.', 'torch.optim.'))
 
 
 def _is_of_user(error: Exception) -> bool:
     """Whether it passed through code of the user's, or through FocalNet, which checks its own."""
-    files = [file for file, _ in _places(error)]
-    # From where a tool, or a script of the user's, calls the stack.
-    inside = dropwhile(lambda file: file == __file__ or _is_users(file), files)
+    files = [file for file, _ in places_of(error)]
+    # From where a tool, or a script of the user's, enters the stack; above it is `naming_any`.
+    inside = dropwhile(lambda file: file == __file__ or is_users(file), files)
     models = [str(Path(__file__).parents[1] / part) for part in ('models', 'ops')]
-    running = any(frame.f_code.co_name == 'run_iter' for frame in _frames(error))
-    return any(_is_users(file) or (running and file.startswith(tuple(models))) for file in inside)
-
-
-def _is_users(file: str) -> bool:
-    """Whether code is neither of the stack nor of any other installed package."""
-    if file.startswith('<') or file.endswith(('.pyx', '.pxd')):  # such as <frozen os>, NumPy's own
-        return False
-    if INSTALLED & set(Path(file).parts):
-        return False
-    # Installed as editable, a package of the stack is where its repository is.
-    modules = [getattr(sys.modules.get(name), '__file__', None) for name in STACK]
-    folders = [sysconfig.get_path('stdlib'), *(Path(one).parent for one in modules if one)]
-    return not any(Path(file).is_relative_to(folder) for folder in folders)
-
-
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get('__name__'))
-
-
-def _origin(error: Exception) -> Exception:
-    """What a hook raised; MMEngine raises a TypeError anew, without the frames of the hook."""
-    while _frames(error)[-1].f_code.co_name == 'call_hook' and error.__context__:
-        error = error.__context__
-    return error
-
-
-def _frames(error: Exception) -> list[FrameType]:
-    """From the outermost to that in which the error was raised."""
-    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-
-
-def _places(error: Exception) -> list[tuple[str, int]]:
-    """Files and lines, from the outermost to where the error was raised."""
-    if is_of_worker(error):
-        found = re.findall(r'File "(.+?)", line (\d+)', str(error))
-        return [(file, int(line)) for file, line in found]
-    return [
-        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
+    running = any(frame.f_code.co_name == 'run_iter' for frame in frames_of(error))
+    return any(is_users(file) or (running and file.startswith(tuple(models))) for file in inside)

@@ -18,7 +18,8 @@ from toy import ToyModel, toy_config
 
 from mmfocalnet.errors import ConfigError, OneProcessError, UserError
 from mmfocalnet.launch import train
-from mmfocalnet.launch.settings import ABOUT, message
+from mmfocalnet.launch.origins import message
+from mmfocalnet.launch.settings import ABOUT
 
 JUNK = (
     *(None, 0, -1, 3.5, True, '', 'x', b'x', math.nan, math.inf, [], [None], {}, (), [{}], [[1]]),

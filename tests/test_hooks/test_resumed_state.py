@@ -174,7 +174,7 @@ def survive(kind, folder, monkeypatch, *deaths):
 
 
 @pytest.mark.parametrize(
-    'step', [pytest.param(13, id='some'), pytest.param(1, id='all', marks=pytest.mark.slow)]
+    'step', [pytest.param(29, id='some'), pytest.param(1, id='all', marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize('kind', KINDS)
 def test_killed_and_resumed(kind, step, whole, tmp_path, monkeypatch):

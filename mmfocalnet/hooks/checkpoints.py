@@ -196,7 +196,7 @@ class AtomicCheckpointHook(CheckpointHook):
         for name in getattr(self, 'best_ckpt_path_dict', ()):
             self.best_ckpt_path_dict[name] = found(self.best_ckpt_path_dict[name])
 
-    def _newest_and_best(self) -> list[str]:
+    def _newest_and_best(self) -> list[str | None]:
         best = getattr(self, 'best_ckpt_path_dict', {}).values()
         return [self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best]
 
@@ -232,9 +232,8 @@ class AtomicCheckpointHook(CheckpointHook):
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         # A run that is killed before they are removed leaves that to the one that goes on.
-        outdated = self.file_backend.paths(keep=self._newest_and_best())
-        names = [os.path.relpath(path, self.out_dir) for path in outdated]
-        runner.message_hub.update_info(OUTDATED, names)
+        outdated = self.file_backend.left_of(keep=self._newest_and_best())
+        runner.message_hub.update_info(OUTDATED, outdated)
         self._gradients = _accumulated_gradients(runner)
         self._place = dict(meta)
         runner.save_checkpoint(

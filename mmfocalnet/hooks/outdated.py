@@ -57,19 +57,23 @@ class Outdated:
                 self.remove(os.path.join(self.folder, name))
 
     def remove_noted(self, keep: list[str | None]) -> None:
-        """Remove all that was noted.
+        """Remove what was noted.
 
         Args:
-            keep: Paths that have been written anew since then.
+            keep: As of `left_of`.
         """
-        for path in self.paths(keep):
+        for name in self.left_of(keep):
+            path = self.storage.join_path(self.folder, name)
             if self.storage.isfile(path):
                 self.storage.remove(path)
             elif self.storage.isdir(path):  # a file per process, as DeepSpeed writes
                 self.storage.rmtree(path)
 
-    def paths(self, keep: list[str | None]) -> list[str]:
-        """What `remove_noted` would remove."""
+    def left_of(self, keep: list[str | None]) -> list[str]:
+        """The names, without those of files that are to be kept.
+
+        Args:
+            keep: Paths that have been written anew since they were noted.
+        """
         kept = [os.path.relpath(path, self.folder) for path in keep if path]
-        names = [name for name in self.names if name not in kept]
-        return [self.storage.join_path(self.folder, name) for name in names]
+        return [name for name in self.names if name not in kept]

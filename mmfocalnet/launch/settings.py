@@ -141,11 +141,7 @@ def naming_any(cfg: Config, otherwise: str | None = None) -> Iterator[None]:
         if not setting or _is_of_user(origin) or _is_of_the_machine(origin):
             raise origin from None
         _keep_traceback(origin)
-        under_way = any(
-            module_of(frame) == LOOPS and frame.f_code.co_name == 'run'
-            for frame in frames_of(error)
-        )
-        kind = OneProcessError if under_way else ConfigError
+        kind = OneProcessError if _is_under_way(error) else ConfigError
         raise kind(_sentence(f'{setting} of {cfg.filename}', origin)) from origin
 
 

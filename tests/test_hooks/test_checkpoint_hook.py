@@ -113,6 +113,17 @@ def test_the_best_goes_only_after_a_better_one_is_there(runner, tmp_path, monkey
     assert bests() == ['best_error_iter_2.pth']
 
 
+def save_newest_and_best(runner):
+    """What a run does after it has loaded a checkpoint: an iteration and a validation."""
+    hook = AtomicCheckpointHook(
+        interval=1, by_epoch=False, max_keep_ckpts=1, save_best='error', rule='less'
+    )
+    hook.before_train(runner)
+    hook.after_train_iter(runner, 0)
+    hook.after_val_epoch(runner, dict(error=0.0))
+    hook.after_val(runner)
+
+
 HOSTILE = [
     ['/etc/passwd', '../iter_9.pth', '', '.', '..', 'sub/iter_9.pth', 'iter_9.pth/..', 'notes.pth'],
     ['best_/../iter_9.pth', 'iter_x.pth', 3, None, ['iter_9.pth']],
@@ -132,13 +143,7 @@ def test_only_checkpoints_of_the_folder_are_removed(runner, tmp_path, key, names
     for file in files:
         file.touch()
     runner.message_hub.update_info(key, names)
-    hook = AtomicCheckpointHook(
-        interval=1, by_epoch=False, max_keep_ckpts=1, save_best='error', rule='less'
-    )
-    hook.before_train(runner)
-    hook.after_train_iter(runner, 0)
-    hook.after_val_epoch(runner, dict(error=0.0))
-    hook.after_val(runner)
+    save_newest_and_best(runner)
     assert all(file.exists() for file in files)
 
 
@@ -151,13 +156,7 @@ def test_a_checkpoint_of_another_folder_removes_nothing_here(runner, tmp_path):
     best.touch()
     runner.message_hub.update_info('best_ckpt', str(best))
     runner.message_hub.update_info('keep_ckpt_ids', [8, 9])
-    hook = AtomicCheckpointHook(
-        interval=1, by_epoch=False, max_keep_ckpts=1, save_best='error', rule='less'
-    )
-    hook.before_train(runner)
-    hook.after_train_iter(runner, 0)
-    hook.after_val_epoch(runner, dict(error=0.0))
-    hook.after_val(runner)
+    save_newest_and_best(runner)
     assert (tmp_path / 'iter_9.pth').exists() and best.exists()
     runner._load_from = str(tmp_path / 'iter_10.pth')
     runner.message_hub.update_info('outdated_ckpts', ['iter_9.pth'])

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from said import said_by
 
-from mmfocalnet.errors import ConfigError, UserError
+from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch import check_model, check_strategy, load_config, one_sentence_errors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,15 +29,13 @@ def flags(path, **options):
 
 def said_of(path, **options):
     """The sentence about a config, or None where its model can be built."""
-    try:
+
+    def build():
         cfg = load_config(flags(path, **options))
         check_strategy(cfg)
         check_model(cfg)
-    except UserError as error:
-        message = str(error)
-        assert '\n' not in message and len(message) < 2000
-        return message
-    return None
+
+    return said_by(build)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 ensure_mmcv_ops()  # before anything imports mmcv.ops
 ensure_panopticapi()  # mmdet looks for it when imported
 
+from mmfocalnet.checkpoints.schemes import register_schemes  # noqa: E402
 from mmfocalnet.datasets import ImageFolder  # noqa: E402
 from mmfocalnet.datasets.unreadable import SkipUnreadable, UnreadableFilesHook  # noqa: E402
 from mmfocalnet.evaluation import TopKAccuracy  # noqa: E402
@@ -29,6 +30,7 @@ from mmfocalnet.seeding import (  # noqa: E402
     SeedIterationsHook,
 )
 
+register_schemes()
 warn_of_namesakes()
 
 if find_spec('mmengine._strategy'):  # MMEngine 0.8 and later

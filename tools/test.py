@@ -4,6 +4,7 @@ import argparse
 
 from mmengine.evaluator import DumpResults
 
+from mmfocalnet.checkpoints import reading_once
 from mmfocalnet.errors import UserError
 from mmfocalnet.launch import (
     add_common_flags,
@@ -55,13 +56,14 @@ def main():
     if args.tta:
         use_tta(cfg)
     check_data(cfg, ('test',))
-    check_start(cfg)
-    runner = build_runner(cfg)
-    check_fits(runner.model, args.checkpoint)
-    with naming_any(cfg):
-        if args.out:
-            runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
-        runner.test()
+    with reading_once():
+        check_start(cfg)
+        runner = build_runner(cfg)
+        check_fits(runner.model, cfg.load_from)
+        with naming_any(cfg):
+            if args.out:
+                runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
+            runner.test()
 
 
 if __name__ == '__main__':

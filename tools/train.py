@@ -2,6 +2,7 @@
 
 import argparse
 
+from mmfocalnet.checkpoints import reading_once
 from mmfocalnet.launch import (
     add_common_flags,
     check_data,
@@ -46,9 +47,10 @@ def main():
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_strategy(cfg)
     check_data(cfg, ('train', 'val'))
-    check_start(cfg)
-    check_model(cfg)
-    train(cfg)
+    with reading_once():
+        check_start(cfg)
+        check_model(cfg)
+        train(cfg)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Reading checkpoints safely, fitting kernels and levels, loading them into a backbone."""
 
 from mmfocalnet.checkpoints.classifier import name_as_classifier, read_head
+from mmfocalnet.checkpoints.download import fetch
 from mmfocalnet.checkpoints.fit import (
     FitReport,
     describe,
@@ -12,13 +13,11 @@ from mmfocalnet.checkpoints.fit import (
 from mmfocalnet.checkpoints.levels import append_levels, insert_levels
 from mmfocalnet.checkpoints.load import fit_checkpoint, load_pretrained
 from mmfocalnet.checkpoints.read import (
-    check_file,
-    check_sums,
-    fetch,
-    load_file,
+    check_finite,
+    load_once,
     open_checkpoint,
     read_checkpoint,
-    reads_training_checkpoints,
+    reading_once,
 )
 from mmfocalnet.checkpoints.resize import (
     adapt_input_channels,
@@ -26,6 +25,7 @@ from mmfocalnet.checkpoints.resize import (
     resize_kernel,
     resize_patch_embedding,
 )
+from mmfocalnet.checkpoints.safe_load import check_sums, load_file
 from mmfocalnet.errors import CheckpointError
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     'FitReport',
     'adapt_input_channels',
     'append_levels',
-    'check_file',
+    'check_finite',
     'check_sums',
     'describe',
     'fetch',
@@ -45,12 +45,13 @@ __all__ = [
     'insert_levels',
     'kernel_energy',
     'load_file',
+    'load_once',
     'load_pretrained',
     'name_as_classifier',
     'open_checkpoint',
     'read_checkpoint',
     'read_head',
-    'reads_training_checkpoints',
+    'reading_once',
     'resize_kernel',
     'resize_patch_embedding',
 ]

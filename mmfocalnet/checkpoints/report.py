@@ -67,7 +67,8 @@ def named(keys: list[str]) -> str:
     return f'{", ".join(map(shown, keys[:10]))}{more}'
 
 
-def shown(key: str) -> str:
-    """A key as it is, unless it is too long for a message or would do something to a terminal."""
+def shown(key: object) -> str:
+    """A key or path as a message can show it: no control characters, at most 300 characters."""
+    key = str(key)
     key = key if key.isprintable() else ascii(key)
-    return key if len(key) <= 200 else f'{key[:200]}...'
+    return key if len(key) <= 300 else f'{key[:300]}...'

@@ -146,6 +146,8 @@ class _Machine:
 
     def build(self, argument: None) -> None:
         state = self.stack.pop()
+        if self.stack[-1].value is not None:
+            raise HostilePickleError('it changes a class or a function')
         self.copied += state.size
         self.stack[-1].add([state])
 

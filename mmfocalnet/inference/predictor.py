@@ -21,7 +21,8 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmfocalnet.checkpoints import fetch
+from mmfocalnet.checkpoints import reading_once
+from mmfocalnet.checkpoints.report import shown
 from mmfocalnet.datasets.checks import check_classes
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
@@ -70,26 +71,28 @@ def load_predictor(
             "mmdet or mmseg: set default_scope='mmdet' or 'mmseg' in it."
         )
     cfg.load_from = str(checkpoint)
-    check_start(cfg)
-    return Predictor(cfg, str(checkpoint), device)
+    with reading_once():
+        check_start(cfg)
+        return Predictor(cfg, cfg.load_from, device)
 
 
 def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Build a config's model in its scope and load a checkpoint that `check_start` has seen.
+    """Build a config's model in its scope and load a checkpoint.
 
     Args:
         cfg: The config.
-        checkpoint: Path or URL.
+        checkpoint: As for `mmfocalnet.checkpoints.fetch`.
 
     Returns:
         The model on the CPU, in evaluation mode, and what else the checkpoint holds.
 
     Raises:
-        CheckpointError: If the checkpoint is of another model.
+        CheckpointError: If the checkpoint is of another model, or its weights are not finite.
     """
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    check_fits(model, checkpoint)
-    content = load_checkpoint(model, str(fetch(checkpoint)), map_location='cpu')
+    with reading_once():
+        check_fits(model, checkpoint)
+        content = load_checkpoint(model, checkpoint, map_location='cpu')
     return model.eval(), content
 
 
@@ -102,7 +105,7 @@ class Predictor(BaseInferencer):
 
     Args:
         cfg: Config of the model, in whose scope everything is built.
-        weights: Path or URL of its checkpoint, which `check_start` has seen.
+        weights: Its checkpoint, as for `mmfocalnet.checkpoints.fetch`.
         device: Such as ``'cuda:0'``. Defaults to ``'cpu'``.
 
     Attributes:
@@ -193,7 +196,7 @@ class Predictor(BaseInferencer):
 
     def _init_model(self, cfg: Config, weights: str, device: str) -> nn.Module:
         model, content = load_model(cfg, weights)
-        meta = _dataset_meta(cfg, content.get('meta') or {})
+        meta = _dataset_meta(cfg, content.get('meta'))
         self.classes = list(meta['classes'])
         self.palette = find_palette(meta.get('palette'), len(self.classes))
         move_to(model, device)
@@ -222,14 +225,13 @@ class Predictor(BaseInferencer):
         return dict(panoptic=ids[places].reshape(packed.shape), segments=segments)
 
 
-def _dataset_meta(cfg: Config, checkpoint_meta: dict[str, Any]) -> dict[str, Any]:
+def _dataset_meta(cfg: Config, checkpoint_meta: Any) -> dict[str, Any]:
     """Classes and palette: the checkpoint knows what it was trained on, else the config."""
     dataset = find_test_dataset(cfg)
-    trained_on = checkpoint_meta.get('dataset_meta') or {}
     meta = {
         **getattr(DATASETS.get(dataset['type']), 'METAINFO', {}),
         **(dataset.get('metainfo') or {}),
-        **{key.lower(): value for key, value in trained_on.items()},
+        **_trained_on(checkpoint_meta),
     }
     if not meta.get('classes'):
         raise ConfigError(
@@ -240,12 +242,31 @@ def _dataset_meta(cfg: Config, checkpoint_meta: dict[str, Any]) -> dict[str, Any
     return meta
 
 
+def _trained_on(checkpoint_meta: Any) -> dict[str, Any]:
+    """Classes and palette of a checkpoint, which may hold anything in their place."""
+    meta = checkpoint_meta if isinstance(checkpoint_meta, dict) else {}
+    found = meta.get('dataset_meta')
+    found = found if isinstance(found, dict) else {}
+    # mmseg before 1.0 wrote CLASSES and PALETTE.
+    found = {key.lower(): value for key, value in found.items() if isinstance(key, str)}
+    classes = found.get('classes')
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
+        return {}
+    # A name is drawn and printed.
+    return dict(classes=[shown(name)[:100] for name in classes], palette=found.get('palette'))
+
+
 def find_palette(colors: Any, count: int) -> list[tuple[int, int, int]]:
-    """The dataset's colours, or others where it has none for each class."""
-    if isinstance(colors, (list, tuple)) and len(colors) >= count:
-        return [tuple(map(int, color)) for color in colors]
-    table = (np.array(colormaps['tab20'].colors) * 255).round().astype(int).tolist()
-    return [tuple(table[index % len(table)]) for index in range(count)]
+    """The dataset's colours, or others where it has no RGB colour from 0 to 255 for each class."""
+    try:
+        table = np.asarray(colors, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        table = np.empty(0)
+    is_rgb = table.ndim == 2 and table.shape[1] == 3 and len(table) >= count
+    if not is_rgb or not ((table >= 0) & (table <= 255)).all():
+        tab20 = (np.array(colormaps['tab20'].colors) * 255).round()
+        table = tab20[np.arange(count) % len(tab20)]
+    return [(int(red), int(green), int(blue)) for red, green, blue in table]
 
 
 def _task(model: nn.Module, scope: str) -> str:

@@ -8,46 +8,46 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 
-from mmfocalnet.checkpoints import (
-    check_file,
-    check_sums,
-    fetch,
-    load_file,
-    read_checkpoint,
-    reads_training_checkpoints,
-)
+from mmfocalnet.checkpoints import check_finite, check_sums, load_once, read_checkpoint
+from mmfocalnet.checkpoints.report import named, shown
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.hooks.checkpoints import MARK
 from mmfocalnet.models import FocalNetClassifier
+from mmfocalnet.models.arguments import in_one_line, is_whole
 
 
 def check_start(cfg: Config) -> None:
-    """Find and try the checkpoint that a run starts from or resumes.
+    """Find and load the checkpoint that a run starts from or resumes.
 
-    MMEngine falls back to unpickling whatever it is given; a file that does not load safely
-    never gets that far.
+    Within `mmfocalnet.checkpoints.reading_once` the run uses what was loaded here.
 
     Args:
-        cfg: The config. Where it resumes the work dir's newest checkpoint, ``load_from`` is set
-            to the newest that is whole, and the seed to that of its run.
+        cfg: The config. ``load_from`` is set to the path of the file; where the run resumes the
+            newest checkpoint of its work dir, to the newest that is complete. Where it resumes,
+            the seed is set to that of the checkpoint.
 
     Raises:
-        CheckpointError: If it is missing, cannot be downloaded or is unreadable.
+        CheckpointError: If it is missing, cannot be downloaded or read, or has no training to
+            resume.
     """
     resume = cfg.get('resume')
-    checkpoint = None
+    content = None
     if cfg.get('load_from'):
-        checkpoint = _read(fetch(cfg.load_from))
+        path, content, _ = load_once(cfg.load_from)
+        # Not the URL again, under which the server could have another file by now.
+        cfg.load_from = str(path)
     elif resume:
-        cfg.load_from, checkpoint = _find_checkpoint(Path(cfg.work_dir))
+        cfg.load_from, content = _find_checkpoint(Path(cfg.work_dir))
     if cfg.get('load_from'):
-        _check_average(cfg, checkpoint)
+        _check_average(cfg, content)
         if resume:
-            _take_seed(cfg, checkpoint)
+            _check_resumable(cfg.load_from, content)
+            _take_seed(cfg, content)
 
 
 def check_fits(model: nn.Module, checkpoint: str) -> None:
@@ -55,30 +55,44 @@ def check_fits(model: nn.Module, checkpoint: str) -> None:
 
     Args:
         model: The model as MMEngine built it.
-        checkpoint: Path or http(s) URL of its checkpoint.
+        checkpoint: Its checkpoint, as for `mmfocalnet.checkpoints.fetch`.
 
     Raises:
-        CheckpointError: If weights are missing or have other shapes.
+        CheckpointError: If weights are missing, have other shapes, are not numbers of the same
+            kind (floating point, integer, ...), or are NaN or infinite.
     """
-    if not reads_training_checkpoints():
-        return
     state = {
         key.removeprefix('module.'): value for key, value in read_checkpoint(checkpoint).items()
     }
     bare = model.module if is_model_wrapper(model) else model
     if isinstance(bare, FocalNetClassifier):
         state = bare.rename(state)
-    wrong = [
-        key
-        for key, value in model.state_dict().items()
-        if (name := key.removeprefix('module.')) not in state or state[name].shape != value.shape
-    ]
+    own = {key.removeprefix('module.'): value for key, value in model.state_dict().items()}
+    wrong = [k for k, value in own.items() if k not in state or state[k].shape != value.shape]
     if wrong:
         raise CheckpointError(
-            f'{checkpoint} is not a checkpoint of this config: {len(wrong)} weights are missing '
-            f'or have another shape ({", ".join(wrong[:3])} ...); give the one that was trained '
-            'with it.'
+            f'{shown(checkpoint)} is not a checkpoint of this config: {len(wrong)} weights are '
+            f'missing or have another shape ({named(wrong)}); give the one that was trained with '
+            'it.'
         )
+    odd = [f'{k} {state[k].dtype}' for k, value in own.items() if _kind(state[k]) != _kind(value)]
+    if odd:
+        raise CheckpointError(
+            f'{shown(checkpoint)} has {len(odd)} weights of another type than the model '
+            f'({named(odd)}): save the weights as floating-point numbers.'
+        )
+    try:
+        check_finite({key: state[key] for key, value in own.items() if torch.isfinite(value).all()})
+    except CheckpointError as error:
+        raise CheckpointError(f'{shown(checkpoint)} {error}') from None
+
+
+def _kind(value: Tensor) -> str:
+    if value.dtype == torch.bool:
+        return 'boolean'
+    if value.is_complex():
+        return 'complex'
+    return 'floating point' if value.is_floating_point() else 'integer'
 
 
 def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
@@ -89,13 +103,13 @@ def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
     mark = work_dir / MARK
     if not mark.is_file():
         return None, None
-    named = mark.read_text().strip()
-    if '://' in named:
+    newest = mark.read_text().strip()
+    if '://' in newest:
         raise CheckpointError(
-            f'{mark} names {named}, in a storage from which --resume does not read: copy it to '
-            'this machine and give it as --resume PATH.'
+            f'{mark} names {shown(newest)}, in a storage from which --resume does not read: copy '
+            'it to this machine and give it as --resume PATH.'
         )
-    newest = _at_hand(Path(named), work_dir)
+    newest = _at_hand(Path(newest), work_dir)
     problems = []
     for path in [newest, *_before(newest)]:
         try:
@@ -105,14 +119,14 @@ def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
                     f'PATH, or delete {mark} to start afresh.'
                 )
             check_sums(path)
-            checkpoint = _read(path)
+            content = load_once(path).content
         except CheckpointError as error:
             problems.append(error)
         else:
             if problems and os.environ.get('RANK', '0') == '0':
                 said = str(problems[0]).rstrip('.')
                 print(f'{said}; going on from {path} instead.', file=sys.stderr)
-            return str(path), checkpoint
+            return str(path), content
     raise problems[0]
 
 
@@ -134,17 +148,10 @@ def _before(newest: Path) -> list[Path]:
     return sorted(older, key=lambda path: numbers[path][2], reverse=True)
 
 
-def _read(path: Path) -> Any:
-    if reads_training_checkpoints():
-        return load_file(path)
-    check_file(path)
-    return {}
-
-
-def _check_average(cfg: Config, checkpoint: Any) -> None:
+def _check_average(cfg: Config, content: Any) -> None:
     """MMEngine's EMAHook looks into checkpoints of MMEngine's form only."""
     hooks = [str(hook.get('type')).split('.')[-1] for hook in cfg.get('custom_hooks') or ()]
-    if 'EMAHook' in hooks and isinstance(checkpoint, dict) and 'state_dict' not in checkpoint:
+    if 'EMAHook' in hooks and isinstance(content, dict) and 'state_dict' not in content:
         raise CheckpointError(
             f'{cfg.load_from} has no state_dict, as checkpoints of MMEngine have, and EMAHook of '
             f'{cfg.filename} looks for one: give it as init_cfg.checkpoint of the model or its '
@@ -152,11 +159,37 @@ def _check_average(cfg: Config, checkpoint: Any) -> None:
         )
 
 
-def _take_seed(cfg: Config, checkpoint: Any) -> None:
-    """Go on with the seed of a run that is resumed, in its sampler too.
+def _check_resumable(path: str, content: Any) -> None:
+    """Look for what MMEngine reads when it resumes."""
+    content = content if isinstance(content, dict) else {}
+    meta = content.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    hub = content.get('message_hub')
+    fault = None
+    for key in ('epoch', 'iter'):
+        if not is_whole(meta.get(key)) or meta[key] < 0:
+            fault = f'meta.{key} is {in_one_line(meta.get(key))}, expected an integer from 0 on'
+    for key in ('log_scalars', 'runtime_info', 'resumed_keys'):
+        if not isinstance(hub, dict) or not isinstance(hub.get(key), dict):
+            fault = f'message_hub.{key} is not a dict'
+    if not isinstance(content.get('state_dict'), dict):
+        fault = 'state_dict is not a dict'
+    if fault:
+        raise CheckpointError(
+            f'{shown(path)} is not a checkpoint to resume from ({fault}): start from its weights '
+            'with load_from and without --resume, or give a checkpoint that a training saved.'
+        )
 
-    MMEngine goes back to that seed only after the data loader was built with another.
+
+def _take_seed(cfg: Config, content: Any) -> None:
+    """Resume with the seed of the checkpoint, in the sampler too.
+
+    MMEngine takes that seed only after the data loader was built with another one.
     """
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    if isinstance(meta, dict) and isinstance(meta.get('seed'), int):
+    meta = content['meta']
+    if 'seed' not in meta:
+        return
+    if not is_whole(meta['seed']) or not 0 <= meta['seed'] < 2**32:
+        meta['seed'] = None  # MMEngine would pass it on to NumPy
+    else:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=meta['seed'])

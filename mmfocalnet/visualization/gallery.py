@@ -18,6 +18,7 @@ from mmengine.structures import BaseDataElement
 from mmengine.utils import track_iter_progress
 from PIL import Image
 
+from mmfocalnet.checkpoints import reading_once
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.inference import Prediction, read_image
 from mmfocalnet.inference.predictor import INSTANCE_OFFSET, Predictor
@@ -72,7 +73,8 @@ def make_gallery(work_dir: Path, cfg: Config | None, images: int) -> Gallery:
                 'No gallery: of a classifier, tools/test.py --show-dir draws the predictions.'
             )
             return gallery
-        _fill(gallery, work_dir, cfg, images)
+        with reading_once():
+            _fill(gallery, work_dir, cfg, images)
     except UserError as error:
         gallery.skipped.append(f'No gallery: {error}')
     except Exception as error:  # the curves are worth having, whatever a model of a user raises

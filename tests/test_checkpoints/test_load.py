@@ -1,6 +1,4 @@
-import http.server
 import random
-import threading
 
 import pytest
 import torch
@@ -256,7 +254,7 @@ def test_truncated_file(saved):
     content = path.read_bytes()
     for length in (0, 3, 700, len(content) // 2, len(content) - 10):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match=r'truncated or is no PyTorch checkpoint'):
+        with pytest.raises(CheckpointError, match=r'truncated'):
             read_checkpoint(path)
 
 
@@ -278,7 +276,7 @@ def test_some_other_file(tmp_path, content):
 
 def test_a_file_without_a_state_dict(tmp_path):
     torch.save({'epoch': 3, 'lr': 0.1}, tmp_path / 'log.pth')
-    with pytest.raises(CheckpointError, match=r'no plain tensors \(epoch, lr\)'):
+    with pytest.raises(CheckpointError, match=r'not plain tensors \(epoch, lr\)'):
         read_checkpoint(tmp_path / 'log.pth')
     torch.save([1, 2], tmp_path / 'list.pth')
     with pytest.raises(CheckpointError, match=r'holds list'):
@@ -310,9 +308,9 @@ def test_damaged_bytes_are_one_sentence(tmp_path, zipped):
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
-        (3, torch.ones(1), r'no plain tensors \(3\)'),
-        ('x', torch.ones(2, 2).to_sparse(), r'no plain tensors \(x\)'),
-        ('x', torch.empty(2, device='meta'), r'no plain tensors \(x\)'),
+        (3, torch.ones(1), r'not plain tensors \(3\)'),
+        ('x', torch.ones(2, 2).to_sparse(), r'not plain tensors \(x\)'),
+        ('x', torch.empty(2, device='meta'), r'not plain tensors \(x\)'),
         ('patch_embed.proj.weight', torch.ones(()), r'shape \(\) where 4 dimensions'),
         ('layers.0.blocks.0.modulation.f.weight', torch.ones(3), r'where 2 dimensions'),
         ('layers.x.blocks.0.modulation.f.weight', torch.ones(3), r'unexpected keys: layers.x'),
@@ -370,69 +368,6 @@ def test_missing_file():
             fetch(nothing)
     with pytest.raises(CheckpointError, match=r"no checkpoint file 'nowhere/none.pth'"):
         fetch('nowhere/none.pth')
-
-
-def test_a_url_without_network_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    with pytest.raises(CheckpointError, match=r'Could not download http://127.0.0.1:9/f.pth'):
-        fetch('http://127.0.0.1:9/f.pth')
-    assert not list((tmp_path / 'checkpoints').iterdir())
-
-
-def test_a_url_is_downloaded_once(saved, tmp_path, monkeypatch):
-    _, path = saved
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
-    calls = []
-
-    def download(url, dst, progress):
-        calls.append(url)
-        torch.save(torch.load(path, weights_only=True), dst)
-
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
-    for _ in range(2):
-        load_pretrained(small(), 'https://example.org/files/focalnet_tiny.pth?download=1')
-    assert len(calls) == 1
-    names = [path.name for path in (tmp_path / 'hub/checkpoints').iterdir()]
-    assert len(names) == 1
-    assert names[0].endswith('-focalnet_tiny.pth')
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A web server on this machine: path to (announced length, content)."""
-    pages = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            length, content = pages[self.path]
-            self.send_response(200)
-            self.send_header('Content-Length', str(length))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{httpd.server_port}', pages
-        httpd.shutdown()
-
-
-def test_a_bad_download_is_not_kept(saved, server, tmp_path, monkeypatch):
-    _, path = saved
-    address, pages = server
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
-    whole = path.read_bytes()
-    pages['/short.pth'] = (len(whole), whole[:500])
-    pages['/page.pth'] = (13, b'<html></html>')
-    pages['/'] = (3, b'abc')
-    for url, reason in (('short.pth', 'truncated'), ('page.pth', 'web page'), ('', 'truncated')):
-        with pytest.raises(CheckpointError, match=f'Could not download {address}/{url} .*{reason}'):
-            load_pretrained(small(), f'{address}/{url}')
-        assert not list((tmp_path / 'hub/checkpoints').iterdir())
-    pages['/short.pth'] = (len(whole), whole)
-    load_pretrained(small(), f'{address}/short.pth')
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import CheckpointError, fetch, load_pretrained, open_checkpoint
-from mmfocalnet.checkpoints.read import check_file, check_finite
+from mmfocalnet.checkpoints.read import check_finite
 
 safetensors_torch = pytest.importorskip('safetensors.torch')
 huggingface_hub = pytest.importorskip('huggingface_hub')
@@ -52,7 +52,7 @@ def test_a_suffix_does_not_decide_the_format(net, tmp_path):
 def test_truncated_safetensors(net, tmp_path, length):
     content = safetensors_torch.save(net.state_dict())
     (tmp_path / 'short.safetensors').write_bytes(content[:length])
-    with pytest.raises(CheckpointError, match=r'\(\d+ bytes\) is truncated .* no safetensors'):
+    with pytest.raises(CheckpointError, match=r'\(\d+ bytes\) is truncated .* safetensors'):
         open_checkpoint(tmp_path / 'short.safetensors')
 
 
@@ -70,12 +70,6 @@ def test_damaged_safetensors_are_one_sentence(net, tmp_path):
             assert 'bad.safetensors' in str(error)
             refused += 1
     assert refused > 30
-
-
-def test_mmengine_is_not_given_safetensors(net, tmp_path):
-    safetensors_torch.save_file(net.state_dict(), tmp_path / 'net.safetensors')
-    with pytest.raises(CheckpointError, match=r'MMEngine does not read: .*--to ours'):
-        check_file(tmp_path / 'net.safetensors')
 
 
 def test_a_folder_needs_weights_and_a_sound_config(net, tmp_path):
@@ -206,14 +200,14 @@ def test_a_hub_id_without_weights(hub):
 def test_a_hub_id_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"'timm/none', and it could not be had.*") as error:
+    with pytest.raises(CheckpointError, match=r"'timm/none', .*Hugging Face hub") as error:
         fetch('timm/none')
     assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['hf://', 'hf://a/b/c', 'hf://a b/c'])
 def test_no_hub_id(name):
-    with pytest.raises(CheckpointError, match=r'could not be had from the Hugging Face hub'):
+    with pytest.raises(CheckpointError, match=r'Hugging Face hub'):
         fetch(name)
 
 

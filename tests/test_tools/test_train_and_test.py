@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from mmfocalnet import FocalNet
-from mmfocalnet.checkpoints import reads_training_checkpoints
 
 CONFIG = 'configs/demo/mask_rcnn.py'
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +117,7 @@ def test_collect_env(run):
         (['train.py', CONFIG, '--cfg-options', 'model.backbone.depths.9.x=1'], 'does not fit'),
         (['train.py', CONFIG, '--resume', 'none.pth'], "no checkpoint file 'none.pth'"),
         (['test.py', CONFIG, 'none.pth'], "no checkpoint file 'none.pth'"),
-        (['test.py', CONFIG, 'README.md'], 'README.md .* is truncated or is no PyTorch'),
+        (['test.py', CONFIG, 'README.md'], 'README.md .* is truncated'),
         (['test.py', CONFIG, 'none.pth', '--out', 'x.json'], '--out x.json must end in .pkl'),
     ],
 )
@@ -205,7 +204,6 @@ def test_a_backbone_checkpoint_that_does_not_fit_leaves_nothing(run, tiny_option
     assert not (tmp_path / 'work').exists()
 
 
-@pytest.mark.skipif(not reads_training_checkpoints(), reason='needs torch 2.6')
 def test_testing_needs_no_pretrained_weights_but_the_right_checkpoint(
     run, trained, tiny_options, tmp_path
 ):

@@ -1,0 +1,261 @@
+"""Downloads from servers that hang, drip, cut, redirect or change what they send."""
+
+import contextlib
+import hashlib
+import http.server
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmfocalnet.checkpoints import CheckpointError, download, fetch, open_checkpoint
+from mmfocalnet.files import PARTIAL
+
+FORKS = multiprocessing.get_context('fork')
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The folder that downloads go to."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    return tmp_path / 'hub/checkpoints'
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(download, 'TIMEOUT', 1.0)
+
+
+@pytest.fixture
+def content(tmp_path):
+    torch.save({'weight': torch.ones(5000)}, tmp_path / 'made.pth')
+    return (tmp_path / 'made.pth').read_bytes()
+
+
+class Server:
+    """A web server on this machine.
+
+    Attributes:
+        answers: What each path answers with: a function of the handler.
+        requests: The paths that were asked for.
+    """
+
+    def __init__(self, port):
+        self.url = f'http://127.0.0.1:{port}'
+        self.answers = {}
+        self.requests = []
+
+    def send(self, path, content, length=True):
+        """Answer with a file."""
+
+        def answer(handler):
+            head(handler, len(content) if length else None)
+            handler.wfile.write(content)
+
+        self.answers[path] = answer
+        return self.url + path
+
+
+def head(handler, length=None, code=200, **headers):
+    handler.send_response(code)
+    if length is not None:
+        handler.send_header('Content-Length', str(length))
+    for key, value in headers.items():
+        handler.send_header(key, value)
+    handler.end_headers()
+
+
+@pytest.fixture
+def server():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            served.requests.append(self.path)
+            with contextlib.suppress(ConnectionError):  # given up by the other side
+                served.answers[self.path](self)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
+        httpd.daemon_threads = True
+        served = Server(httpd.server_port)
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield served
+        httpd.shutdown()
+
+
+def left_in(hub):
+    """Files but the lock."""
+    return [path.name for path in hub.iterdir() if path.name != '.mmfocalnet.lock']
+
+
+def refusal(hub, url):
+    with pytest.raises(CheckpointError) as error:
+        fetch(url)
+    assert url.partition('#')[0] in str(error.value)
+    assert '\n' not in str(error.value)
+    assert not left_in(hub)
+    return str(error.value)
+
+
+def test_without_network(hub):
+    refusal(hub, 'http://127.0.0.1:9/f.pth')
+
+
+def test_once(hub, server, content):
+    url = server.send('/files/focalnet_tiny.pth?download=1', content)
+    for _ in range(2):
+        assert open_checkpoint(url).state['weight'].sum() == 5000
+    assert len(server.requests) == 1
+    [name] = left_in(hub)
+    assert name.endswith('-focalnet_tiny.pth')
+
+
+def test_truncated_and_other_content(hub, server, content):
+    def cut(handler):
+        head(handler, len(content))
+        handler.wfile.write(content[:500])
+
+    server.answers['/short.pth'] = cut
+    assert 'truncated' in refusal(hub, f'{server.url}/short.pth')
+    # HTTP/1.0 without a length ends where the connection does.
+    assert 'truncated' in refusal(hub, server.send('/cut.pth', content[:-500], length=False))
+    assert 'web page' in refusal(hub, server.send('/page.pth', b'<html></html>'))
+    assert 'truncated' in refusal(hub, server.send('/', b'abc'))
+    open_checkpoint(server.send('/short.pth', content))
+
+
+def silence(handler):
+    time.sleep(20)
+
+
+def no_body(handler):
+    head(handler, 1000)
+    time.sleep(20)
+
+
+def drip_headers(handler):
+    for character in 'HTTP/1.0 200 OK\r\n' + 'X-Header: 1\r\n' * 100:
+        handler.wfile.write(character.encode())
+        handler.wfile.flush()
+        time.sleep(0.2)
+
+
+def drip_content(handler):
+    head(handler, 10**6)
+    handler.wfile.write(bytes(5000))
+    for _ in range(100):
+        handler.wfile.write(b'.')
+        handler.wfile.flush()
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize('answer', [silence, no_body, drip_headers, drip_content])
+def test_a_server_that_hangs_or_drips(hub, server, answer):
+    server.answers['/slow.pth'] = answer
+    start = time.monotonic()
+    refusal(hub, f'{server.url}/slow.pth')
+    assert time.monotonic() - start < 15  # TIMEOUT is a second here
+
+
+def test_size_limits(hub, server, content, monkeypatch):
+    monkeypatch.setattr(download, 'MAX_GIGABYTES', 1e-6)
+    url = server.send('/large.pth', content)
+    assert 'max_gb' in refusal(hub, url)
+    assert 'max_gb' in refusal(hub, server.send('/unannounced.pth', content, length=False))
+    assert fetch(f'{url}#max_gb=1').is_file()
+
+
+def test_sha256(hub, server, content):
+    url = server.send('/f.pth', content)
+    right, wrong = hashlib.sha256(content).hexdigest(), 64 * '0'
+    assert wrong in refusal(hub, f'{url}#sha256={wrong}')
+    path = fetch(f'{url}#max_gb=1&sha256={right.upper()}')
+    assert path == fetch(url)
+    with pytest.raises(CheckpointError, match=wrong):
+        fetch(f'{url}#sha256={wrong}')
+
+
+@pytest.mark.parametrize(
+    'fragment', ['sha256=12', 'max_gb=much', 'max_gb=-1', 'max_gb=nan', 'md5=12', 'main']
+)
+def test_other_demands(fragment):
+    with pytest.raises(CheckpointError, match=fragment):
+        fetch(f'https://example.org/f.pth#{fragment}')
+
+
+def test_plain_http_is_warned_of(hub, server, content, monkeypatch):
+    warned = []
+    monkeypatch.setattr(download, 'print_log', lambda text, *_: warned.append(text))
+    url = server.send('/f.pth', content)
+    fetch(f'{url}#sha256={hashlib.sha256(content).hexdigest()}')
+    assert not warned
+    url = server.send('/g.pth', content)
+    fetch(url)
+    assert len(warned) == 1 and url in warned[0]
+
+
+@pytest.mark.parametrize('target', ['file:///etc/hostname', 'ftp://127.0.0.1:9/f.pth'])
+def test_redirects_stay_on_the_web(hub, server, target):
+    server.answers['/f.pth'] = lambda handler: head(handler, 0, 302, Location=target)
+    refusal(hub, f'{server.url}/f.pth')
+
+
+def test_a_redirect_to_http_is_refused(tmp_path, monkeypatch):
+    class Answer:
+        url, length = 'http://example.org/f.pth', 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(download.urllib.request, 'urlopen', lambda *_, **__: Answer())
+    transfer = download._Transfer('https://example.org/f.pth', tmp_path / 'f', 1)
+    transfer.run()
+    assert 'http://example.org' in str(transfer.error)
+
+
+def test_processes_download_once(hub, server, content):
+    def slowly(handler):
+        head(handler, len(content))
+        handler.wfile.write(content[:5000])
+        handler.wfile.flush()
+        time.sleep(0.5)
+        handler.wfile.write(content[5000:])
+
+    server.answers['/f.pth'] = slowly
+    processes = [FORKS.Process(target=fetch, args=(f'{server.url}/f.pth',)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(server.requests) == 1
+
+
+def test_what_a_kill_leaves_is_removed_at_the_next_start(hub, server, content):
+    server.answers['/slow.pth'] = no_body
+    process = FORKS.Process(target=fetch, args=(f'{server.url}/slow.pth',))
+    process.start()
+    until = time.monotonic() + 30
+    while not list(hub.glob(f'{PARTIAL}*')):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    assert list(hub.glob(f'{PARTIAL}*'))
+    path = fetch(server.send('/f.pth', content))
+    assert left_in(hub) == [path.name]
+
+
+def test_a_folder_that_cannot_be_written(hub, server, content):
+    Path(hub.parent).write_text('a file')
+    with pytest.raises(CheckpointError, match=str(hub)):
+        fetch(server.send('/f.pth', content))

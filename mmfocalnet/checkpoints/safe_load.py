@@ -120,12 +120,16 @@ def _torch_load(path: str, **settings: Any) -> Any:
     # pickle module that finds nothing else.
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    restricted = _pickle_module({**_get_allowed_globals(), **allowed})
+    restricted = pickle_module({**_get_allowed_globals(), **allowed})
     return torch.load(path, weights_only=False, pickle_module=restricted, **settings)
 
 
-def _pickle_module(allowed: dict[str, Any]) -> SimpleNamespace:
-    """What `torch.load` takes in place of `pickle`, which finds the allowed names only."""
+def pickle_module(allowed: dict[str, Any]) -> SimpleNamespace:
+    """What `torch.load` takes in place of `pickle`, which finds the allowed names only.
+
+    Args:
+        allowed: Types and functions by their names in pickles.
+    """
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -136,7 +140,7 @@ def _pickle_module(allowed: dict[str, Any]) -> SimpleNamespace:
     def load(file: BinaryIO, **settings: Any) -> Any:
         return Unpickler(file, **settings).load()
 
-    return SimpleNamespace(Unpickler=Unpickler, load=load, __name__='restricted')
+    return SimpleNamespace(Unpickler=Unpickler, load=load, is_restricted=True)
 
 
 def _check_pickles(path: Path, is_zip: bool) -> None:

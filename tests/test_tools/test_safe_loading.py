@@ -1,0 +1,328 @@
+"""No tool unpickles, what was checked is what is used, and each checkpoint is read once."""
+
+import http.server
+import shutil
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+
+from mmfocalnet.checkpoints import CheckpointError, read, safe_load
+from mmfocalnet.launch import check_start, runs
+from mmfocalnet.visualization.gallery import make_gallery
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / 'configs/demo/mask_rcnn.py'
+
+
+class Code:
+    """Unpickling it makes a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (open, (str(self.mark), 'w'))
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """The file that unpickled code would make."""
+    path = tmp_path / 'code_ran'
+    yield path
+    assert not path.exists()
+
+
+@pytest.fixture
+def bomb(mark, tmp_path):
+    path = tmp_path / 'bomb.pth'
+    torch.save({'state_dict': {}, 'meta': Code(mark)}, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def loads(monkeypatch):
+    """Fail at a load that could unpickle; count the loads of each file."""
+    counted = Counter()
+    load = torch.load
+    # Before PyTorch 2.6 the same is enforced by a pickle module.
+    safe = safe_load.pickle_module
+
+    def checked(file, *args, weights_only=None, pickle_module=None, **settings):
+        assert weights_only is True or getattr(pickle_module, 'is_restricted', False)
+        counted[Path(file).name] += 1
+        if pickle_module is not None:
+            settings['pickle_module'] = pickle_module
+        return load(file, *args, weights_only=weights_only, **settings)
+
+    assert safe({}).is_restricted
+    monkeypatch.setattr(torch, 'load', checked)
+    monkeypatch.setattr(torch.serialization, 'load', checked)
+    return counted
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    return tmp_path / 'hub/checkpoints'
+
+
+@pytest.fixture
+def changing_server(hub):
+    """A server that sends each of some files once, in turn; gives the URL and what was asked."""
+    answers, asked = [], []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            content = answers.pop(0)
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+
+        def serve(*files):
+            answers[:] = [file.read_bytes() for file in files]
+            return f'http://127.0.0.1:{httpd.server_port}/iter_2.pth'
+
+        yield serve, asked
+        httpd.shutdown()
+
+
+@pytest.fixture
+def start(tool, tiny_options, tmp_path):
+    """Run train.py or test.py on the tiny set; returns exit code, output and errors."""
+
+    def run(name, *arguments, options=()):
+        flags = ['--work-dir', tmp_path / 'work']
+        return tool(name, CONFIG, *arguments, *flags, '--cfg-options', *tiny_options, *options)
+
+    return run
+
+
+LONGER = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
+
+
+@pytest.fixture
+def trained(start, tmp_path, tmp_path_factory, _made={}):  # noqa: B006 - made once
+    """A checkpoint of a training of the tiny model."""
+    if 'path' not in _made:
+        code, _, error = start('train')
+        assert code == 0, error
+        _made['path'] = shutil.move(
+            tmp_path / 'work/iter_2.pth', tmp_path_factory.mktemp('trained')
+        )
+    return Path(_made['path'])
+
+
+def test_a_url_is_asked_once_by_each_tool(start, trained, bomb, changing_server):
+    serve, asked = changing_server
+    url = serve(trained, bomb)
+    code, out, error = start('test', url)
+    assert code == 0 and 'coco/bbox_mAP' in out, error
+    assert start('train', options=[f'load_from={url}'])[0] == 0
+    code, out, error = start('train', '--resume', url, options=LONGER)
+    assert code == 0 and 'Iter(train) [3/3]' in out, error
+    assert len(asked) == 1
+
+
+def test_another_file_of_that_name_in_the_cache_is_not_taken(
+    start, trained, bomb, changing_server, hub
+):
+    serve, asked = changing_server
+    hub.mkdir(parents=True)
+    shutil.copy(bomb, hub / 'iter_2.pth')
+    code, _, error = start('test', serve(trained))
+    assert code == 0, error
+    assert asked
+
+
+def test_a_link_that_is_pointed_elsewhere_after_the_checks(
+    start, trained, bomb, tmp_path, monkeypatch
+):
+    link = tmp_path / 'link.pth'
+    link.symlink_to(trained)
+    build = runs.Runner.from_cfg
+
+    def point_elsewhere(cfg):
+        link.unlink()
+        link.symlink_to(bomb)
+        return build(cfg)
+
+    monkeypatch.setattr(runs.Runner, 'from_cfg', point_elsewhere)
+    code, out, error = start('train', options=[f'load_from={link}'])
+    assert code == 0 and f'Load checkpoint from {link}' in out, error
+
+
+def test_train_test_and_resume_read_each_checkpoint_once(start, trained, tmp_path, loads):
+    pretrained = tmp_path / 'pretrained.pth'
+    state = safe_load.load_file(trained).content['state_dict']
+    backbone = {k.removeprefix('backbone.'): v for k, v in state.items() if 'backbone.' in k}
+    torch.save(backbone, pretrained)
+    loads.clear()
+    init = [
+        'model.backbone.init_cfg.type=Pretrained',
+        f'model.backbone.init_cfg.checkpoint={pretrained}',
+    ]
+    assert start('train', options=[f'load_from={trained}', *init])[0] == 0
+    assert loads == {'pretrained.pth': 1, 'iter_2.pth': 1}
+    loads.clear()
+    assert start('train', '--resume', trained, options=LONGER)[0] == 0
+    assert start('test', trained)[0] == 0
+    assert loads == {'iter_2.pth': 2}
+
+
+def test_the_other_tools_read_it_once(tool, trained, shapes, tiny_options, tmp_path, loads):
+    image = shapes / 'coco/val2017/000000100001.jpg'
+    options = ['--cfg-options', *tiny_options]
+    commands = [
+        ('infer', image, CONFIG, trained, '--out', tmp_path / 'out', *options),
+        ('visualize', image, CONFIG, trained, '--out', tmp_path / 'maps', *options),
+        ('inspect_checkpoint', trained),
+        ('convert_checkpoint', trained, tmp_path / 'new.pth', '--to', 'ours'),
+    ]
+    for command in commands:
+        loads.clear()
+        code, _, error = tool(*command)
+        assert code == 0, error
+        assert loads == {'iter_2.pth': 1}, command
+
+
+def test_the_gallery_of_the_report_reads_it_once(trained, tiny_options, loads):
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict(evaluated(tiny_options))
+    gallery = make_gallery(trained.parent, cfg, 1)
+    assert len(gallery.pictures) == 1, gallery.skipped
+    assert loads == {'iter_2.pth': 1}
+
+
+def evaluated(options):
+    """Options of a command line as a dict."""
+    pairs = dict(option.split('=') for option in options)
+    return {key: DictAction._parse_iterable(value) for key, value in pairs.items()}
+
+
+def test_mmdets_and_mmengines_own_functions(trained, tiny_options, bomb, mark):
+    from mmdet.apis import init_detector
+
+    options = evaluated(option for option in tiny_options if option.startswith('model.'))
+    init_detector(str(CONFIG), str(trained), device='cpu', cfg_options=options)
+    with pytest.raises(CheckpointError, match=r'bomb\.pth'):
+        init_detector(str(CONFIG), str(bomb), device='cpu', cfg_options=options)
+    with pytest.raises(CheckpointError, match=r'bomb\.pth'):
+        load_checkpoint(nn.Linear(1, 1), str(bomb))
+
+
+def test_every_scheme_of_mmengine_is_ours():
+    """Each of them, so that a new one of a later MMEngine is noticed."""
+    modules = {prefix: loader.__module__ for prefix, loader in CheckpointLoader._schemes.items()}
+    others = {
+        prefix for prefix, module in modules.items() if module != 'mmfocalnet.checkpoints.schemes'
+    }
+    assert not others
+
+
+@pytest.mark.parametrize('scheme', ['open-mmlab', 'openmmlab', 'mmcls'])
+def test_zoos(scheme, trained, bomb, tmp_path, monkeypatch):
+    from mmfocalnet.checkpoints import schemes
+
+    for file, code in ((trained, False), (bomb, True)):
+        monkeypatch.setitem(schemes._ZOOS, scheme, lambda file=file: {'net': str(file)})
+        monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+        if code:
+            with pytest.raises(CheckpointError, match=r'bomb\.pth'):
+                CheckpointLoader.load_checkpoint(f'{scheme}://net')
+        else:
+            assert CheckpointLoader.load_checkpoint(f'{scheme}://net')['state_dict']
+    with pytest.raises(CheckpointError, match='none'):
+        CheckpointLoader.load_checkpoint(f'{scheme}://none')
+
+
+def test_a_storage(trained, bomb, monkeypatch):
+    from mmfocalnet.checkpoints import schemes
+
+    class Storage:
+        def get(self, name):
+            return (bomb if 'bomb' in name else trained).read_bytes()
+
+    monkeypatch.setattr(schemes, 'get_file_backend', lambda *_, **__: Storage())
+    assert CheckpointLoader.load_checkpoint('s3://bucket/iter_2.pth')['state_dict']
+    with pytest.raises(CheckpointError, match='open'):
+        CheckpointLoader.load_checkpoint('petrel:s3://bucket/bomb.pth')
+    with pytest.raises(CheckpointError, match='pavi://x'):
+        CheckpointLoader.load_checkpoint('pavi://x')
+
+
+def test_a_config_in_a_checkpoint_is_not_run_on_resume(start, trained, mark, tmp_path):
+    content = safe_load.load_file(trained).content
+    content['meta']['config'] = f"open({str(mark)!r}, 'w')"
+    torch.save(content, tmp_path / 'iter_2.pth')
+    code, out, error = start('train', '--resume', tmp_path / 'iter_2.pth', options=LONGER)
+    assert code == 0 and 'Iter(train) [3/3]' in out, error
+
+
+FAULTY_META = {
+    'a number': 5,
+    'none': None,
+    'no epoch': dict(iter=2),
+    'a negative epoch': dict(epoch=-1, iter=2),
+    'a text for an epoch': dict(epoch='1', iter=2),
+    'a fraction for an iteration': dict(epoch=0, iter=2.5),
+}
+
+
+@pytest.mark.parametrize('name', FAULTY_META)
+def test_metadata_that_cannot_be_resumed(trained, tmp_path, name):
+    path = with_meta(trained, tmp_path, FAULTY_META[name])
+    with pytest.raises(CheckpointError, match=r'odd\.pth.*meta'):
+        check_start(Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path))))
+    check_start(Config(dict(load_from=str(path), work_dir=str(tmp_path))))
+
+
+@pytest.mark.parametrize('seed', [-1, 2**40, 'x', True, [1]])
+def test_seeds_that_numpy_refuses(trained, tmp_path, seed):
+    path = with_meta(trained, tmp_path, dict(epoch=0, iter=2, seed=seed))
+    cfg = Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path)))
+    with read.reading_once():
+        check_start(cfg)
+        assert read.take(path).content['meta']['seed'] is None
+    assert 'randomness' not in cfg
+
+
+def test_odd_metadata_do_not_end_a_test_or_a_resumed_run(start, trained, tmp_path):
+    path = with_meta(trained, tmp_path, 5)
+    assert start('test', path)[0] == 0
+    assert start('train', '--resume', path)[0] == 2
+    path = with_meta(
+        trained, tmp_path, dict(epoch=0, iter=2, seed='x', dataset_meta=[1], CLASSES=3)
+    )
+    code, out, error = start('train', '--resume', path, options=LONGER)
+    assert code == 0 and 'Iter(train) [3/3]' in out, error
+
+
+def with_meta(trained, folder, meta):
+    content = safe_load.load_file(trained).content
+    torch.save({**content, 'meta': meta}, folder / 'odd.pth')
+    return folder / 'odd.pth'
+
+
+def test_nothing_is_kept_outside_of_a_run(trained):
+    with read.reading_once():
+        first = read.load_once(trained)
+        assert read.load_once(trained) is first
+        with read.reading_once():
+            assert read.take(trained) is first
+        assert read.load_once(trained) is not first
+    assert read.load_once(trained) is not read.load_once(trained)

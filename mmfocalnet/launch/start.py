@@ -44,6 +44,7 @@ def check_start(cfg: Config) -> None:
     elif resume:
         cfg.load_from, content = _find_checkpoint(Path(cfg.work_dir))
     if cfg.get('load_from'):
+        _check_state(cfg.load_from, content)
         _check_average(cfg, content)
         if resume:
             _check_resumable(cfg.load_from, content)
@@ -156,6 +157,14 @@ def _check_average(cfg: Config, content: Any) -> None:
             f'{cfg.load_from} has no state_dict, as checkpoints of MMEngine have, and EMAHook of '
             f'{cfg.filename} looks for one: give it as init_cfg.checkpoint of the model or its '
             'backbone, or leave out the hook.'
+        )
+
+
+def _check_state(path: str, content: Any) -> None:
+    state = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(
+            f'{shown(path)} holds no weights by name: save model.state_dict() instead.'
         )
 
 

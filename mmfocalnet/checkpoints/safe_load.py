@@ -140,7 +140,7 @@ def pickle_module(allowed: dict[str, Any]) -> SimpleNamespace:
     def load(file: BinaryIO, **settings: Any) -> Any:
         return Unpickler(file, **settings).load()
 
-    return SimpleNamespace(Unpickler=Unpickler, load=load, is_restricted=True)
+    return SimpleNamespace(__name__='restricted', Unpickler=Unpickler, load=load)
 
 
 def _check_pickles(path: Path, is_zip: bool) -> None:
@@ -224,11 +224,11 @@ def _file_format(path: Path) -> str:
 
 def _training_types() -> dict[str, Any]:
     """Types of MMEngine's training checkpoints by the names in their pickles."""
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    core = np.core if digit_version(np.__version__) < digit_version('2.0') else np._core
     numpy_functions = {
         f'{module}.multiarray.{name}': function
         for module in ('numpy.core', 'numpy._core')  # the name before and since NumPy 2
-        for name, function in (('_reconstruct', _empty_array), ('scalar', multiarray.scalar))
+        for name, function in (('_reconstruct', _empty_array), ('scalar', core.multiarray.scalar))
     }
     kinds = (np.float32, np.float64, np.int32, np.int64, np.uint32, np.bool_)
     types = (HistoryBuffer, np.ndarray, *{type(np.dtype(kind)) for kind in kinds})

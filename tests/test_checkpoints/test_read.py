@@ -103,7 +103,7 @@ def test_many_bad_tensors_are_counted_and_ten_named():
 def test_eight_bit_numbers_are_looked_at():
     state = {'a': torch.ones(3).to(torch.float8_e4m3fn)}
     check_finite(state)
-    state['a'][1] = float('nan')
+    state = {'a': torch.tensor([1, float('nan'), 1]).to(torch.float8_e4m3fn)}
     with pytest.raises(CheckpointError, match=r'1 of 1 tensors \(a\)'):
         check_finite(state)
 

@@ -9,6 +9,7 @@ from mmengine.infer import BaseInferencer
 
 from mmfocalnet.errors import CheckpointError, ConfigError
 from mmfocalnet.inference import ImageError, draw, load_predictor
+from mmfocalnet.inference.predictor import find_palette
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,6 +139,75 @@ def test_classes_of_the_checkpoint_come_first(random_model, tmp_path):
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=dict(classes=names[:3]))), path)
     with pytest.raises(ConfigError, match='num_classes is 4, but the dataset has 3 classes'):
         load_predictor(config, path, cfg_options=options)
+
+
+BAD_WEIGHTS = {
+    'NaN': lambda weight: weight.fill_(float('nan')),
+    'infinite': lambda weight: weight.fill_(float('inf')),
+    'integer': torch.Tensor.long,
+    'boolean': torch.Tensor.bool,
+    'complex': lambda weight: weight.to(torch.complex64),
+}
+
+
+@pytest.mark.parametrize('kind', BAD_WEIGHTS)
+def test_weights_that_are_no_finite_floats_are_refused(random_model, tmp_path, kind):
+    config, checkpoint, options = random_model('mask_rcnn')
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    key = 'roi_head.bbox_head.fc_cls.bias'
+    state[key] = BAD_WEIGHTS[kind](state[key])
+    torch.save(dict(state_dict=state), tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match=rf'bad\.pth.*{key}'):
+        load_predictor(config, tmp_path / 'bad.pth', cfg_options=options)
+
+
+NAMES = ['a', 'b', 'c', 'd']
+ODD_META = {
+    'a number': 5,
+    'a list': [1, 2],
+    'classes: a number': dict(dataset_meta=dict(classes=5)),
+    'classes: numbers': dict(dataset_meta=dict(classes=[1, 2, 3, 4])),
+    'classes: a dict': dict(dataset_meta=dict(classes={'a': 1})),
+    'a list of datasets': dict(dataset_meta=[dict(classes=NAMES)]),
+    'keys: numbers': dict(dataset_meta={1: 2, 'classes': NAMES}),
+    'palette: names': dict(dataset_meta=dict(classes=NAMES, palette=['red'] * 4)),
+    'names of a million letters': dict(dataset_meta=dict(classes=['x' * 10**6 + n for n in NAMES])),
+    'names that clear a terminal': dict(dataset_meta=dict(classes=['\x1b[2J' + n for n in NAMES])),
+}
+
+
+@pytest.mark.parametrize('name', ODD_META)
+def test_odd_metadata_do_not_keep_a_model_from_predicting(random_model, pictures, tmp_path, name):
+    config, checkpoint, options = random_model('mask_rcnn')
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    torch.save(dict(state_dict=state, meta=ODD_META[name]), tmp_path / 'odd.pth')
+    predictor = load_predictor(config, tmp_path / 'odd.pth', cfg_options=options)
+    assert len(predictor.palette) == len(predictor.classes) == 4
+    assert all(0 <= value <= 255 for color in predictor.palette for value in color)
+    assert all(label.isprintable() and len(label) <= 100 for label in predictor.classes)
+    if name.startswith('names'):  # which are drawn
+        assert predictor.predict(pictures[:1], score_thr=0.0)[0].overlay.size
+
+
+@pytest.mark.parametrize(
+    'colors',
+    [
+        None, 5, 'random', ['red'] * 4, [[float('nan')] * 3] * 4, [[10**400] * 3] * 4,
+        [[1], [2, 3], 4, 5], [[-1, 0, 0]] * 4, [[0, 0, 256]] * 4, [[0, 0, 0, 0]] * 4,
+        [[0, 0, 0]] * 3, {'a': [0, 0, 0]}, [[None] * 3] * 4,
+    ],
+)  # fmt: skip
+def test_other_palettes_are_replaced(colors):
+    palette = find_palette(colors, 4)
+    assert palette == find_palette([], 4)
+    assert all(0 <= value <= 255 for color in palette for value in color)
+
+
+def test_a_palette_is_taken():
+    colors = [[0, 128, 255], (1, 2, 3)]
+    assert (
+        find_palette(np.array(colors), 2) == find_palette(colors, 1)[:2] == list(map(tuple, colors))
+    )
 
 
 class Harmful:

@@ -9,7 +9,7 @@ VENV ?= .venv
 MODEL ?= mask_rcnn
 # What pip gets to install PyTorch. For a GPU, for example:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
-TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)

@@ -7,16 +7,20 @@ import sys
 from mmfocalnet import web
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.launch import add_cfg_options, one_sentence_errors
+from mmfocalnet.web.guard import Hosts, read_password
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Serve a web page that tries a model on pictures')
+    parser = argparse.ArgumentParser(description='Serve a web page that tries a model on images')
     parser.add_argument('config', help='config file, such as configs/demo/mask_rcnn.py')
     parser.add_argument('checkpoint', help='checkpoint file of the model')
     parser.add_argument(
         '--host', default=web.HOST, help='address to listen on (default: %(default)s, this machine)'
     )
     parser.add_argument('--port', type=int, help='default: the first free one from 7860')
+    parser.add_argument(
+        '--auth', metavar='FILE', help='ask visitors for a password; one line USER:PASSWORD'
+    )
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
     return parser.parse_args()
@@ -26,13 +30,22 @@ def parse_args():
 def main():
     args = parse_args()
     web.need_gradio()
-    from mmfocalnet.web.page import serve
+    from mmfocalnet.web.server import listen, serve
 
-    # Ended that way too, as by a terminal that is closed, it leaves no pictures behind.
+    # Ended that way too, as by a terminal that is closed, it leaves no images behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    password = read_password(args.auth) if args.auth is not None else None
+    listener = listen(args.host, args.port)
+    if not Hosts(args.host).is_local:
+        who = 'Other machines reach the page' if password else 'Anyone who reaches it may use it'
+        print(
+            f'Warning: --host {args.host} is not this machine only. {who}, unencrypted'
+            f'{"" if password else "; --auth FILE asks for a password"}.',
+            file=sys.stderr,
+        )
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
-    serve(predictor, args.host, args.port)
+    serve(predictor, listener, args.host, password)
 
 
 if __name__ == '__main__':

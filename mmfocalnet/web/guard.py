@@ -1,0 +1,393 @@
+"""What stands between the network and the page: who may ask for what, how much and how often.
+
+Gradio serves far more than the page needs: it also downloads URLs, reads files that a visitor
+names and talks to the Hugging Face Hub. Only what is listed here reaches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ipaddress
+import json
+import logging
+import re
+import secrets
+import socket
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from mmfocalnet.errors import ConfigError, UserError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_MEGABYTES = 20
+MAX_UPLOADS = 16
+"""Uploads that wait in memory for their turn."""
+UPLOADS_PER_MINUTE = (20, 30)
+"""Of one address, and in total."""
+CALLS_PER_MINUTE = (300, 1200)
+WRONG_PASSWORDS_PER_MINUTE = (10, 60)
+BODY_SECONDS = 60
+
+API = '/gradio_api'
+UPLOAD = f'{API}/upload'
+CALL = f'{API}/queue/join'
+PAGES = {
+    '/', '/config', '/theme.css', '/favicon.ico', '/manifest.json', f'{API}/startup-events',
+    f'{API}/info', f'{API}/app_id', f'{API}/queue/data', f'{API}/upload_progress',
+}  # fmt: skip
+FOLDERS = ('/assets/', '/static/', '/svelte/', f'{API}/heartbeat/')
+
+# Gradio's page runs scripts of its own text and compiles templates; all else is of this server.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = [
+    (b'content-security-policy', POLICY.encode()),
+    (b'x-content-type-options', b'nosniff'),
+    (b'x-frame-options', b'DENY'),
+    (b'referrer-policy', b'same-origin'),
+    (b'cross-origin-opener-policy', b'same-origin'),
+    (b'cross-origin-resource-policy', b'same-origin'),
+]
+
+log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """A request that is answered with an HTTP status and a reason, and goes no further."""
+
+    def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.headers = headers
+
+
+class Rate:
+    """How often something may happen in a minute.
+
+    Args:
+        each: Maximum number per key.
+        total: Maximum number of all keys together.
+    """
+
+    def __init__(self, each: int, total: int) -> None:
+        self.each, self.total = each, total
+        self._times: deque[tuple[float, str]] = deque()
+        self._numbers: dict[str, int] = defaultdict(int)
+
+    def is_spent(self, key: str) -> bool:
+        """Whether a key, or all keys together, have reached their maximum."""
+        while self._times and self._times[0][0] <= time.monotonic() - 60:
+            _, old = self._times.popleft()
+            self._numbers[old] -= 1
+            if not self._numbers[old]:
+                del self._numbers[old]
+        return len(self._times) >= self.total or self._numbers.get(key, 0) >= self.each
+
+    def count(self, key: str) -> None:
+        """Count one event of a key."""
+        self._times.append((time.monotonic(), key))
+        self._numbers[key] += 1
+
+
+class Uploads:
+    """Uploaded files in memory, until they are read once; the oldest goes when there are too many.
+
+    Each has a random key, so that a visitor can neither name nor replace the file of another.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, tuple[str, bytes]] = {}
+
+    def add(self, name: str, content: bytes) -> str:
+        """Keep a file; return its key."""
+        while len(self._files) >= MAX_UPLOADS:
+            del self._files[next(iter(self._files))]
+        key = secrets.token_urlsafe()
+        self._files[key] = (name, content)
+        return key
+
+    def take(self, key: Any) -> tuple[str, bytes]:
+        """Return name and content of a file, and forget it.
+
+        Raises:
+            UserError: If there is no file of that key.
+        """
+        file = self._files.pop(key, None) if isinstance(key, str) else None
+        if file is None:
+            raise UserError('The server no longer has this file. Upload it again.')
+        return file
+
+
+class Hosts:
+    """The names under which a page may be asked for: a site of another name may point its own here.
+
+    Args:
+        host: Address or name that the server listens on.
+
+    Attributes:
+        is_local: Whether only this machine reaches it.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.is_local = host == 'localhost' or _is_loopback(host)
+        name = socket.gethostname().lower()
+        short = name.split('.')[0]
+        others = {'127.0.0.1', '::1'} if self.is_local else {name, short, f'{short}.local'}
+        self.names = {'localhost', host.lower(), *others}
+
+    def __contains__(self, netloc: str) -> bool:
+        """Whether a Host header names this server; with any port, since tunnels have others."""
+        match = re.fullmatch(r'(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d{1,5})?', netloc.lower())
+        if not match:
+            return False
+        name = match[1] or match[2]
+        # No other site can own an address, and a machine may have several.
+        return name in self.names or (not self.is_local and _address(name) is not None)
+
+
+def read_password(path: str) -> str:
+    """Read a file of one line, ``USER:PASSWORD``.
+
+    Raises:
+        ConfigError: If it cannot be read, or is something else.
+    """
+    try:
+        text = Path(path).read_text('utf-8').strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f'--auth {path!r} cannot be read ({error}). Give a file of one line, USER:PASSWORD.'
+        ) from error
+    if not re.fullmatch(r'[^:\s]+:\S.*', text):
+        raise ConfigError(
+            f'--auth {path!r} does not hold what is expected: one line, USER:PASSWORD, neither of '
+            'them empty.'
+        )
+    return text
+
+
+def clean_call(body: bytes, functions: Mapping[int, int]) -> bytes:
+    """Reduce a call to what the page itself sends; no file that Gradio would open or download.
+
+    Args:
+        body: JSON of Gradio's queue.
+        functions: Number of inputs by index of a function.
+
+    Returns:
+        The same call with numbers, short strings and nulls as data, and the index of a selected
+        item as all that its event holds.
+
+    Raises:
+        Refused: If it is no such call.
+    """
+    try:
+        call = json.loads(body)
+        index = call['fn_index']
+        data = call['data']
+        session = call['session_hash']
+        if type(index) is not int or len(data) != functions[index]:
+            raise ValueError('data')
+        if not all(_is_plain(value) for value in data):
+            raise ValueError('data')
+        if not re.fullmatch(r'\w{1,64}', session, re.ASCII):
+            raise ValueError('session_hash')
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Refused(422, 'This is not a call of the page.') from error
+    event = call.get('event_data')
+    selected = event.get('index') if isinstance(event, dict) else None
+    return json.dumps(
+        dict(
+            fn_index=index,
+            data=data,
+            session_hash=session,
+            event_data=dict(index=selected if type(selected) is int else None, value=None),
+        )
+    ).encode()
+
+
+class Guard:
+    """ASGI middleware that lets requests of the page pass, and nothing else.
+
+    Args:
+        app: The page.
+        hosts: The names it may be asked for.
+        folder: Where Gradio keeps the images that it serves.
+        functions: Number of inputs by index of a function of the page.
+        password: ``USER:PASSWORD`` that every request must give. Defaults to None: open to all.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        hosts: Hosts,
+        folder: str,
+        functions: Mapping[int, int],
+        password: str | None = None,
+    ) -> None:
+        self.app = app
+        self.hosts = hosts
+        self.folders = (*FOLDERS, f'{API}/file={folder}/')
+        self.functions = functions
+        self.password = password
+        self.uploads = Rate(*UPLOADS_PER_MINUTE)
+        self.calls = Rate(*CALLS_PER_MINUTE)
+        self.wrong_passwords = Rate(*WRONG_PASSWORDS_PER_MINUTE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; whatever it fails on is one line in the log."""
+        if scope['type'] != 'http':
+            await self.app(scope, receive, send)
+            return
+        has_started = False
+
+        async def send_safely(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_started
+            if message['type'] == 'http.response.start':
+                has_started = True
+                message = {**message, 'headers': [*message.get('headers', ()), *HEADERS]}
+            await send(message)
+
+        try:
+            await self.app(*await self._admit(scope, receive), send_safely)
+        except Refused as refusal:
+            await _answer(send_safely, refusal)
+        except Exception as error:
+            log_failure(f'{scope["method"]} {scope["path"]}', error)
+            if not has_started:
+                await _answer(send_safely, Refused(500, 'The server failed on this request.'))
+
+    async def _admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """The request as the page may see it."""
+        headers = {name.decode('latin-1'): value for name, value in scope['headers']}
+        self._check_sender(headers)
+        address = (scope.get('client') or ('',))[0]
+        self._check_password(headers, address)
+        path = scope['path']
+        self._check_path(scope['method'], path)
+        # Gradio would believe them rather than Host.
+        scope = {
+            **scope,
+            'headers': [
+                (name, value)
+                for name, value in scope['headers']
+                if not name.startswith((b'x-forwarded', b'content-length'))
+            ],
+        }
+        if scope['method'] != 'POST':
+            return scope, receive
+        rate = self.uploads if path == UPLOAD else self.calls
+        if rate.is_spent(address):
+            raise Refused(429, 'Too many requests. Wait a minute.', (b'retry-after', b'60'))
+        rate.count(address)
+        limit = (MAX_MEGABYTES * 2**20 if path == UPLOAD else 0) + 2**14
+        body = await _read_body(headers, receive, limit)
+        if path == CALL:
+            body = clean_call(body, self.functions)
+        scope['headers'].append((b'content-length', str(len(body)).encode()))
+        return scope, _replay(body, receive)
+
+    def _check_sender(self, headers: Mapping[str, bytes]) -> None:
+        host = headers.get('host', b'').decode('latin-1')
+        if host not in self.hosts:
+            raise Refused(403, 'The Host header does not name this server.')
+        origin = headers.get('origin')
+        if origin is not None and origin.decode('latin-1') not in (
+            f'http://{host}',
+            f'https://{host}',
+        ):
+            raise Refused(403, 'The request comes from another site.')
+
+    def _check_password(self, headers: Mapping[str, bytes], address: str) -> None:
+        if self.password is None:
+            return
+        if self.wrong_passwords.is_spent(address):
+            raise Refused(429, 'Too many wrong passwords. Wait a minute.', (b'retry-after', b'60'))
+        scheme, _, value = headers.get('authorization', b'').partition(b' ')
+        try:
+            given = base64.b64decode(value) if scheme.lower() == b'basic' else b''
+        except binascii.Error:
+            given = b''
+        if not secrets.compare_digest(given, self.password.encode()):
+            if given:
+                self.wrong_passwords.count(address)
+            challenge = b'Basic realm="mmfocalnet", charset="UTF-8"'
+            raise Refused(401, 'A password is needed.', (b'www-authenticate', challenge))
+
+    def _check_path(self, method: str, path: str) -> None:
+        if method in ('GET', 'HEAD'):
+            known = path in PAGES or (path.startswith(self.folders) and '..' not in path)
+        else:
+            known = method == 'POST' and path in (UPLOAD, CALL)
+        if not known:
+            raise Refused(404, 'The page has no such address.')
+
+
+def log_failure(what: str, error: Exception) -> None:
+    """Log a failed request as one line, without a traceback."""
+    log.error('%s failed: %s: %s', ascii(what), type(error).__name__, ascii(str(error)[:500]))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or type(value) in (int, float) or (type(value) is str and len(value) < 200)
+
+
+async def _read_body(headers: Mapping[str, bytes], receive: Receive, limit: int) -> bytes:
+    try:
+        return await asyncio.wait_for(_collect(headers, receive, limit), BODY_SECONDS)
+    except asyncio.TimeoutError as error:
+        raise Refused(408, f'The request took more than {BODY_SECONDS} seconds.') from error
+
+
+async def _collect(headers: Mapping[str, bytes], receive: Receive, limit: int) -> bytes:
+    too_large = Refused(413, f'The request has more than the maximum allowed size, {limit} bytes.')
+    declared = headers.get('content-length', b'0')
+    if not declared.isdigit() or len(declared) > 12 or int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message['type'] == 'http.disconnect':
+            raise Refused(400, 'The connection was closed.')
+        body += message.get('body', b'')
+        if len(body) > limit:
+            raise too_large
+        if not message.get('more_body'):
+            return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    messages = [dict(type='http.request', body=body, more_body=False)]
+
+    async def replay() -> MutableMapping[str, Any]:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+async def _answer(send: Send, refusal: Refused) -> None:
+    headers = [(b'content-type', b'text/plain; charset=utf-8'), *refusal.headers]
+    await send(dict(type='http.response.start', status=refusal.status, headers=headers))
+    await send(dict(type='http.response.body', body=str(refusal).encode()))
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return address is not None and address.is_loopback

@@ -1,0 +1,136 @@
+"""The server of the page. Needs Gradio."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+from pathlib import PurePosixPath
+
+import gradio as gr
+import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from mmfocalnet.errors import UserError
+from mmfocalnet.inference import Predictor
+from mmfocalnet.web.guard import API, MAX_MEGABYTES, UPLOAD, Guard, Hosts, Uploads
+from mmfocalnet.web.page import CSS, Handlers, build_page
+
+# Each open page keeps its last prediction in memory, the masks of a large one 300 MB.
+MAX_SESSIONS = 8
+MAX_CONNECTIONS = 100
+PORTS = range(7860, 7960)
+
+
+def listen(host: str, port: int | None = None) -> socket.socket:
+    """Listen on an address.
+
+    Args:
+        host: Address or name, such as `mmfocalnet.web.HOST`.
+        port: Port. Defaults to None: the first free one from 7860.
+
+    Raises:
+        UserError: If host or port cannot be used.
+    """
+    problem = None
+    for number in PORTS if port is None else [port]:
+        try:
+            family = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0][0]
+            return socket.create_server((host, number), family=family)
+        except (OSError, OverflowError, UnicodeError) as error:
+            problem = error
+    raise UserError(
+        f'The page cannot be served on --host {host}, --port {port or "7860 and up"} '
+        f'({problem}): give an address of this machine and a free port.'
+    ) from problem
+
+
+def build_app(predictor: Predictor, folder: str, host: str, password: str | None = None) -> Guard:
+    """Put the page, its uploads and its guard together.
+
+    Args:
+        predictor: The model to try.
+        folder: Where Gradio keeps the images that it serves.
+        host: Address or name that the server listens on.
+        password: ``USER:PASSWORD``. Defaults to None: open to all who reach it.
+
+    Returns:
+        An ASGI app.
+    """
+    # Gradio keeps images in files and leaves them behind.
+    os.environ['GRADIO_TEMP_DIR'] = folder
+    uploads = Uploads()
+    page = build_page(Handlers(predictor, uploads))
+    page.state_session_capacity = MAX_SESSIONS
+    app = Starlette(
+        routes=[
+            Route(UPLOAD, _receiver(uploads), methods=['POST']),
+            Route(f'{API}/upload_progress', _report_upload),
+        ]
+    )
+    gr.mount_gradio_app(
+        app, page, '/', footer_links=[], run_history=False, enable_monitoring=False,
+        ssr_mode=False, mcp_server=False, show_error=False, css=CSS,
+        # Its default fonts are asked of Google.
+        theme=gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace']),
+        max_file_size=f'{MAX_MEGABYTES}mb',
+    )  # fmt: skip
+    functions = {index: len(function.inputs) for index, function in page.fns.items()}
+    return Guard(app, Hosts(host), folder, functions, password)
+
+
+def serve(predictor: Predictor, listener: socket.socket, host: str, password: str | None) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        predictor: The model to try.
+        listener: From `listen`.
+        host: Address or name that it listens on.
+        password: ``USER:PASSWORD``, or None.
+    """
+    # Not the first visitor's wait: what is compiled or tuned at the first run.
+    predictor.predict([np.zeros((64, 64, 3), np.uint8)])
+    with listener, tempfile.TemporaryDirectory(prefix='mmfocalnet-web-') as folder:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                build_app(predictor, folder, host, password),
+                log_level='warning', access_log=False, ws='none', proxy_headers=False,
+                server_header=False, limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=1,
+            )
+        )  # fmt: skip
+        shown = f'[{host}]' if ':' in host else host
+        print(f'The page is at http://{shown}:{listener.getsockname()[1]}/ until Ctrl-C.')
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run([listener])
+
+
+def _receiver(uploads: Uploads):  # noqa: ANN202
+    async def receive(request: Request) -> Response:
+        """Keep one file in memory; Gradio's own route writes it to a path that equal files share."""
+        parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=0)
+        parser.spool_max_size = MAX_MEGABYTES * 2**20
+        try:
+            file = (await parser.parse())['files']
+            content = await file.read(MAX_MEGABYTES * 2**20 + 1)
+        except (MultiPartException, KeyError, AttributeError, UnicodeError):
+            return PlainTextResponse('Expected one file in a form.', 400)
+        if len(content) > MAX_MEGABYTES * 2**20:
+            return PlainTextResponse(f'The file has more than {MAX_MEGABYTES} MB.', 413)
+        name = PurePosixPath(file.filename.replace('\\', '/')).name[:100] or 'image'
+        return JSONResponse([f'{uploads.add(name, content)}/{name}'])
+
+    return receive
+
+
+async def _report_upload(request: Request) -> Response:
+    """What Gradio's page listens to; a file is here before it could be told of its progress."""
+    return PlainTextResponse('data: {"msg": "done"}\n\n', media_type='text/event-stream')

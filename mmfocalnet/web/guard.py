@@ -15,9 +15,10 @@ import logging
 import re
 import secrets
 import socket
+import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,8 @@ BODY_SECONDS = 60
 API = '/gradio_api'
 UPLOAD = f'{API}/upload'
 CALL = f'{API}/queue/join'
-PAGES = {
-    '/', '/config', '/theme.css', '/favicon.ico', '/manifest.json', f'{API}/startup-events',
-    f'{API}/info', f'{API}/app_id', f'{API}/queue/data', f'{API}/upload_progress',
-}  # fmt: skip
-FOLDERS = ('/assets/', '/static/', '/svelte/', f'{API}/heartbeat/')
+PAGES = {'/', '/theme.css', '/favicon.ico', f'{API}/queue/data', f'{API}/upload_progress'}
+FOLDERS = ('/assets/', '/static/', f'{API}/heartbeat/')
 
 # Gradio's page runs scripts of its own text and compiles templates; all else is of this server.
 POLICY = (
@@ -64,7 +62,7 @@ HEADERS = [
 log = logging.getLogger(__name__)
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """A request that is answered with an HTTP status and a reason, and goes no further."""
 
     def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
@@ -109,13 +107,16 @@ class Uploads:
 
     def __init__(self) -> None:
         self._files: dict[str, tuple[str, bytes]] = {}
+        # Files are added by the server's thread and taken by those of the handlers.
+        self._lock = threading.Lock()
 
     def add(self, name: str, content: bytes) -> str:
         """Keep a file; return its key."""
-        while len(self._files) >= MAX_UPLOADS:
-            del self._files[next(iter(self._files))]
         key = secrets.token_urlsafe()
-        self._files[key] = (name, content)
+        with self._lock:
+            while len(self._files) >= MAX_UPLOADS:
+                del self._files[next(iter(self._files))]
+            self._files[key] = (name, content)
         return key
 
     def take(self, key: Any) -> tuple[str, bytes]:
@@ -124,7 +125,8 @@ class Uploads:
         Raises:
             UserError: If there is no file of that key.
         """
-        file = self._files.pop(key, None) if isinstance(key, str) else None
+        with self._lock:
+            file = self._files.pop(key, None) if isinstance(key, str) else None
         if file is None:
             raise UserError('The server no longer has this file. Upload it again.')
         return file
@@ -189,21 +191,23 @@ def clean_call(body: bytes, functions: Mapping[int, int]) -> bytes:
         item as all that its event holds.
 
     Raises:
-        Refused: If it is no such call.
+        RequestError: If it is no such call.
     """
     try:
         call = json.loads(body)
         index = call['fn_index']
         data = call['data']
         session = call['session_hash']
-        if type(index) is not int or len(data) != functions[index]:
-            raise ValueError('data')
-        if not all(_is_plain(value) for value in data):
-            raise ValueError('data')
-        if not re.fullmatch(r'\w{1,64}', session, re.ASCII):
-            raise ValueError('session_hash')
+        if not (
+            type(index) is int
+            and type(data) is list
+            and len(data) == functions[index]
+            and all(map(_is_plain, data))
+            and re.fullmatch(r'\w{1,64}', session, re.ASCII)
+        ):
+            raise ValueError('a value')
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Refused(422, 'This is not a call of the page.') from error
+        raise RequestError(422, 'This is not a call of the page.') from error
     event = call.get('event_data')
     selected = event.get('index') if isinstance(event, dict) else None
     return json.dumps(
@@ -246,7 +250,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; whatever it fails on is one line in the log."""
-        if scope['type'] != 'http':
+        if scope['type'] == 'lifespan':
             await self.app(scope, receive, send)
             return
         has_started = False
@@ -260,12 +264,14 @@ class Guard:
 
         try:
             await self.app(*await self._admit(scope, receive), send_safely)
-        except Refused as refusal:
+        except RequestError as refusal:
             await _answer(send_safely, refusal)
+        except asyncio.CancelledError:
+            pass  # the server stops; pages that are open listen for as long as they are
         except Exception as error:
             log_failure(f'{scope["method"]} {scope["path"]}', error)
             if not has_started:
-                await _answer(send_safely, Refused(500, 'The server failed on this request.'))
+                await _answer(send_safely, RequestError(500, 'The server failed on this request.'))
 
     async def _admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """The request as the page may see it."""
@@ -288,7 +294,7 @@ class Guard:
             return scope, receive
         rate = self.uploads if path == UPLOAD else self.calls
         if rate.is_spent(address):
-            raise Refused(429, 'Too many requests. Wait a minute.', (b'retry-after', b'60'))
+            raise RequestError(429, 'Too many requests. Wait a minute.', (b'retry-after', b'60'))
         rate.count(address)
         limit = (MAX_MEGABYTES * 2**20 if path == UPLOAD else 0) + 2**14
         body = await _read_body(headers, receive, limit)
@@ -300,19 +306,21 @@ class Guard:
     def _check_sender(self, headers: Mapping[str, bytes]) -> None:
         host = headers.get('host', b'').decode('latin-1')
         if host not in self.hosts:
-            raise Refused(403, 'The Host header does not name this server.')
+            raise RequestError(403, 'The Host header does not name this server.')
         origin = headers.get('origin')
         if origin is not None and origin.decode('latin-1') not in (
             f'http://{host}',
             f'https://{host}',
         ):
-            raise Refused(403, 'The request comes from another site.')
+            raise RequestError(403, 'The request comes from another site.')
 
     def _check_password(self, headers: Mapping[str, bytes], address: str) -> None:
         if self.password is None:
             return
         if self.wrong_passwords.is_spent(address):
-            raise Refused(429, 'Too many wrong passwords. Wait a minute.', (b'retry-after', b'60'))
+            raise RequestError(
+                429, 'Too many wrong passwords. Wait a minute.', (b'retry-after', b'60')
+            )
         scheme, _, value = headers.get('authorization', b'').partition(b' ')
         try:
             given = base64.b64decode(value) if scheme.lower() == b'basic' else b''
@@ -322,7 +330,7 @@ class Guard:
             if given:
                 self.wrong_passwords.count(address)
             challenge = b'Basic realm="mmfocalnet", charset="UTF-8"'
-            raise Refused(401, 'A password is needed.', (b'www-authenticate', challenge))
+            raise RequestError(401, 'A password is needed.', (b'www-authenticate', challenge))
 
     def _check_path(self, method: str, path: str) -> None:
         if method in ('GET', 'HEAD'):
@@ -330,7 +338,7 @@ class Guard:
         else:
             known = method == 'POST' and path in (UPLOAD, CALL)
         if not known:
-            raise Refused(404, 'The page has no such address.')
+            raise RequestError(404, 'The page has no such address.')
 
 
 def log_failure(what: str, error: Exception) -> None:
@@ -346,11 +354,13 @@ async def _read_body(headers: Mapping[str, bytes], receive: Receive, limit: int)
     try:
         return await asyncio.wait_for(_collect(headers, receive, limit), BODY_SECONDS)
     except asyncio.TimeoutError as error:
-        raise Refused(408, f'The request took more than {BODY_SECONDS} seconds.') from error
+        raise RequestError(408, f'The request took more than {BODY_SECONDS} seconds.') from error
 
 
 async def _collect(headers: Mapping[str, bytes], receive: Receive, limit: int) -> bytes:
-    too_large = Refused(413, f'The request has more than the maximum allowed size, {limit} bytes.')
+    too_large = RequestError(
+        413, f'The request has more than the maximum allowed size, {limit} bytes.'
+    )
     declared = headers.get('content-length', b'0')
     if not declared.isdigit() or len(declared) > 12 or int(declared) > limit:
         raise too_large
@@ -358,7 +368,7 @@ async def _collect(headers: Mapping[str, bytes], receive: Receive, limit: int) -
     while True:
         message = await receive()
         if message['type'] == 'http.disconnect':
-            raise Refused(400, 'The connection was closed.')
+            raise RequestError(400, 'The connection was closed.')
         body += message.get('body', b'')
         if len(body) > limit:
             raise too_large
@@ -375,7 +385,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _answer(send: Send, refusal: Refused) -> None:
+async def _answer(send: Send, refusal: RequestError) -> None:
     headers = [(b'content-type', b'text/plain; charset=utf-8'), *refusal.headers]
     await send(dict(type='http.response.start', status=refusal.status, headers=headers))
     await send(dict(type='http.response.body', body=str(refusal).encode()))

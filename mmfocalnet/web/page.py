@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import html
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -143,7 +142,7 @@ def build_page(handlers: Handlers) -> gr.Blocks:
     Returns:
         The page, not served yet.
     """
-    drawn = dict(interactive=False, show_label=False, buttons=['fullscreen'])
+    drawn = dict(interactive=False, show_label=False, min_width=320, buttons=['fullscreen'])
     # Drawn images are kept for ten minutes.
     settings = dict(analytics_enabled=False, delete_cache=(60, 600))
     with gr.Blocks(title='FocalNet on your images', **settings) as page:
@@ -200,7 +199,7 @@ def build_page(handlers: Handlers) -> gr.Blocks:
 
 
 def _score(value: Any) -> float:
-    if type(value) not in (int, float) or not (math.isfinite(value) and 0 <= value <= 1):
+    if type(value) not in (int, float) or not 0 <= value <= 1:
         raise UserError(f'The lowest score is {_short(value)}. Expected a number from 0 to 1.')
     return float(value)
 

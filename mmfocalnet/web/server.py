@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import PurePosixPath
 
 import gradio as gr
@@ -27,6 +27,7 @@ from mmfocalnet.web.page import CSS, Handlers, build_page
 MAX_SESSIONS = 8
 MAX_CONNECTIONS = 100
 PORTS = range(7860, 7960)
+MAX_BYTES = MAX_MEGABYTES * 2**20
 
 
 def listen(host: str, port: int | None = None) -> socket.socket:
@@ -82,7 +83,8 @@ def build_app(predictor: Predictor, folder: str, host: str, password: str | None
         theme=gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace']),
         max_file_size=f'{MAX_MEGABYTES}mb',
     )  # fmt: skip
-    functions = {index: len(function.inputs) for index, function in page.fns.items()}
+    # The others run in the browser.
+    functions = {key: len(event.inputs) for key, event in page.fns.items() if event.fn}
     return Guard(app, Hosts(host), folder, functions, password)
 
 
@@ -101,29 +103,29 @@ def serve(predictor: Predictor, listener: socket.socket, host: str, password: st
         server = uvicorn.Server(
             uvicorn.Config(
                 build_app(predictor, folder, host, password),
-                log_level='warning', access_log=False, ws='none', proxy_headers=False,
+                log_level='critical', access_log=False, ws='none', proxy_headers=False,
                 server_header=False, limit_concurrency=MAX_CONNECTIONS,
                 timeout_graceful_shutdown=1,
             )
         )  # fmt: skip
-        shown = f'[{host}]' if ':' in host else host
-        print(f'The page is at http://{shown}:{listener.getsockname()[1]}/ until Ctrl-C.')
-        sys.stdout.flush()
+        name = f'[{host}]' if ':' in host else host
+        port = listener.getsockname()[1]
+        print(f'The page is at http://{name}:{port}/ until Ctrl-C.', flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listener])
 
 
-def _receiver(uploads: Uploads):  # noqa: ANN202
+def _receiver(uploads: Uploads) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
-        """Keep one file in memory; Gradio's own route writes it to a path that equal files share."""
+        """Keep one file in memory; Gradio's own route writes it where equal files share a path."""
         parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=0)
-        parser.spool_max_size = MAX_MEGABYTES * 2**20
+        parser.spool_max_size = MAX_BYTES  # larger ones would go to a temporary file
         try:
             file = (await parser.parse())['files']
-            content = await file.read(MAX_MEGABYTES * 2**20 + 1)
+            content = await file.read()
         except (MultiPartException, KeyError, AttributeError, UnicodeError):
             return PlainTextResponse('Expected one file in a form.', 400)
-        if len(content) > MAX_MEGABYTES * 2**20:
+        if len(content) > MAX_BYTES:
             return PlainTextResponse(f'The file has more than {MAX_MEGABYTES} MB.', 413)
         name = PurePosixPath(file.filename.replace('\\', '/')).name[:100] or 'image'
         return JSONResponse([f'{uploads.add(name, content)}/{name}'])

@@ -7,7 +7,8 @@ import sys
 from mmfocalnet import web
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.launch import add_cfg_options, one_sentence_errors
-from mmfocalnet.web.guard import Hosts, read_password
+from mmfocalnet.web.address import Hosts, listen
+from mmfocalnet.web.guard import read_password
 
 
 def parse_args():
@@ -29,21 +30,21 @@ def parse_args():
 @one_sentence_errors
 def main():
     args = parse_args()
-    web.need_gradio()
-    from mmfocalnet.web.server import listen, serve
-
     # Ended that way too, as by a terminal that is closed, it leaves no images behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     password = read_password(args.auth) if args.auth is not None else None
     listener = listen(args.host, args.port)
     if not Hosts(args.host).is_local:
-        who = 'Other machines reach the page' if password else 'Anyone who reaches it may use it'
+        access = 'with the password of --auth' if password else 'without a password (see --auth)'
         print(
-            f'Warning: --host {args.host} is not this machine only. {who}, unencrypted'
-            f'{"" if password else "; --auth FILE asks for a password"}.',
+            f'Warning: --host {args.host} lets other machines use the page, {access}. The '
+            'connection is not encrypted.',
             file=sys.stderr,
         )
+    web.need_gradio()
+    from mmfocalnet.web.server import serve
+
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
     serve(predictor, listener, args.host, password)
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import ipaddress
 import json
 import logging
 import re
 import secrets
-import socket
 import threading
 import time
 from collections import defaultdict, deque
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfocalnet.errors import ConfigError, UserError
+from mmfocalnet.web.address import Hosts
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -130,33 +129,6 @@ class Uploads:
         if file is None:
             raise UserError('The server no longer has this file. Upload it again.')
         return file
-
-
-class Hosts:
-    """The names under which a page may be asked for: a site of another name may point its own here.
-
-    Args:
-        host: Address or name that the server listens on.
-
-    Attributes:
-        is_local: Whether only this machine reaches it.
-    """
-
-    def __init__(self, host: str) -> None:
-        self.is_local = host == 'localhost' or _is_loopback(host)
-        name = socket.gethostname().lower()
-        short = name.split('.')[0]
-        others = {'127.0.0.1', '::1'} if self.is_local else {name, short, f'{short}.local'}
-        self.names = {'localhost', host.lower(), *others}
-
-    def __contains__(self, netloc: str) -> bool:
-        """Whether a Host header names this server; with any port, since tunnels have others."""
-        match = re.fullmatch(r'(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d{1,5})?', netloc.lower())
-        if not match:
-            return False
-        name = match[1] or match[2]
-        # No other site can own an address, and a machine may have several.
-        return name in self.names or (not self.is_local and _address(name) is not None)
 
 
 def read_password(path: str) -> str:
@@ -389,15 +361,3 @@ async def _answer(send: Send, refusal: RequestError) -> None:
     headers = [(b'content-type', b'text/plain; charset=utf-8'), *refusal.headers]
     await send(dict(type='http.response.start', status=refusal.status, headers=headers))
     await send(dict(type='http.response.body', body=str(refusal).encode()))
-
-
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    address = _address(host)
-    return address is not None and address.is_loopback

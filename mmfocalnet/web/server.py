@@ -18,39 +18,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from mmfocalnet.errors import UserError
 from mmfocalnet.inference import Predictor
-from mmfocalnet.web.guard import API, MAX_MEGABYTES, UPLOAD, Guard, Hosts, Uploads
+from mmfocalnet.web.address import Hosts
+from mmfocalnet.web.guard import API, MAX_MEGABYTES, UPLOAD, Guard, Uploads
 from mmfocalnet.web.page import CSS, Handlers, build_page
 
 # Each open page keeps its last prediction in memory, the masks of a large one 300 MB.
 MAX_SESSIONS = 8
 MAX_CONNECTIONS = 100
-PORTS = range(7860, 7960)
 MAX_BYTES = MAX_MEGABYTES * 2**20
-
-
-def listen(host: str, port: int | None = None) -> socket.socket:
-    """Listen on an address.
-
-    Args:
-        host: Address or name, such as `mmfocalnet.web.HOST`.
-        port: Port. Defaults to None: the first free one from 7860.
-
-    Raises:
-        UserError: If host or port cannot be used.
-    """
-    problem = None
-    for number in PORTS if port is None else [port]:
-        try:
-            family = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0][0]
-            return socket.create_server((host, number), family=family)
-        except (OSError, OverflowError, UnicodeError) as error:
-            problem = error
-    raise UserError(
-        f'The page cannot be served on --host {host}, --port {port or "7860 and up"} '
-        f'({problem}): give an address of this machine and a free port.'
-    ) from problem
 
 
 def build_app(predictor: Predictor, folder: str, host: str, password: str | None = None) -> Guard:
@@ -93,7 +69,7 @@ def serve(predictor: Predictor, listener: socket.socket, host: str, password: st
 
     Args:
         predictor: The model to try.
-        listener: From `listen`.
+        listener: From `mmfocalnet.web.address.listen`.
         host: Address or name that it listens on.
         password: ``USER:PASSWORD``, or None.
     """
@@ -113,6 +89,8 @@ def serve(predictor: Predictor, listener: socket.socket, host: str, password: st
         print(f'The page is at http://{name}:{port}/ until Ctrl-C.', flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listener])
+        if not server.started:
+            raise RuntimeError('The server of the page did not start.')
 
 
 def _receiver(uploads: Uploads) -> Callable[[Request], Awaitable[Response]]:

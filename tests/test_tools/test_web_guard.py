@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmfocalnet.errors import ConfigError, UserError
-from mmfocalnet.web import guard
+from mmfocalnet.web import address, guard
+from mmfocalnet.web.address import Hosts
 from mmfocalnet.web.guard import (
     CALL,
     CALLS_PER_MINUTE,
@@ -18,7 +19,6 @@ from mmfocalnet.web.guard import (
     UPLOAD,
     UPLOADS_PER_MINUTE,
     Guard,
-    Hosts,
     Rate,
     RequestError,
     Uploads,
@@ -132,7 +132,7 @@ FOREIGN = ['evil.example:7860', 'localhost.evil.example', 'x@localhost', 'a b', 
     ],
 )
 def test_only_the_servers_own_names_are_answered(monkeypatch, page, host, known, unknown):
-    monkeypatch.setattr(guard.socket, 'gethostname', lambda: 'gpu.lab.example')
+    monkeypatch.setattr(address.socket, 'gethostname', lambda: 'gpu.lab.example')
     guarded = Guard(page, Hosts(host), FOLDER, FUNCTIONS)
     assert {name: ask(guarded, host=name)[0] for name in known} == dict.fromkeys(known, 200)
     assert {name: ask(guarded, host=name)[0] for name in unknown} == dict.fromkeys(unknown, 403)

@@ -30,7 +30,7 @@ def parse_args():
 @one_sentence_errors
 def main():
     args = parse_args()
-    # Ended that way too, as by a terminal that is closed, it leaves no images behind.
+    # A closed terminal or kill must remove the temporary folder too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     password = read_password(args.auth) if args.auth is not None else None

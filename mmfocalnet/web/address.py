@@ -1,4 +1,4 @@
-"""Where the page is served, and the names it may be asked for."""
+"""The address of the page, and the host names that requests may contain."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ def listen(host: str, port: int | None = None) -> socket.socket:
 
 
 class Hosts:
-    """The names under which a page may be asked for: a site of another name may point its own here.
+    """Values of the Host header that a server accepts, against DNS rebinding.
+
+    Another site may let its own name point to this server; its scripts could then read the page.
 
     Args:
         host: Address or name that the server listens on.
 
     Attributes:
-        is_local: Whether only this machine reaches it.
+        is_local: Whether only this machine can connect.
     """
 
     def __init__(self, host: str) -> None:
@@ -55,12 +57,12 @@ class Hosts:
         self.names = {'localhost', host.lower(), *others}
 
     def __contains__(self, netloc: str) -> bool:
-        """Whether a Host header names this server; with any port, since tunnels have others."""
+        """Whether a Host header names this server. Any port will do: SSH tunnels change it."""
         match = re.fullmatch(r'(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d{1,5})?', netloc.lower())
         if not match:
             return False
         name = match[1] or match[2]
-        # No other site can own an address, and a machine may have several.
+        # Rebinding needs a name; a machine may have several addresses.
         return name in self.names or (not self.is_local and _address(name) is not None)
 
 

@@ -1,7 +1,7 @@
-"""What stands between the network and the page: who may ask for what, how much and how often.
+"""Checks of every request before Gradio sees it: sender, path, size, rate and content.
 
-Gradio serves far more than the page needs: it also downloads URLs, reads files that a visitor
-names and talks to the Hugging Face Hub. Only what is listed here reaches it.
+Gradio serves more than the page needs. It downloads URLs, reads files that a request names, and
+connects to the Hugging Face Hub. Only what is listed here reaches it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_MEGABYTES = 20
-MAX_UPLOADS = 16
-"""Uploads that wait in memory for their turn."""
+# Per address, and in total.
 UPLOADS_PER_MINUTE = (20, 30)
-"""Of one address, and in total."""
-CALLS_PER_MINUTE = (300, 1200)
+CALLS_PER_MINUTE = (300, 600)
 WRONG_PASSWORDS_PER_MINUTE = (10, 60)
 BODY_SECONDS = 60
+# More than are accepted in a minute, so that none is dropped before.
+MAX_UPLOADS = 32
 
 API = '/gradio_api'
 UPLOAD = f'{API}/upload'
@@ -43,7 +43,7 @@ CALL = f'{API}/queue/join'
 PAGES = {'/', '/theme.css', '/favicon.ico', f'{API}/queue/data', f'{API}/upload_progress'}
 FOLDERS = ('/assets/', '/static/', f'{API}/heartbeat/')
 
-# Gradio's page runs scripts of its own text and compiles templates; all else is of this server.
+# Gradio's page contains inline scripts and compiles templates. All else comes from this server.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
-    """A request that is answered with an HTTP status and a reason, and goes no further."""
+    """A request that is refused, with the HTTP status and the reason of the answer."""
 
     def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(reason)
@@ -71,7 +71,7 @@ class RequestError(Exception):
 
 
 class Rate:
-    """How often something may happen in a minute.
+    """Limit how often something may happen within a minute.
 
     Args:
         each: Maximum number per key.
@@ -99,9 +99,9 @@ class Rate:
 
 
 class Uploads:
-    """Uploaded files in memory, until they are read once; the oldest goes when there are too many.
+    """Uploaded files in memory. Each is read once; beyond `MAX_UPLOADS` the oldest is dropped.
 
-    Each has a random key, so that a visitor can neither name nor replace the file of another.
+    Each file has a random key, so that no visitor can name the file of another.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Uploads:
         return key
 
     def take(self, key: Any) -> tuple[str, bytes]:
-        """Return name and content of a file, and forget it.
+        """Return name and content of a file, and drop it.
 
         Raises:
             UserError: If there is no file of that key.
@@ -145,25 +145,25 @@ def read_password(path: str) -> str:
         ) from error
     if not re.fullmatch(r'[^:\s]+:\S.*', text):
         raise ConfigError(
-            f'--auth {path!r} does not hold what is expected: one line, USER:PASSWORD, neither of '
-            'them empty.'
+            f'--auth {path!r} is not a file of one line, USER:PASSWORD, with neither of them empty. '
+            'Correct it.'
         )
     return text
 
 
 def clean_call(body: bytes, functions: Mapping[int, int]) -> bytes:
-    """Reduce a call to what the page itself sends; no file that Gradio would open or download.
+    """Reduce a call to what the page itself sends, without files for Gradio to open or download.
 
     Args:
         body: JSON of Gradio's queue.
         functions: Number of inputs by index of a function.
 
     Returns:
-        The same call with numbers, short strings and nulls as data, and the index of a selected
-        item as all that its event holds.
+        The call, with numbers, short strings and nulls as data. Of an event only the index of the
+        selected item is kept.
 
     Raises:
-        RequestError: If it is no such call.
+        RequestError: If it is not a call of the page.
     """
     try:
         call = json.loads(body)
@@ -193,14 +193,14 @@ def clean_call(body: bytes, functions: Mapping[int, int]) -> bytes:
 
 
 class Guard:
-    """ASGI middleware that lets requests of the page pass, and nothing else.
+    """ASGI middleware that passes on the requests of the page, and refuses all others.
 
     Args:
         app: The page.
-        hosts: The names it may be asked for.
+        hosts: The values of the Host header to accept.
         folder: Where Gradio keeps the images that it serves.
         functions: Number of inputs by index of a function of the page.
-        password: ``USER:PASSWORD`` that every request must give. Defaults to None: open to all.
+        password: ``USER:PASSWORD``, required of every request. Defaults to None: no password.
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Guard:
         self.wrong_passwords = Rate(*WRONG_PASSWORDS_PER_MINUTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; whatever it fails on is one line in the log."""
+        """Serve one request; a failure is logged as one line."""
         if scope['type'] == 'lifespan':
             await self.app(scope, receive, send)
             return
@@ -239,21 +239,21 @@ class Guard:
         except RequestError as refusal:
             await _answer(send_safely, refusal)
         except asyncio.CancelledError:
-            pass  # the server stops; pages that are open listen for as long as they are
+            pass  # the server stops, and open pages still wait for messages
         except Exception as error:
             log_failure(f'{scope["method"]} {scope["path"]}', error)
             if not has_started:
                 await _answer(send_safely, RequestError(500, 'The server failed on this request.'))
 
     async def _admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """The request as the page may see it."""
+        """Check a request and return what Gradio may see of it."""
         headers = {name.decode('latin-1'): value for name, value in scope['headers']}
         self._check_sender(headers)
         address = (scope.get('client') or ('',))[0]
         self._check_password(headers, address)
         path = scope['path']
         self._check_path(scope['method'], path)
-        # Gradio would believe them rather than Host.
+        # Gradio trusts the forwarded host more than Host.
         scope = {
             **scope,
             'headers': [
@@ -315,7 +315,7 @@ class Guard:
 
 def log_failure(what: str, error: Exception) -> None:
     """Log a failed request as one line, without a traceback."""
-    log.error('%s failed: %s: %s', ascii(what), type(error).__name__, ascii(str(error)[:500]))
+    log.error('%s failed: %s: %s', ascii(what[:200]), type(error).__name__, ascii(str(error)[:200]))
 
 
 def _is_plain(value: Any) -> bool:

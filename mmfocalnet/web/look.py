@@ -1,4 +1,4 @@
-"""What the web page shows of one picture; nothing here needs Gradio."""
+"""What the web page shows of one image; nothing here needs Gradio."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from mmfocalnet.visualization import (
 MAX_SIDE = 2048
 # Decoding takes up to 20 bytes per pixel: 0.5 GB for the largest image.
 MAX_PIXELS = 25_000_000
-# Smaller pictures are enlarged for drawing only, so that names on them can be read.
+# Smaller images are enlarged for drawing only, so that names on them can be read.
 DRAWN_SIDE = 640
 EXAMPLES = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What one run of a model on one picture leaves behind; drawing needs no other run.
+    """The result of one run of a model on one image; drawing needs no other run.
 
     Attributes:
-        prediction: What it found.
-        seen: The picture as the backbone got it, RGB, uint8 (H, W, 3).
+        prediction: The prediction.
+        seen: The image as the backbone received it, RGB, uint8 (H, W, 3).
         maps: Gates and modulator of the last block of each stage.
         milliseconds: Time of the prediction, pre- and postprocessing included.
     """
@@ -84,7 +84,7 @@ def read_upload(name: str, content: bytes) -> np.ndarray:
 
 
 def look_at(predictor: Predictor, image: np.ndarray) -> Look:
-    """Run a model on a picture, and its backbone once more to watch every stage.
+    """Run a model on an image, and its backbone once more to watch every stage.
 
     Args:
         predictor: The model.
@@ -94,7 +94,7 @@ def look_at(predictor: Predictor, image: np.ndarray) -> Look:
         All that the page draws.
 
     Raises:
-        ImageError: If the model's test pipeline does not take such a picture.
+        ImageError: If the model's test pipeline does not take such an image.
     """
     start = time.perf_counter()
     [prediction] = predictor.predict([image])
@@ -120,7 +120,7 @@ def draw_maps(look: Look, stage: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw the gates (Figure 3) and the modulator (Figure 4) of a stage's last block.
 
     Returns:
-        Two pictures, RGB, uint8 (H, W, 3).
+        Two images, RGB, uint8 (H, W, 3).
     """
     maps = look.maps[stage]
     return _pixels(draw_gates(look.seen, maps)), _pixels(draw_modulator(look.seen, maps))

@@ -1,4 +1,4 @@
-"""The page: its parts, and what their events do. Needs Gradio."""
+"""The page: its components and event handlers. Needs Gradio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mmfocalnet.web.look import (
 )
 
 SCORE_THR = 0.3
-# Calls that wait for their turn; later ones are refused.
+# Waiting calls; further ones are refused.
 MAX_QUEUE = 16
 
 CSS = """
@@ -39,10 +39,10 @@ CSS = """
 
 
 def _reports(outputs: int) -> Callable[[Callable], Callable]:
-    """Let an event show its error message, and leave its other outputs as they are.
+    """Show the error message of an event handler, and leave its other outputs as they are.
 
     Args:
-        outputs: Number of the event's outputs after the message.
+        outputs: Number of outputs after the message.
     """
 
     def wrap(handle: Callable) -> Callable:
@@ -64,16 +64,16 @@ def _reports(outputs: int) -> Callable[[Callable], Callable]:
 
 
 class Handlers:
-    """What happens on the page's events; each returns the error message and its outputs, in order.
+    """Event handlers of the page. Each returns an error message, then its outputs in order.
 
-    Values come from the network: each is checked.
+    All arguments come from the network, so each is checked.
 
     Args:
         predictor: The model.
-        uploads: The files that visitors have uploaded.
+        uploads: The uploaded files.
 
     Attributes:
-        examples: Images to choose from, RGB, uint8 (H, W, 3); perhaps none.
+        examples: Images to choose from, RGB, uint8 (H, W, 3); may be empty.
         stages: Number of the model's stages.
         levels: Number of focal levels L of the last one.
         has_scores: Whether the model's predictions have scores.
@@ -108,7 +108,7 @@ class Handlers:
     def rescore(self, look: Look | None, score_thr: float) -> list[Any]:
         """Draw and count again, without running the model."""
         score_thr = _score(score_thr)
-        # There is no image yet, or it was forgotten in favour of other sessions'.
+        # No image was shown yet, or newer sessions took its place.
         if look is None:
             return [gr.skip()] * 2
         return [draw_found(look, score_thr), describe_found(look, score_thr)]
@@ -177,13 +177,13 @@ def build_page(handlers: Handlers) -> gr.Blocks:
                 modulator = gr.Image(scale=10 * 2 + 4, **drawn)
 
         shown = [message, look, run, found, count, gates, modulator, found_side, maps_side]
-        # The handlers check values themselves: Gradio prints tracebacks of wrong ones.
+        # The handlers check the values: Gradio would print tracebacks of wrong ones.
         plain = dict(api_visibility='private', preprocess=False)
         # The model serves one call at a time: hooks and timing are not for two.
         model = dict(concurrency_limit=1, concurrency_id='model', **plain)
         redraw = dict(show_progress='hidden', **plain)
-        # The server gets the key of the upload only: what Gradio makes of a file is a path, which
-        # a visitor could change to another.
+        # The call contains only the key of the upload. Gradio's own value is a path on the server,
+        # which a request could change to another one.
         upload.upload(None, upload, key, js="file => file.path.split('/')[0]").then(
             handlers.upload, [key, score, stage], shown, **model
         ).then(None, None, upload, js='() => null')

@@ -36,12 +36,12 @@ def build_app(predictor: Predictor, folder: str, host: str, password: str | None
         predictor: The model to try.
         folder: Where Gradio keeps the images that it serves.
         host: Address or name that the server listens on.
-        password: ``USER:PASSWORD``. Defaults to None: open to all who reach it.
+        password: ``USER:PASSWORD``. Defaults to None: no password.
 
     Returns:
         An ASGI app.
     """
-    # Gradio keeps images in files and leaves them behind.
+    # Gradio writes drawn images to files and leaves them behind.
     os.environ['GRADIO_TEMP_DIR'] = folder
     uploads = Uploads()
     page = build_page(Handlers(predictor, uploads))
@@ -55,11 +55,11 @@ def build_app(predictor: Predictor, folder: str, host: str, password: str | None
     gr.mount_gradio_app(
         app, page, '/', footer_links=[], run_history=False, enable_monitoring=False,
         ssr_mode=False, mcp_server=False, show_error=False, css=CSS,
-        # Its default fonts are asked of Google.
+        # The default fonts are downloaded from Google.
         theme=gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace']),
         max_file_size=f'{MAX_MEGABYTES}mb',
     )  # fmt: skip
-    # The others run in the browser.
+    # Events without a function run in the browser.
     functions = {key: len(event.inputs) for key, event in page.fns.items() if event.fn}
     return Guard(app, Hosts(host), folder, functions, password)
 
@@ -73,7 +73,7 @@ def serve(predictor: Predictor, listener: socket.socket, host: str, password: st
         host: Address or name that it listens on.
         password: ``USER:PASSWORD``, or None.
     """
-    # Not the first visitor's wait: what is compiled or tuned at the first run.
+    # The first run compiles and tunes; the first visitor should not wait for it.
     predictor.predict([np.zeros((64, 64, 3), np.uint8)])
     with listener, tempfile.TemporaryDirectory(prefix='mmfocalnet-web-') as folder:
         server = uvicorn.Server(
@@ -112,5 +112,5 @@ def _receiver(uploads: Uploads) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _report_upload(request: Request) -> Response:
-    """What Gradio's page listens to; a file is here before it could be told of its progress."""
+    """Answer Gradio's page, which asks for the progress of an upload: done."""
     return PlainTextResponse('data: {"msg": "done"}\n\n', media_type='text/event-stream')

@@ -502,11 +502,13 @@ def test_any_upload_is_answered_without_a_traceback(served, capfd, body, kind):
 @pytest.mark.web
 @QUICK
 @given(
-    st.sampled_from(['/', '/assets/', '/static/', f'{API}/file=', f'{API}/queue/data?session_hash=']),
+    st.sampled_from(
+        ['', 'assets/', 'static/', 'gradio_api/file=', 'gradio_api/queue/data?session_hash=']
+    ),
     st.text(max_size=20).map(quote) | st.just('%2e%2e/%00'),
-)  # fmt: skip
+)
 def test_any_address_is_answered_without_a_traceback(served, capfd, start, end):
-    assert served.client.get(start + end).status_code in (200, 403, 404, 422, 500)
+    assert served.client.get(f'/{start}{end}').status_code in (200, 400, 403, 404, 422, 500)
     assert 'Traceback' not in ''.join(capfd.readouterr())
 
 

@@ -22,5 +22,6 @@ def need_gradio() -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"The web page needs Gradio, which is not installed ({error}). Run pip install -e '.[web]'."
+            f'The web page needs Gradio, which is not installed ({error}). '
+            "Run pip install -e '.[web]'."
         ) from error

@@ -145,7 +145,7 @@ def read_password(path: str) -> str:
         ) from error
     if not re.fullmatch(r'[^:\s]+:\S.*', text):
         raise ConfigError(
-            f'--auth {path!r} is not a file of one line, USER:PASSWORD, with neither of them empty. '
+            f'--auth {path!r} does not contain exactly one line USER:PASSWORD with both parts. '
             'Correct it.'
         )
     return text

@@ -237,13 +237,15 @@ class Guard:
         try:
             await self.app(*await self._admit(scope, receive), send_safely)
         except RequestError as refusal:
-            await _answer(send_safely, refusal)
+            await _answer(scope, send_safely, refusal)
         except asyncio.CancelledError:
             pass  # the server stops, and open pages still wait for messages
         except Exception as error:
             log_failure(f'{scope["method"]} {scope["path"]}', error)
             if not has_started:
-                await _answer(send_safely, RequestError(500, 'The server failed on this request.'))
+                await _answer(
+                    scope, send_safely, RequestError(500, 'The server failed on this request.')
+                )
 
     async def _admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """Check a request and return what Gradio may see of it."""
@@ -357,7 +359,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _answer(send: Send, refusal: RequestError) -> None:
-    headers = [(b'content-type', b'text/plain; charset=utf-8'), *refusal.headers]
+async def _answer(scope: Scope, send: Send, refusal: RequestError) -> None:
+    # Gradio's page shows both: the text of a refused upload, the detail of a refused call.
+    kind, body = 'text/plain', str(refusal)
+    if scope['path'] == CALL:
+        kind, body = 'application/json', json.dumps(dict(detail=body))
+    headers = [(b'content-type', f'{kind}; charset=utf-8'.encode()), *refusal.headers]
     await send(dict(type='http.response.start', status=refusal.status, headers=headers))
-    await send(dict(type='http.response.body', body=str(refusal).encode()))
+    await send(dict(type='http.response.body', body=body.encode()))

@@ -180,7 +180,10 @@ def build_page(handlers: Handlers) -> gr.Blocks:
         # The handlers check the values: Gradio would print tracebacks of wrong ones.
         plain = dict(api_visibility='private', preprocess=False)
         # The model serves one call at a time: hooks and timing are not for two.
-        model = dict(concurrency_limit=1, concurrency_id='model', **plain)
+        # Progress and errors of a call do not cover the last prediction.
+        model = dict(
+            concurrency_limit=1, concurrency_id='model', show_progress_on=run, **plain
+        )  # fmt: skip
         redraw = dict(show_progress='hidden', **plain)
         # The call contains only the key of the upload. Gradio's own value is a path on the server,
         # which a request could change to another one.

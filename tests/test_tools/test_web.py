@@ -346,6 +346,21 @@ def test_an_upload_is_read_once_and_never_written(served, monkeypatch):
 
 
 @pytest.mark.web
+def test_old_drawn_images_are_deleted_and_examples_stay(served):
+    from gradio.route_utils import delete_files_created_by_app
+
+    page = served.guard.app.routes[-1].app.get_blocks()
+    assert page.delete_cache == (60, 600)
+    delete_files_created_by_app(page, age=-1)
+    examples = files(served.folder)
+    output = call(served, 'first', 0.3, 3, session='old')
+    drawn = [Path(value['path']) for value in (output[3], output[5], output[6])]
+    assert len(examples) == 6 and all(path.is_file() for path in drawn)
+    delete_files_created_by_app(page, age=-1)
+    assert files(served.folder) == examples
+
+
+@pytest.mark.web
 def test_files_of_the_page_are_neither_read_nor_deleted(served):
     examples = files(served.folder)
     assert len(examples) >= 6

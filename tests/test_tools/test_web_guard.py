@@ -244,6 +244,10 @@ def test_requests_per_minute_are_limited_per_address_and_in_total(
     other = [ask(guarded, 'POST', path, body, client='10.0.0.2')[0] for _ in range(2)]
     assert (one, other) == ([200, 200, 429], [200, 429])
     assert ask(guarded)[0] == 200
+    _, headers, text = ask(guarded, 'POST', path, body)
+    assert headers[b'retry-after'] == b'60'
+    # Gradio's page shows the text of a refused upload, but the detail of a refused call.
+    assert (json.loads(text)['detail'] if path == CALL else text).startswith('Too many')
     now[0] += 60
     assert ask(guarded, 'POST', path, body)[0] == 200
 

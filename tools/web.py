@@ -7,16 +7,21 @@ import sys
 from mmfocalnet import web
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.launch import add_cfg_options, one_sentence_errors
+from mmfocalnet.web.address import Hosts, listen
+from mmfocalnet.web.guard import read_password
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Serve a web page that tries a model on pictures')
+    parser = argparse.ArgumentParser(description='Serve a web page that tries a model on images')
     parser.add_argument('config', help='config file, such as configs/demo/mask_rcnn.py')
     parser.add_argument('checkpoint', help='checkpoint file of the model')
     parser.add_argument(
         '--host', default=web.HOST, help='address to listen on (default: %(default)s, this machine)'
     )
     parser.add_argument('--port', type=int, help='default: the first free one from 7860')
+    parser.add_argument(
+        '--auth', metavar='FILE', help='ask visitors for a password; one line USER:PASSWORD'
+    )
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
     return parser.parse_args()
@@ -25,14 +30,23 @@ def parse_args():
 @one_sentence_errors
 def main():
     args = parse_args()
-    web.need_gradio()
-    from mmfocalnet.web.page import serve
-
-    # Ended that way too, as by a terminal that is closed, it leaves no pictures behind.
+    # A closed terminal or kill must remove the temporary folder too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    password = read_password(args.auth) if args.auth is not None else None
+    listener = listen(args.host, args.port)
+    if not Hosts(args.host).is_local:
+        access = 'with the password of --auth' if password else 'without a password (see --auth)'
+        print(
+            f'Warning: --host {args.host} lets other machines use the page, {access}. The '
+            'connection is not encrypted.',
+            file=sys.stderr,
+        )
+    web.need_gradio()
+    from mmfocalnet.web.server import serve
+
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
-    serve(predictor, args.host, args.port)
+    serve(predictor, listener, args.host, password)
 
 
 if __name__ == '__main__':

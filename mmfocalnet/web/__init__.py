@@ -1,6 +1,6 @@
-"""A web page that tries a model on pictures: what it finds, and what its modulation looks at.
+"""A web page that tries a model on images and shows its modulation.
 
-It is served from this machine and asks nothing of any other one.
+It is served from this machine and connects to no other one.
 """
 
 import os
@@ -8,7 +8,7 @@ import os
 from mmfocalnet.errors import UserError
 
 HOST = '127.0.0.1'
-"""Where it listens unless told otherwise: for this machine only."""
+"""Default address to listen on: this machine only."""
 
 
 def need_gradio() -> None:
@@ -22,5 +22,6 @@ def need_gradio() -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"The web page needs Gradio, which is not there ({error}): pip install -e '.[web]'."
+            f'The web page needs Gradio, which is not installed ({error}). '
+            "Run pip install -e '.[web]'."
         ) from error

@@ -1,15 +1,13 @@
-"""What the web page shows of one picture; nothing here needs Gradio."""
+"""What the web page shows of one image; nothing here needs Gradio."""
 
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -18,8 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmfocalnet.datasets import CLASSES, draw_image
-from mmfocalnet.errors import UserError
-from mmfocalnet.inference import Prediction, Predictor, draw, read_image
+from mmfocalnet.inference import ImageError, Prediction, Predictor, draw, read_image
 from mmfocalnet.models.focalnet import DEFAULTS
 from mmfocalnet.visualization import (
     ModulationMaps,
@@ -30,20 +27,22 @@ from mmfocalnet.visualization import (
     watch_modulation,
 )
 
-# Masks and overlays are made at the picture's own size; a screen shows no more than this.
+# Masks and overlays are made at the size of the image; a screen shows no more than this.
 MAX_SIDE = 2048
-# Smaller pictures are enlarged for drawing only, so that names on them can be read.
+# Decoding takes up to 20 bytes per pixel: 0.5 GB for the largest image.
+MAX_PIXELS = 25_000_000
+# Smaller images are enlarged for drawing only, so that names on them can be read.
 DRAWN_SIDE = 640
 EXAMPLES = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What one run of a model on one picture leaves behind; drawing needs no other run.
+    """The result of one run of a model on one image; drawing needs no other run.
 
     Attributes:
-        prediction: What it found.
-        seen: The picture as the backbone got it, RGB, uint8 (H, W, 3).
+        prediction: The prediction.
+        seen: The image as the backbone received it, RGB, uint8 (H, W, 3).
         maps: Gates and modulator of the last block of each stage.
         milliseconds: Time of the prediction, pre- and postprocessing included.
     """
@@ -54,31 +53,38 @@ class Look:
     milliseconds: float
 
 
-def read_upload(path: str | os.PathLike) -> np.ndarray:
-    """Read an uploaded picture, and delete the file.
+def read_upload(name: str, content: bytes) -> np.ndarray:
+    """Read an uploaded image.
 
     Args:
-        path: The file.
+        name: Its file name, for error messages.
+        content: The content of the file.
 
     Returns:
         BGR, uint8 (H, W, 3), its longer side scaled down to `MAX_SIDE`.
 
     Raises:
-        ImageError: If it is no picture, damaged or of too many pixels.
+        ImageError: If it is not an image, damaged, has more than `MAX_PIXELS`, or is so narrow
+            that its shorter side would scale to less than one pixel.
     """
-    path = Path(path)
     try:
-        image = read_image(path)
-    except UserError as error:
-        # People know its name, not where the server has put it.
-        raise type(error)(str(error).replace(str(path), path.name)) from error
-    finally:
-        path.unlink(missing_ok=True)
-    return mmcv.imrescale(image, (MAX_SIDE, MAX_SIDE)) if max(image.shape) > MAX_SIDE else image
+        image = read_image(content, MAX_PIXELS)
+    except ImageError as error:
+        raise ImageError(f'{name}: {error}') from error
+    height, width = image.shape[:2]
+    longer, shorter = max(height, width), min(height, width)
+    if longer <= MAX_SIDE:
+        return image
+    if shorter * MAX_SIDE < longer:
+        raise ImageError(
+            f'{name} has {width}x{height} pixels; the longer side is scaled to {MAX_SIDE}, which '
+            'leaves less than one pixel of the shorter side. Cut the image into tiles.'
+        )
+    return mmcv.imrescale(image, (MAX_SIDE, MAX_SIDE))
 
 
 def look_at(predictor: Predictor, image: np.ndarray) -> Look:
-    """Run a model on a picture, and its backbone once more to watch every stage.
+    """Run a model on an image, and its backbone once more to watch every stage.
 
     Args:
         predictor: The model.
@@ -88,7 +94,7 @@ def look_at(predictor: Predictor, image: np.ndarray) -> Look:
         All that the page draws.
 
     Raises:
-        ImageError: If the model's test pipeline does not take such a picture.
+        ImageError: If the model's test pipeline does not take such an image.
     """
     start = time.perf_counter()
     [prediction] = predictor.predict([image])
@@ -114,7 +120,7 @@ def draw_maps(look: Look, stage: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw the gates (Figure 3) and the modulator (Figure 4) of a stage's last block.
 
     Returns:
-        Two pictures, RGB, uint8 (H, W, 3).
+        Two images, RGB, uint8 (H, W, 3).
     """
     maps = look.maps[stage]
     return _pixels(draw_gates(look.seen, maps)), _pixels(draw_modulator(look.seen, maps))
@@ -147,8 +153,8 @@ def describe_run(predictor: Predictor, look: Look) -> str:
     )
 
 
-def sample_pictures(classes: list[str]) -> list[np.ndarray]:
-    """Held-out pictures of the generated set, RGB; none for models of other classes."""
+def sample_images(classes: list[str]) -> list[np.ndarray]:
+    """Held-out images of the generated set, RGB; none for models of other classes."""
     if not set(classes) <= set(CLASSES):
         return []
     return [draw_image(index, 'val').image for index in range(EXAMPLES)]

@@ -21,7 +21,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmfocalnet.checkpoints.report import named
-from mmfocalnet.errors import CheckpointError, ConfigError, UserError
+from mmfocalnet.errors import CheckpointError, UserError
 from mmfocalnet.files import PARTIAL, replacing
 from mmfocalnet.hooks.metrics import find_metric
 from mmfocalnet.hooks.outdated import Outdated

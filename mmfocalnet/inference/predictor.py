@@ -16,13 +16,13 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.infer import BaseInferencer
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmfocalnet.checkpoints import fetch
-from mmfocalnet.datasets.checks import check_classes
+from mmfocalnet.datasets.checks import check_classes, find_kind
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
@@ -227,7 +227,7 @@ def _dataset_meta(cfg: Config, checkpoint_meta: dict[str, Any]) -> dict[str, Any
     dataset = find_test_dataset(cfg)
     trained_on = checkpoint_meta.get('dataset_meta') or {}
     meta = {
-        **getattr(DATASETS.get(dataset['type']), 'METAINFO', {}),
+        **getattr(find_kind(dataset), 'METAINFO', {}),
         **(dataset.get('metainfo') or {}),
         **{key.lower(): value for key, value in trained_on.items()},
     }

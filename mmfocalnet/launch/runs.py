@@ -23,7 +23,7 @@ from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.arguments import real
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
-from mmfocalnet.registration import warn_of_namesakes
+from mmfocalnet.registration import type_name, warn_of_namesakes
 
 
 def check_model(cfg: Config) -> None:
@@ -55,7 +55,7 @@ def check_model(cfg: Config) -> None:
     scalars = [name for name, weight in model.named_parameters() if not weight.ndim]
     if scalars and strategy_type(cfg) in FSDP:
         raise ConfigError(
-            f'FSDP cannot shard scalar weights, and {cfg.model.type} of {cfg.filename} has '
+            f'FSDP cannot shard scalar weights, and {type_name(cfg.model)} of {cfg.filename} has '
             f'{scalars[0]}: train it without runner_type and strategy.'
         )
     for module in model.modules():

@@ -23,6 +23,7 @@ from mmfocalnet.checkpoints import (
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.hooks.checkpoints import MARK
 from mmfocalnet.models import FocalNetClassifier
+from mmfocalnet.registration import type_name
 
 
 def check_start(cfg: Config) -> None:
@@ -143,7 +144,7 @@ def _read(path: Path) -> Any:
 
 def _check_average(cfg: Config, checkpoint: Any) -> None:
     """MMEngine's EMAHook looks into checkpoints of MMEngine's form only."""
-    hooks = [str(hook.get('type')).split('.')[-1] for hook in cfg.get('custom_hooks') or ()]
+    hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or ()]
     if 'EMAHook' in hooks and isinstance(checkpoint, dict) and 'state_dict' not in checkpoint:
         raise CheckpointError(
             f'{cfg.load_from} has no state_dict, as checkpoints of MMEngine have, and EMAHook of '

@@ -20,6 +20,7 @@ from mmfocalnet.datasets.inspection import find_datasets
 from mmfocalnet.datasets.unreadable import name_unreadable
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.predictor import find_palette
+from mmfocalnet.registration import type_name
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
@@ -94,7 +95,7 @@ def _build_visualizer(cfg: Config, dataset: BaseDataset) -> Visualizer:
 
 def _load_labels_late(pipeline: Sequence[dict]) -> bool:
     """Whether labels are loaded after the image is resized, and keep its first size."""
-    kinds = [step['type'] for step in pipeline]
+    kinds = [str(type_name(step)) for step in pipeline]
     loaders = [place for place, kind in enumerate(kinds) if 'Annotations' in kind]
     return bool(loaders) and any('Resize' in kind for kind in kinds[: loaders[0]])
 

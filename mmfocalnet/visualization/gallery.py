@@ -22,6 +22,7 @@ from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.inference import Prediction, read_image
 from mmfocalnet.inference.predictor import INSTANCE_OFFSET, Predictor
 from mmfocalnet.launch import check_data, check_start
+from mmfocalnet.registration import type_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ def make_gallery(work_dir: Path, cfg: Config | None, images: int) -> Gallery:
     try:
         if cfg is None:
             raise ConfigError('there is no config that could be read.')
-        if (cfg.get('model') or {}).get('type') == 'FocalNetClassifier':
+        if type_name(cfg.get('model')) == 'FocalNetClassifier':
             gallery.missing.append(
                 'No gallery: of a classifier, tools/test.py --show-dir draws the predictions.'
             )

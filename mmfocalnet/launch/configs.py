@@ -132,7 +132,7 @@ def _set_scope(cfg: Config) -> None:
     model = cfg.get('model')
     kind = model.get('type') if isinstance(model, dict) else None
     module = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
-    scope = module.partition('.')[0]
+    scope = str(module).partition('.')[0]
     if scope in ('mmdet', 'mmseg') and not cfg.get('default_scope'):
         cfg.default_scope = scope
 

@@ -1,6 +1,7 @@
 """Predict pictures and videos: python tools/infer.py photos/ CONFIG CHECKPOINT --out results"""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -48,9 +49,9 @@ def make_folder(out, sources):
         raise UserError(
             f'--out {out} cannot be made ({error.strerror}); expected a folder: choose another.'
         ) from error
-    written = [(out / name).resolve() for name in ('vis', 'pred', 'panoptic')]
+    written = [os.path.realpath(out / name) for name in ('vis', 'pred', 'panoptic')]
     for source in sources:
-        if source.path.resolve().parent in written:
+        if os.path.dirname(os.path.realpath(source.path)) in written:
             raise UserError(
                 f'{source.path} lies where --out {out} has its results, which could replace it: '
                 'choose another --out.'

@@ -6,6 +6,7 @@ run mean something, seconds of two runs do not.
 
 import argparse
 import os
+import signal
 import statistics
 import time
 import types
@@ -14,6 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 import torch
 from matplotlib.figure import Figure

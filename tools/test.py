@@ -1,6 +1,11 @@
 """Test a model: python tools/test.py configs/mask_rcnn/focalnet_t_1x.py CHECKPOINT"""
 
 import argparse
+import signal
+from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmengine.evaluator import DumpResults
 
@@ -13,6 +18,7 @@ from mmfocalnet.launch import (
     check_start,
     drop_strategy,
     load_config,
+    make_folder,
     naming_any,
     one_sentence_errors,
     use_drawing,
@@ -48,6 +54,8 @@ def main():
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {args.out} must end in .pkl: predictions are written as a pickle.')
     cfg = load_config(args)
+    if args.out:
+        make_folder('--out', Path(args.out).absolute().parent)
     cfg.load_from = args.checkpoint
     drop_strategy(cfg)
     if args.show or args.show_dir:

@@ -1,6 +1,10 @@
 """Train a model: python tools/train.py configs/mask_rcnn/focalnet_t_1x.py"""
 
 import argparse
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet.launch import (
     add_common_flags,

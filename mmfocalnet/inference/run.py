@@ -63,6 +63,8 @@ class Run:
         except KeyboardInterrupt:
             self.interrupted = True
             self.problems.append('Interrupted: what had not been predicted by then is left out.')
+        except BrokenPipeError:  # of stdout, to which the bar is printed
+            raise
         except OSError as error:
             self._cannot_write(error)
         print()  # the bar leaves its line open

@@ -16,6 +16,7 @@ from mmengine.fileio import YamlHandler, register_handler
 from mmengine.utils import get_object_from_string
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.launch.flags import check_folder
 from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models.arguments import in_one_line
 from mmfocalnet.registration import type_name
@@ -50,8 +51,9 @@ def load_config(args: Namespace) -> Config:
         The config, with ``work_dir`` (default: ``work_dirs/CONFIG_NAME``) and ``launcher``.
 
     Raises:
-        ConfigError: If the file is missing, cannot be read or has no model, an override does
-            not fit, or the work dir is a file.
+        ConfigError: If the file is missing, cannot be read or has no model, or an override does
+            not fit.
+        UserError: If the work dir cannot be written to.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
@@ -73,8 +75,7 @@ def load_config(args: Namespace) -> Config:
             )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
-        raise ConfigError(f'--work-dir {cfg.work_dir} is a file: give a folder.')
+    check_folder('--work-dir', cfg.work_dir)
     return cfg
 
 

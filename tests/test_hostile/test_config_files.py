@@ -215,13 +215,15 @@ def test_options_that_do_not_fit(config, count):
         assert said_of(config(''), **options)
 
 
-def test_a_bug_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback(capsys):
     @one_sentence_errors
     def main():
         raise TypeError('of our own')
 
-    with pytest.raises(TypeError, match='of our own'):
+    with pytest.raises(SystemExit) as end:
         main()
+    assert end.value.code == 3
+    assert 'Traceback' in (said := capsys.readouterr().err) and 'of our own' in said
 
 
 def test_a_class_that_stumbles_is_told_with_its_place(config, count):

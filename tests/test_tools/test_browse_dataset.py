@@ -84,7 +84,7 @@ def test_a_damaged_image(browse, home, shapes):
     [
         (['--cfg-options', 'visualizer=None'], 'needs train_dataloader and visualizer'),
         (['--cfg-options', 'train_dataloader.dataset.ann_file=none'], 'none is missing'),
-        (['--output-dir', 'data/file'], '--output-dir data/file is a file'),
+        (['--output-dir', 'data/file'], '--output-dir data/file cannot be used'),
         (['--number', '0'], '0 is less than 1'),
     ],
 )

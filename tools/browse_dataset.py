@@ -9,9 +9,9 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmfocalnet.launch import (
     add_cfg_options,
+    check_folder,
     check_paths,
     integer,
-    make_folder,
     one_sentence_errors,
     override,
     print_lines,
@@ -59,7 +59,7 @@ def main():
     override(cfg, args.cfg_options)
     check_paths(cfg, f'{args.split}_dataloader')
     out = args.output_dir or Path('work_dirs/browse_dataset', Path(args.config).stem)
-    make_folder('--output-dir', out)
+    check_folder('--output-dir', out)
     interval = None if args.not_show else args.show_interval
     files = list(draw_samples(cfg, args.split, out, args.number, args.seed, interval))
     print_lines(f'{len(files)} images: {out}')

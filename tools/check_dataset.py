@@ -17,6 +17,7 @@ from mmfocalnet.datasets.inspection.findings import CLASSES
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch import (
     add_cfg_options,
+    check_folder,
     check_paths,
     make_folder,
     one_sentence_errors,
@@ -88,6 +89,7 @@ def check(name, dataset, cfg, out):
         *report.counts.lines(),
     )
     if report.counts.names:
+        make_folder('--out', out)
         path = out / f'{name}.png'
         draw_counts(report.counts, f'{name}: {report.counts.unit} of each class', path)
         print_lines(f'As a chart: {path}')
@@ -102,11 +104,11 @@ def main():
     cfg = read_config(args.config)
     override(cfg, args.cfg_options)
     out = args.out or Path('work_dirs/check_dataset', Path(args.config).stem)
+    check_folder('--out', out)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         datasets = choose(cfg, args.split)
         if not datasets:
             raise ConfigError(f'{args.config} has no datasets: it lacks its _base_.')
-        make_folder('--out', out)
         errors = sum(check(name, dataset, cfg, out) for name, dataset in datasets.items())
     sys.exit(1 if errors else 0)
 

@@ -9,7 +9,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 from mmfocalnet.datasets import make_shape_crops, make_shapes
 from mmfocalnet.datasets.shapes import STAMP
 from mmfocalnet.errors import UserError
-from mmfocalnet.launch import one_sentence_errors, print_lines
+from mmfocalnet.launch import check_folder, one_sentence_errors, print_lines
 
 
 def parse_args():
@@ -30,6 +30,7 @@ def parse_args():
 @one_sentence_errors
 def main():
     args = parse_args()
+    check_folder('--out', args.out)
     make = make_shape_crops if args.crops else make_shapes
     given = dict(num_train=args.train, num_val=args.val, size=args.size, seed=args.seed)
     try:

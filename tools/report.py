@@ -8,7 +8,7 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.launch import integer, one_sentence_errors, print_error, print_lines
+from mmfocalnet.launch import check_file, integer, one_sentence_errors, print_error, print_lines
 from mmfocalnet.visualization.report import write_report
 
 
@@ -33,6 +33,7 @@ def parse_args():
 def main():
     args = parse_args()
     out = args.out or args.work_dir / 'report.html'
+    check_file('--out', out)
     missing = write_report(args.work_dir, out, args.images)
     print_lines(*missing.yet, f'The report: {out}')
     for sentence in missing.skipped:

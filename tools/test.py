@@ -2,7 +2,6 @@
 
 import argparse
 import signal
-from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
@@ -14,11 +13,11 @@ from mmfocalnet.launch import (
     add_common_flags,
     build_runner,
     check_data,
+    check_file,
     check_fits,
     check_start,
     drop_strategy,
     load_config,
-    make_folder,
     naming_any,
     one_sentence_errors,
     use_drawing,
@@ -55,7 +54,7 @@ def main():
         raise UserError(f'--out {args.out} must end in .pkl: predictions are written as a pickle.')
     cfg = load_config(args)
     if args.out:
-        make_folder('--out', Path(args.out).absolute().parent)
+        check_file('--out', args.out)
     cfg.load_from = args.checkpoint
     drop_strategy(cfg)
     if args.show or args.show_dir:

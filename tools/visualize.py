@@ -21,7 +21,6 @@ from mmfocalnet.launch import (
     check_folder,
     integer,
     load_config,
-    make_folder,
     one_sentence_errors,
 )
 from mmfocalnet.models.focalnet import pretrained_options
@@ -144,7 +143,6 @@ def main():
     move_to(net, args.device)
     place = find_block(net, args.stage, args.block)
     shown, pixels = prepare_image(image, cfg)
-    make_folder('--out', out)
     for what in kinds(args.what, net, place):
         if what == 'kernels':
             figure = draw_kernels_of(net, place, args.pretrained_window)

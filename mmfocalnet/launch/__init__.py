@@ -13,6 +13,7 @@ from mmfocalnet.launch.data import check_data, check_paths
 from mmfocalnet.launch.flags import (
     add_cfg_options,
     add_common_flags,
+    check_file,
     check_folder,
     integer,
     make_folder,
@@ -28,6 +29,7 @@ __all__ = [
     'add_common_flags',
     'build_runner',
     'check_data',
+    'check_file',
     'check_fits',
     'check_folder',
     'check_model',

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mmengine.config import DictAction
@@ -52,7 +53,7 @@ def check_folder(flag: str, path: str | os.PathLike) -> None:
     Raises:
         UserError: If it is no folder or not writable, or no folder can have its name.
     """
-    with _naming_folder(flag, path):
+    with _naming_path(flag, path):
         str(path).encode()  # logs and configs contain it, in UTF-8
         try:
             os.scandir(path).close()
@@ -73,18 +74,26 @@ def make_folder(flag: str, path: str | os.PathLike) -> None:
         UserError: As `check_folder`, or if it cannot be made.
     """
     check_folder(flag, path)
-    with _naming_folder(flag, path):
+    with _naming_path(flag, path):
         os.makedirs(path, exist_ok=True)
 
 
+def check_file(flag: str, path: str | os.PathLike) -> None:
+    """Check that a file can be written, as `check_folder` does. Nothing is made."""
+    check_folder(flag, os.path.dirname(os.path.abspath(path)))
+    with _naming_path(flag, path), suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            raise IsADirectoryError(errno.EISDIR, 'it is a folder')
+
+
 @contextmanager
-def _naming_folder(flag: str, path: str | os.PathLike) -> Iterator[None]:
+def _naming_path(flag: str, path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, 'strerror', None) or 'its name is not UTF-8'
         raise UserError(
-            f'{flag} {shown(str(path))} cannot be used ({reason}): give a folder that can be '
+            f'{flag} {shown(str(path))} cannot be used ({reason}): give a path that can be '
             'written to.'
         ) from error
 

@@ -20,6 +20,7 @@ from mmfocalnet.datasets.inspection import find_datasets
 from mmfocalnet.datasets.unreadable import name_unreadable
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.predictor import find_palette
+from mmfocalnet.launch import make_folder
 from mmfocalnet.registration import type_name
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def draw_samples(
     Raises:
         ConfigError: If the config has no visualizer or no such dataset.
         DataError: If a file cannot be read; in training others take its place.
+        UserError: If the folder cannot be written to.
     """
     if not cfg.get(f'{split}_dataloader') or not cfg.get('visualizer'):
         raise ConfigError(
@@ -72,7 +74,7 @@ def draw_samples(
         if split != 'train':
             name_unreadable(dataset)
         visualizer = _build_visualizer(cfg, dataset)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder('--output-dir', out)
         set_random_seed(seed)
         chosen = np.random.permutation(len(dataset))[:number]
         for index in track_iter_progress(np.sort(chosen).tolist()):

@@ -16,8 +16,8 @@ NAME = 'rose\N{LATIN SMALL LETTER E WITH ACUTE}\udcff\x1b[2J\N{RIGHT-TO-LEFT OVE
 
 
 @pytest.fixture
-def stdout(monkeypatch, capsys):
-    """Put a stream in the place of stdout."""
+def stdout(monkeypatch):
+    """Put a stream in the place of stdout, from within a test: pytest has its own before."""
 
     def put(stream):
         monkeypatch.setattr(sys, 'stdout', stream)
@@ -64,14 +64,15 @@ def test_a_full_stdout_is_an_error(stdout, capsys):
 
 
 @pytest.fixture
-def unread(stdout):
-    """A stdout whose reader is gone, as of ``| head``."""
+def unread():
+    """A stream whose reader is gone, as of ``| head``."""
     reader, writer = os.pipe()
     os.close(reader)
-    return stdout(os.fdopen(writer, 'w'))
+    return os.fdopen(writer, 'w')
 
 
-def test_a_reader_that_is_gone_ends_quietly(unread, capsys):
+def test_a_reader_that_is_gone_ends_quietly(stdout, unread, capsys):
+    stdout(unread)
     assert code_of(lambda: print_lines(*range(100_000))) == 141
     unread.close()  # as Python does at its end: nothing is left to be written
     assert not capsys.readouterr().err
@@ -85,12 +86,14 @@ def test_a_broken_pipe_to_another_process_is_unexpected(capsys):
     assert 'of a worker' in capsys.readouterr().err
 
 
-def test_an_error_counts_more_than_a_reader_that_is_gone(unread, capsys):
+def test_an_error_counts_more_than_a_reader_that_is_gone(stdout, unread):
     def main():
         print('few')
         sys.exit(1)
 
+    stdout(unread)
     assert code_of(main) == 1
+    unread.close()
 
 
 def test_a_tool_whose_reader_is_gone(tmp_path):

@@ -22,6 +22,7 @@ from mmfocalnet.launch import (
     integer,
     load_config,
     one_sentence_errors,
+    print_lines,
 )
 from mmfocalnet.models.focalnet import pretrained_options
 from mmfocalnet.visualization import (
@@ -150,7 +151,7 @@ def main():
             figure = draw(what, net, place, shown, pixels.to(args.device))
         file = out / file_name(what, args, place)
         save_figure(figure, file)
-        print_log(f'Drawn: {file}', logger='current')
+        print_lines(f'Drawn: {file}')
 
 
 if __name__ == '__main__':

@@ -91,7 +91,7 @@ def _naming_path(flag: str, path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeEncodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'its name is not UTF-8'
+        reason = getattr(error, 'strerror', None) or 'its name is not UTF-8 in this locale'
         raise UserError(
             f'{flag} {shown(str(path))} cannot be used ({reason}): give a path that can be '
             'written to.'

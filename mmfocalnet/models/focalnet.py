@@ -290,6 +290,8 @@ class FocalNet(BaseModule):
         use_checkpoint: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
+        if isinstance(init_cfg, dict) and init_cfg.get('type', '') is None:
+            init_cfg = None  # as mmdet's test_robustness.py has it
         super().__init__(init_cfg=init_cfg)
         given = dict(
             patch_size=patch_size,

@@ -77,7 +77,7 @@ def draw_samples(
         make_folder('--output-dir', out)
         set_random_seed(seed)
         chosen = np.random.permutation(len(dataset))[:number]
-        for index in track_iter_progress(np.sort(chosen).tolist()):
+        for index in track_iter_progress(np.sort(chosen).tolist(), file=sys.stdout):
             path = out / f'{index}.jpg'
             item = dataset[index]
             image = _image(item, original_size=late)

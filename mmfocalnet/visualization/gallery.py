@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ def _fill(gallery: Gallery, work_dir: Path, cfg: Config, images: int) -> None:
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     threshold = cfg.get('default_hooks', {}).get('visualization', {}).get('score_thr', 0.3)
     chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
-    for index in track_iter_progress(chosen.tolist()):
+    for index in track_iter_progress(chosen.tolist(), file=sys.stdout):
         path = dataset.get_data_info(index)['img_path']
         try:
             gallery.pictures.append(_picture(predictor, dataset, index, threshold))

@@ -78,3 +78,12 @@ def test_a_metric_that_no_validation_measures_is_an_error(tmp_path, measure, set
         cfg.param_scheduler[0].monitor = 'coco/bbox_map'
     with pytest.raises(ConfigError, match=rf"{setting} of .* 'coco/bbox_map'.*{AP}"):
         train(cfg)
+
+
+def test_early_stopping_waits_for_the_next_value(tmp_path, measure):
+    measure({AP: 0.5}, {}, {IOU: 50.0}, {AP: 0.4})
+    stop = dict(type='EarlyStoppingHook', monitor=AP, patience=1, min_delta=0.05)
+    cfg = config(tmp_path, custom_hooks=[stop])
+    cfg.train_cfg.max_epochs = 6
+    train(cfg)
+    assert (tmp_path / 'epoch_4.pth').is_file() and not (tmp_path / 'epoch_5.pth').is_file()

@@ -15,6 +15,7 @@ from mmfocalnet.launch import (
     check_data,
     check_file,
     check_fits,
+    check_folder,
     check_start,
     drop_strategy,
     load_config,
@@ -53,6 +54,7 @@ def main():
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {args.out} must end in .pkl: predictions are written as a pickle.')
     cfg = load_config(args)
+    check_folder('--work-dir', cfg.work_dir)
     if args.out:
         check_file('--out', args.out)
     cfg.load_from = args.checkpoint

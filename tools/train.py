@@ -9,6 +9,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 from mmfocalnet.launch import (
     add_common_flags,
     check_data,
+    check_folder,
     check_model,
     check_start,
     check_strategy,
@@ -41,6 +42,7 @@ def parse_args():
 def main():
     args = parse_args()
     cfg = load_config(args)
+    check_folder('--work-dir', cfg.work_dir)
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:

@@ -106,11 +106,12 @@ def _folders(top: str) -> Iterator[str]:
     entered = set()
     for folder, inner, _ in os.walk(top, followlinks=True):
         real = os.path.realpath(folder)
-        # As in globs, names with a dot in front are hidden.
-        inner[:] = [name for name in inner if name[0] != '.' and real not in entered]
-        if real not in entered:
-            entered.add(real)
-            yield folder
+        if real in entered:
+            inner.clear()
+            continue
+        entered.add(real)
+        inner[:] = [name for name in inner if name[0] != '.']  # globs leave out hidden ones
+        yield folder
 
 
 def _nothing(text: str) -> str:

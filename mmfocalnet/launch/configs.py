@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +18,6 @@ from mmengine.fileio import YamlHandler, register_handler
 from mmengine.utils import get_object_from_string
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.launch.flags import check_folder
 from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models.arguments import in_one_line
 from mmfocalnet.registration import type_name
@@ -34,11 +35,11 @@ class SafeYamlHandler(YamlHandler):
 class _SafeLoader(yaml.SafeLoader):
     """PyYAML's safe loader, and the tuples that MMEngine's configs are dumped with."""
 
-    def tuple(self, node: yaml.SequenceNode) -> tuple:
+    def construct_tuple(self, node: yaml.SequenceNode) -> tuple:
         return tuple(self.construct_sequence(node, deep=True))
 
 
-_SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', _SafeLoader.tuple)
+_SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', _SafeLoader.construct_tuple)
 
 
 def load_config(args: Namespace) -> Config:
@@ -53,7 +54,6 @@ def load_config(args: Namespace) -> Config:
     Raises:
         ConfigError: If the file is missing, cannot be read or has no model, or an override does
             not fit.
-        UserError: If the work dir cannot be written to.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
@@ -75,7 +75,6 @@ def load_config(args: Namespace) -> Config:
             )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    check_folder('--work-dir', cfg.work_dir)
     return cfg
 
 
@@ -124,7 +123,8 @@ def _find_hidden_classes(cfg: Config) -> None:
         if not isinstance(kind, str) or kind.count('.') < 2 or get_object_from_string(kind):
             continue
         module, _, name = kind.rpartition('.')
-        if get_object_from_string(module.rpartition('.')[0]):
+        with suppress(ImportError, AttributeError, ValueError):  # such names are reported later
+            pkgutil.resolve_name(f'{module}:{name}')
             node['type'] = LazyObject(module, name)
 
 

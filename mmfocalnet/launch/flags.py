@@ -34,7 +34,7 @@ def integer(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
         maximum: The largest that is accepted.
     """
 
-    def integer(text: str) -> int:
+    def integer(text: str) -> int:  # argparse prints this name
         value = int(text)
         if not minimum <= value <= maximum:
             raise ArgumentTypeError(f'{text} is not from {minimum} to {maximum}')

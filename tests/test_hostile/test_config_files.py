@@ -136,6 +136,7 @@ MISTAKES = {
         "did you mean 'FocalNet'.",
     ),
     'a misspelt class of mmdet': ("model = dict(type='MaskRCNNN')", "did you mean 'MaskRCNN'."),
+    'an unknown class of a module': ("model = dict(type='mmdet.models.Zzz')", 'mmdet.models.Zzz'),
     'an unknown class': ("model = dict(type='Zzz')", 'Zzz is not in the'),
     'text for a backbone': ("model = dict(backbone='FocalNet')", 'model of'),
     'a list for a neck': ('model = dict(neck=[1, 2])', 'model of'),

@@ -117,3 +117,10 @@ def test_an_interrupt_during_the_imports():
         rest = process.stderr.read()
     assert process.returncode == -signal.SIGINT  # 130 in shells
     assert 'Traceback' not in rest
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'tools').glob('*.py')), ids=lambda path: path.stem)
+def test_every_tool_expects_interrupts_before_the_slow_imports(path):
+    text = path.read_text()
+    slow = [text.find(f'\n{start}') for start in ('from mmfocalnet', 'import torch')]
+    assert 0 < text.find('signal.SIG_DFL') < min(place for place in slow if place > 0)

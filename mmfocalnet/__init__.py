@@ -20,6 +20,7 @@ from mmfocalnet.hooks import (  # noqa: E402
     CheckLabelsHook,
     CheckLossesHook,
     ClassVisualizationHook,
+    TolerantParamSchedulerHook,
 )
 from mmfocalnet.models import FocalModulation, FocalNet, FocalNetClassifier  # noqa: E402
 from mmfocalnet.optim import FocalNetLayerDecayOptimizerConstructor  # noqa: E402
@@ -51,6 +52,7 @@ __all__ = [
     'SeededInfiniteSampler',
     'SeededSampler',
     'SkipUnreadable',
+    'TolerantParamSchedulerHook',
     'TopKAccuracy',
     'UnreadableFilesHook',
     '__version__',

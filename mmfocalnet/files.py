@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written, or is there and no regular file; nothing is left then.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, 'it is no regular file', str(path))
     # The end of a name has its suffix, and the whole might be as long as names can be.

@@ -1,10 +1,10 @@
-"""Registering our classes in MMEngine's root registries, which mmdet's and mmseg's look up in."""
+"""Classes in MMEngine's registries: registering ours, and the names that configs give them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
@@ -36,6 +36,20 @@ def register(registry: Registry) -> Callable[[Registered], Registered]:
         return module
 
     return decorate
+
+
+def type_name(node: Any) -> str | None:
+    """Name of the class or function that a part of a config builds, without module or scope.
+
+    Args:
+        node: A part of a config. Its ``type`` is a string, or in MMEngine's pure Python configs
+            the class.
+
+    Returns:
+        The name; None if the part has no type.
+    """
+    kind = node.get('type') if isinstance(node, dict) else None
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
 
 
 def warn_of_namesakes(name: str = 'FocalNet') -> None:

@@ -1,5 +1,6 @@
 """Every config file: loads, builds without memory, fits itself, and counts as the paper does."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,15 @@ def test_norm_layers_do_not_decay():
     decay = {id(group['params'][0]): group['weight_decay'] for group in wrapper.param_groups}
     for name, parameter in model.named_parameters():
         assert decay[id(parameter)] == (0.0 if 'norm' in name else 0.05), name
+
+
+def test_the_config_for_mmdets_analyze_results(tmp_path):
+    """That of docs/training.md: the tool compares the classes of the loaders."""
+    from mmdet.datasets import get_loading_pipeline
+
+    page = (CONFIGS.parent / 'docs/training.md').read_text()
+    [text] = re.findall(r"```python\n(_base_ = '\.\./mask_rcnn.*?)```", page, re.DOTALL)
+    (tmp_path / 'config.py').write_text(text.replace("'../", f"'{CONFIGS}/"))
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        assert len(get_loading_pipeline(cfg.train_dataloader.dataset.pipeline)) == 2

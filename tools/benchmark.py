@@ -6,6 +6,7 @@ run mean something, seconds of two runs do not.
 
 import argparse
 import os
+import signal
 import statistics
 import time
 import types
@@ -14,6 +15,9 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 import torch
 from matplotlib.figure import Figure
@@ -26,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocalnet import ops
 from mmfocalnet.errors import UserError
-from mmfocalnet.launch import one_sentence_errors
+from mmfocalnet.launch import integer, make_folder, one_sentence_errors
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import Mlp
@@ -406,7 +410,6 @@ def draw(points, file):
     for axes in (left, right):
         axes.legend()
         axes.grid(alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     print(f'\nDrawn: {file}')
 
@@ -447,19 +450,16 @@ def parse_args():
         help='focal modulation alone; FocalNet-T; a training step of Mask R-CNN; '
         'FocalNet-T against pixels and batch',
     )
-    parser.add_argument('--size', type=int, nargs=2, default=(800, 1216), metavar=('H', 'W'))
-    parser.add_argument('--dim', type=int, default=96, help='channels of the operator')
-    parser.add_argument('--batch', type=int, default=1, help='images')
-    parser.add_argument('--rounds', type=int, default=5, help='of which the median is shown')
-    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--size', type=integer(1), nargs=2, default=(800, 1216), metavar=('H', 'W'))
+    parser.add_argument('--dim', type=integer(1), default=96, help='channels of the operator')
+    parser.add_argument('--batch', type=integer(1), default=1, help='images')
+    parser.add_argument('--rounds', type=integer(1), default=5, help='of which the median is shown')
+    parser.add_argument('--threads', type=integer(1), default=2)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--compile', action='store_true', help='torch.compile as a row')
     parser.add_argument('--out', help='folder for the plot of `growth`')
-    args = parser.parse_args()
-    if min(args.size) < 1 or min(args.batch, args.rounds, args.threads, args.dim) < 1:
-        parser.error('sizes and numbers must be positive')
-    return args
+    return parser.parse_args()
 
 
 def prepare(args):
@@ -473,6 +473,8 @@ def prepare(args):
 @one_sentence_errors
 def main():
     args = parse_args()
+    if args.out:
+        make_folder('--out', args.out)
     prepare(args)
     print(f'{machine(args)}\n')
     height, width = args.size

@@ -1,16 +1,21 @@
 """Draw what a network will see: python tools/browse_dataset.py CONFIG"""
 
 import argparse
+import signal
 from pathlib import Path
 
-from mmfocalnet.errors import ConfigError
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
+
 from mmfocalnet.launch import (
     add_cfg_options,
+    check_folder,
     check_paths,
+    integer,
     one_sentence_errors,
     override,
+    print_lines,
     read_config,
-    whole_number,
 )
 from mmfocalnet.visualization.browse import draw_samples
 
@@ -32,10 +37,10 @@ def parse_args():
         help='where pictures go (default: work_dirs/browse_dataset/CONFIG_NAME)',
     )
     parser.add_argument(
-        '--number', type=whole_number(1), default=20, metavar='N', help='samples (default: 20)'
+        '--number', type=integer(1), default=20, metavar='N', help='samples (default: 20)'
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='of choice and augmentation (default: 0)'
+        '--seed', type=integer(0), default=0, help='of choice and augmentation (default: 0)'
     )
     parser.add_argument(
         '--not-show', action='store_true', help='open no windows, as where there is no screen'
@@ -54,11 +59,10 @@ def main():
     override(cfg, args.cfg_options)
     check_paths(cfg, f'{args.split}_dataloader')
     out = args.output_dir or Path('work_dirs/browse_dataset', Path(args.config).stem)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f'--output-dir {out} is a file: give a folder.')
+    check_folder('--output-dir', out)
     interval = None if args.not_show else args.show_interval
     files = list(draw_samples(cfg, args.split, out, args.number, args.seed, interval))
-    print(f'{len(files)} pictures: {out}')
+    print_lines(f'{len(files)} images: {out}')
 
 
 if __name__ == '__main__':

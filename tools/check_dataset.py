@@ -1,8 +1,12 @@
 """Go through a dataset before training: python tools/check_dataset.py CONFIG"""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmengine.registry import DefaultScope
 
@@ -13,9 +17,12 @@ from mmfocalnet.datasets.inspection.findings import CLASSES
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch import (
     add_cfg_options,
+    check_folder,
     check_paths,
+    make_folder,
     one_sentence_errors,
     override,
+    print_lines,
     read_config,
 )
 
@@ -76,14 +83,16 @@ def check(name, dataset, cfg, out):
         check_classes(dataset, cfg.get('model') or {})
     except ConfigError as error:
         report.findings.add(CLASSES, str(error))
-    print(f'{name}: {report.title}, {report.images} images')
-    for line in (*report.findings.lines(), *report.counts.lines()):
-        print(line)
+    print_lines(
+        f'{name}: {report.title}, {report.images} images',
+        *report.findings.lines(),
+        *report.counts.lines(),
+    )
     if report.counts.names:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder('--out', out)
         path = out / f'{name}.png'
         draw_counts(report.counts, f'{name}: {report.counts.unit} of each class', path)
-        print(f'As a chart: {path}')
+        print_lines(f'As a chart: {path}')
     errors = report.findings.count(errors=True)
     print(f'{name}: {errors} errors, {report.findings.count(errors=False)} warnings\n')
     return errors
@@ -95,8 +104,7 @@ def main():
     cfg = read_config(args.config)
     override(cfg, args.cfg_options)
     out = args.out or Path('work_dirs/check_dataset', Path(args.config).stem)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f'--out {out} is a file: give a folder.')
+    check_folder('--out', out)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         datasets = choose(cfg, args.split)
         if not datasets:

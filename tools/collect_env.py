@@ -2,7 +2,11 @@
 
 import argparse
 import os
+import signal
 from importlib.metadata import PackageNotFoundError, version
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 import torch
 from mmengine.utils.dl_utils import collect_env
@@ -10,6 +14,7 @@ from mmengine.utils.dl_utils import collect_env
 import mmfocalnet
 from mmfocalnet.compat import ensure_panopticapi
 from mmfocalnet.compat.mmcv_ops import ops_provider
+from mmfocalnet.launch import one_sentence_errors
 
 STACKS = {
     'maintained forks (onedl)': (
@@ -39,6 +44,7 @@ def stacks():
     return found
 
 
+@one_sentence_errors
 def main():
     argparse.ArgumentParser(description=__doc__).parse_args()
     info = {

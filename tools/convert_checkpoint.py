@@ -1,10 +1,14 @@
 """Convert a FocalNet checkpoint: python tools/convert_checkpoint.py SRC DST --to timm"""
 
 import argparse
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet.checkpoints.command_line import add_source_flags, inspect_source
 from mmfocalnet.checkpoints.convert import DESTINATIONS, Changes, convert
-from mmfocalnet.launch import one_sentence_errors
+from mmfocalnet.launch import integer, one_sentence_errors, print_lines
 
 
 def parse_args():
@@ -19,7 +23,7 @@ def parse_args():
         metavar='N[,N,N,N]',
         help='kernel size at the first focal level, of all stages or of each',
     )
-    parser.add_argument('--levels', type=int, metavar='N', help='focal levels of all stages')
+    parser.add_argument('--levels', type=integer(1), metavar='N', help='focal levels of all stages')
     parser.add_argument(
         '--keep-function',
         action='store_true',
@@ -32,7 +36,7 @@ def parse_args():
 
 
 def numbers(text):
-    return tuple(int(number) for number in text.split(','))
+    return tuple(map(integer(1), text.split(',')))
 
 
 @one_sentence_errors
@@ -41,10 +45,12 @@ def main():
     found = inspect_source(args)
     changes = Changes(args.windows, args.levels, args.keep_function, args.allow_nonfinite)
     done = convert(found, args.destination, args.to, changes)
-    print(f'{args.source}: {found.network}')
-    for name, origin in found.architecture.origins.items():
-        print(f'{name}={found.architecture.settings[name]} ({origin})')
-    print(f'{args.destination}: {args.to}; {done}')
+    settings, origins = found.architecture.settings, found.architecture.origins
+    print_lines(
+        f'{args.source}: {found.network}',
+        *(f'{name}={settings[name]} ({origin})' for name, origin in origins.items()),
+        f'{args.destination}: {args.to}; {done}',
+    )
 
 
 if __name__ == '__main__':

@@ -1,9 +1,13 @@
 """Train a small FocalNet model on generated images and show what it learned: make demo"""
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet.datasets import make_shape_crops, make_shapes
 from mmfocalnet.launch import one_sentence_errors

@@ -1,14 +1,26 @@
 """Predict pictures and videos: python tools/infer.py photos/ CONFIG CHECKPOINT --out results"""
 
 import argparse
+import os
+import signal
 import sys
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet.errors import UserError
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.inference.run import Run
 from mmfocalnet.inference.sources import find_sources
-from mmfocalnet.launch import add_cfg_options, one_sentence_errors
+from mmfocalnet.launch import (
+    add_cfg_options,
+    integer,
+    make_folder,
+    one_sentence_errors,
+    print_error,
+    print_lines,
+)
 
 
 def score(text):
@@ -33,24 +45,16 @@ def parse_args():
         default=0.3,
         help='boxes of lower scores are neither drawn nor written (default: 0.3)',
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='default: 1')
+    parser.add_argument('--batch-size', type=integer(1), default=1, help='default: 1')
     add_cfg_options(parser)
-    args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error(f'--batch-size {args.batch_size} must be 1 or more')
-    return args
+    return parser.parse_args()
 
 
-def make_folder(out, sources):
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f'--out {out} cannot be made ({error.strerror}); expected a folder: choose another.'
-        ) from error
-    written = [(out / name).resolve() for name in ('vis', 'pred', 'panoptic')]
+def keep_sources(out, sources):
+    """Refuse to write where the sources are."""
+    written = [os.path.realpath(out / name) for name in ('vis', 'pred', 'panoptic')]
     for source in sources:
-        if source.path.resolve().parent in written:
+        if os.path.dirname(os.path.realpath(source.path)) in written:
             raise UserError(
                 f'{source.path} lies where --out {out} has its results, which could replace it: '
                 'choose another --out.'
@@ -58,12 +62,11 @@ def make_folder(out, sources):
 
 
 def report(run, written):
-    print(f'{len(run.results.images)} predictions')
+    print_lines(f'{len(run.results.images)} predictions')
     if written:
-        print(f'Written: {", ".join(map(str, written))}')
-        print(meaning_of_ids(run.results))
+        print_lines(f'Written: {", ".join(map(str, written))}', meaning_of_ids(run.results))
     for problem in run.problems:
-        print(f'infer.py: {problem}', file=sys.stderr)
+        print_error(problem)
 
 
 def meaning_of_ids(results):
@@ -80,7 +83,8 @@ def main():
     sources, problems = find_sources(args.images)
     if not sources:
         raise UserError(' '.join(problems))
-    make_folder(args.out, sources)
+    keep_sources(args.out, sources)
+    make_folder('--out', args.out)
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
     run = Run(predictor, args.out, args.score_thr, args.batch_size)
     run.problems += problems

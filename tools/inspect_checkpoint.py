@@ -1,11 +1,15 @@
 """Say which FocalNet a checkpoint holds: python tools/inspect_checkpoint.py SRC"""
 
 import argparse
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet.checkpoints.architecture import output_stages
 from mmfocalnet.checkpoints.command_line import add_source_flags, inspect_source
 from mmfocalnet.checkpoints.convert import loading_problem
-from mmfocalnet.launch import one_sentence_errors
+from mmfocalnet.launch import one_sentence_errors, print_lines
 
 
 def parse_args():
@@ -48,12 +52,12 @@ def backbone(args, found):
 def main():
     args = parse_args()
     found = inspect_source(args)
-    print(*describe(found), sep='\n')
+    print_lines(*describe(found))
     problem = loading_problem(found)
     if problem:
-        print(f'does not load: {args.source} {problem}')
+        print_lines(f'does not load: {args.source} {problem}')
     else:
-        print('', *backbone(args, found), sep='\n')
+        print_lines('', *backbone(args, found))
 
 
 if __name__ == '__main__':

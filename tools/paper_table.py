@@ -1,12 +1,16 @@
 """Count the networks of Tables 1 to 13 beside the paper's figures: python tools/paper_table.py"""
 
 import argparse
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 import torch
 import yaml

@@ -1,10 +1,14 @@
 """Put a training on one HTML page: python tools/report.py WORK_DIR"""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
-from mmfocalnet.launch import one_sentence_errors, whole_number
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
+
+from mmfocalnet.launch import check_file, integer, one_sentence_errors, print_error, print_lines
 from mmfocalnet.visualization.report import write_report
 
 
@@ -17,7 +21,7 @@ def parse_args():
     parser.add_argument('--out', type=Path, metavar='FILE', help='default: WORK_DIR/report.html')
     parser.add_argument(
         '--images',
-        type=whole_number(0),
+        type=integer(0),
         default=16,
         metavar='N',
         help='predict N held-out images with the newest checkpoint; 0: no gallery (default: 16)',
@@ -29,10 +33,11 @@ def parse_args():
 def main():
     args = parse_args()
     out = args.out or args.work_dir / 'report.html'
+    check_file('--out', out)
     missing = write_report(args.work_dir, out, args.images)
-    print(*missing.yet, f'The report: {out}', sep='\n')
+    print_lines(*missing.yet, f'The report: {out}')
     for sentence in missing.skipped:
-        print(f'report.py: {sentence}', file=sys.stderr)
+        print_error(sentence)
     sys.exit(1 if missing.skipped else 0)
 
 

@@ -1,6 +1,10 @@
 """Test a model: python tools/test.py configs/mask_rcnn/focalnet_t_1x.py CHECKPOINT"""
 
 import argparse
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmengine.evaluator import DumpResults
 
@@ -10,7 +14,9 @@ from mmfocalnet.launch import (
     add_common_flags,
     build_runner,
     check_data,
+    check_file,
     check_fits,
+    check_folder,
     check_start,
     drop_strategy,
     load_config,
@@ -49,6 +55,9 @@ def main():
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out {args.out} must end in .pkl: predictions are written as a pickle.')
     cfg = load_config(args)
+    check_folder('--work-dir', cfg.work_dir)
+    if args.out:
+        check_file('--out', args.out)
     cfg.load_from = args.checkpoint
     drop_strategy(cfg)
     if args.show or args.show_dir:

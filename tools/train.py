@@ -1,11 +1,16 @@
 """Train a model: python tools/train.py configs/mask_rcnn/focalnet_t_1x.py"""
 
 import argparse
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet.checkpoints import reading_once
 from mmfocalnet.launch import (
     add_common_flags,
     check_data,
+    check_folder,
     check_model,
     check_start,
     check_strategy,
@@ -38,6 +43,7 @@ def parse_args():
 def main():
     args = parse_args()
     cfg = load_config(args)
+    check_folder('--work-dir', cfg.work_dir)
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:

@@ -1,18 +1,29 @@
 """Draw what a FocalNet looks at: python tools/visualize.py IMAGE CONFIG [CHECKPOINT]"""
 
 import argparse
+import signal
 from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
 from mmfocalnet.checkpoints import load_pretrained
-from mmfocalnet.errors import ConfigError, UserError
+from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import short_stem
 from mmfocalnet.inference import read_image
 from mmfocalnet.inference.predictor import move_to
-from mmfocalnet.launch import add_cfg_options, load_config, one_sentence_errors
+from mmfocalnet.launch import (
+    add_cfg_options,
+    check_folder,
+    integer,
+    load_config,
+    one_sentence_errors,
+    print_lines,
+)
 from mmfocalnet.models.focalnet import pretrained_options
 from mmfocalnet.visualization import (
     draw_gates,
@@ -49,7 +60,7 @@ def parse_args():
     )
     parser.add_argument(
         '--pretrained-window',
-        type=int,
+        type=integer(1),
         metavar='K',
         help='draw the kernels as they were before expansion, K by K at the first focal level '
         '(default: as they are)',
@@ -127,8 +138,7 @@ def main():
     args = parse_args()
     cfg = load_config(args)
     out = Path(args.out or Path(cfg.work_dir) / 'maps')
-    if out.exists() and not out.is_dir():
-        raise UserError(f'--out {out} is a file: give a folder.')
+    check_folder('--out', out)
     image = read_image(args.image)
     net = build_backbone(cfg, args)
     move_to(net, args.device)
@@ -141,7 +151,7 @@ def main():
             figure = draw(what, net, place, shown, pixels.to(args.device))
         file = out / file_name(what, args, place)
         save_figure(figure, file)
-        print_log(f'Drawn: {file}', logger='current')
+        print_lines(f'Drawn: {file}')
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from mmfocalnet.errors import ConfigError, DataError
-from mmfocalnet.registration import register
+from mmfocalnet.registration import register, type_name
 
 SUFFIXES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 """What images end with, in lower or upper case."""
@@ -109,7 +109,7 @@ def check_image_folders(datasets: Sequence[dict], model: dict) -> None:
     """
     first = None
     for dataset in datasets:
-        if dataset.get('type') not in ('ImageFolder', 'mmengine.ImageFolder', ImageFolder):
+        if type_name(dataset) != 'ImageFolder':
             continue
         folder = _folder(dataset.get('data_root'), dataset.get('data_prefix'))
         classes = (dataset.get('metainfo') or {}).get('classes') or list_classes(folder)

@@ -4,5 +4,12 @@ from .checkpoints import AtomicCheckpointHook
 from .classes import ClassVisualizationHook
 from .labels import CheckLabelsHook
 from .losses import CheckLossesHook
+from .metrics import TolerantParamSchedulerHook
 
-__all__ = ['AtomicCheckpointHook', 'CheckLabelsHook', 'CheckLossesHook', 'ClassVisualizationHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'CheckLabelsHook',
+    'CheckLossesHook',
+    'ClassVisualizationHook',
+    'TolerantParamSchedulerHook',
+]

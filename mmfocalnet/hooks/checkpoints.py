@@ -21,8 +21,9 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmfocalnet.checkpoints.report import named
-from mmfocalnet.errors import CheckpointError, ConfigError, UserError
+from mmfocalnet.errors import CheckpointError, UserError
 from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.hooks.metrics import find_metric
 from mmfocalnet.hooks.outdated import Outdated
 from mmfocalnet.hooks.patience import restore_patience, save_patience
 from mmfocalnet.models.arguments import whole
@@ -131,18 +132,16 @@ class AtomicCheckpointHook(CheckpointHook):
         """Save the best checkpoint, and once more the newest, which then knows of it.
 
         Raises:
-            ConfigError: If ``save_best`` names a metric that was not measured.
+            ConfigError: If ``save_best`` names a metric that the validation does not measure.
         """
-        measured = sorted(self._metrics)
-        for name in self.key_indicators if self.save_best and measured else ():
-            if name != 'auto' and name not in measured:
-                raise ConfigError(
-                    f'save_best of {type(self).__name__} is {name!r}, which the validation does '
-                    f'not measure: take one of {", ".join(measured)}.'
-                )
+        metrics = dict(self._metrics)
+        for name in self.key_indicators if self.save_best and metrics else ():
+            if name != 'auto':
+                owner = f'save_best of {type(self).__name__}'
+                metrics[name] = find_metric(self._metrics, name, owner)
         if isinstance(getattr(self, 'file_backend', None), Outdated):  # a training is under way
             runner.message_hub.update_info(VALIDATED, _done(runner))
-        super().after_val_epoch(runner, self._metrics)
+        super().after_val_epoch(runner, metrics)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the gradients of an accumulation under way, and the patience that is left."""

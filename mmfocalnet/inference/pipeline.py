@@ -12,6 +12,7 @@ from mmengine.registry import DefaultScope
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.images import ImageError
+from mmfocalnet.registration import type_name
 
 
 def find_test_dataset(cfg: Config) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
         ConfigError: If the config has no tests.
     """
     _, *steps = find_test_dataset(cfg).pipeline
-    without_labels = [s for s in steps if not s['type'].split('.')[-1].startswith('Load')]
+    without_labels = [step for step in steps if not str(type_name(step)).startswith('Load')]
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         pipeline = Compose(without_labels)
 

@@ -16,14 +16,14 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.infer import BaseInferencer
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmfocalnet.checkpoints import reading_once
 from mmfocalnet.checkpoints.report import shown
-from mmfocalnet.datasets.checks import check_classes
+from mmfocalnet.datasets.checks import check_classes, find_kind
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
@@ -229,7 +229,7 @@ def _dataset_meta(cfg: Config, checkpoint_meta: Any) -> dict[str, Any]:
     """Classes and palette: the checkpoint knows what it was trained on, else the config."""
     dataset = find_test_dataset(cfg)
     meta = {
-        **getattr(DATASETS.get(dataset['type']), 'METAINFO', {}),
+        **getattr(find_kind(dataset), 'METAINFO', {}),
         **(dataset.get('metainfo') or {}),
         **_trained_on(checkpoint_meta),
     }

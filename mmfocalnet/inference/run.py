@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -48,7 +49,7 @@ class Run:
         self.batch_size = batch_size
         self.problems: list[str] = []
         self.interrupted = False
-        self.bar = ProgressBar(start=False)
+        self.bar = ProgressBar(start=False, file=sys.stdout)
 
     def __call__(self, sources: Sequence[Source]) -> list[Path]:
         """Predict all; what cannot be read ends up in `problems`.
@@ -63,6 +64,8 @@ class Run:
         except KeyboardInterrupt:
             self.interrupted = True
             self.problems.append('Interrupted: what had not been predicted by then is left out.')
+        except BrokenPipeError:  # of stdout, to which the bar is printed
+            raise
         except OSError as error:
             self._cannot_write(error)
         print()  # the bar leaves its line open

@@ -44,12 +44,24 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
     Returns:
         The sources in order, and one sentence for each input that stands for nothing.
     """
-    files: dict[Path, Path] = {}
+    files: dict[str, Path] = {}
     problems = []
     for text in inputs:
-        found = list(_expand(text))
+        try:
+            found = list(_expand(text))
+        except OSError as error:
+            problems.append(
+                f'{text} cannot be read ({error.strerror}): make the folder readable or leave it '
+                'out.'
+            )
+            continue
         for path in found:
-            files.setdefault(path.resolve(), path)
+            if os.path.exists(path):
+                files.setdefault(os.path.realpath(path), path)
+            else:
+                problems.append(
+                    f'{path} is a link that leads to no file, or in a loop: correct the link.'
+                )
         if not found:
             problems.append(_nothing(text))
     sources: list[Source] = []
@@ -63,18 +75,43 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
 
 def _expand(text: str) -> Iterator[Path]:
     path = Path(text)
-    # Those of os.path say no where a name is too long to be one.
+    # The functions of os.path return False for a name that is too long.
     if os.path.isdir(path):
         yield from (
             file
             for file in sorted(path.iterdir())
             if file.suffix.lower() in PICTURES + VIDEOS and not file.is_dir()
         )
-    elif os.path.exists(path):  # first, since a name may hold the brackets of a glob
+    elif os.path.lexists(path):  # first, since a name may hold the brackets of a glob
         yield path
     else:
-        matches = map(Path, sorted(glob.glob(text, recursive=True)))
+        matches = map(Path, sorted(_match(text)))
         yield from (match for match in matches if not match.is_dir())
+
+
+def _match(pattern: str) -> Iterator[str]:
+    """Paths that a glob matches. ``**`` enters each folder once, even if links form a loop."""
+    parts = pattern.split('/')
+    if '**' not in parts:
+        yield from glob.iglob(pattern)
+        return
+    place = parts.index('**')
+    rest = '/'.join(parts[place + 1 :]) or '*'
+    for top in glob.iglob('/'.join([*parts[:place], ''])) if place else ['.']:
+        for folder in _folders(top):
+            yield from _match(f'{glob.escape(folder)}/{rest}')
+
+
+def _folders(top: str) -> Iterator[str]:
+    entered = set()
+    for folder, inner, _ in os.walk(top, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:
+            inner.clear()
+            continue
+        entered.add(real)
+        inner[:] = [name for name in inner if name[0] != '.']  # globs leave out hidden ones
+        yield folder
 
 
 def _nothing(text: str) -> str:

@@ -10,9 +10,16 @@ from mmfocalnet.launch.configs import (
     use_tta,
 )
 from mmfocalnet.launch.data import check_data, check_paths
-from mmfocalnet.launch.flags import add_cfg_options, add_common_flags, whole_number
+from mmfocalnet.launch.flags import (
+    add_cfg_options,
+    add_common_flags,
+    check_file,
+    check_folder,
+    integer,
+    make_folder,
+)
 from mmfocalnet.launch.runs import build_runner, check_model, train
-from mmfocalnet.launch.sentences import one_sentence_errors
+from mmfocalnet.launch.sentences import one_sentence_errors, print_error, print_lines
 from mmfocalnet.launch.settings import naming_any
 from mmfocalnet.launch.sharding import check_strategy, drop_strategy
 from mmfocalnet.launch.start import check_fits, check_start
@@ -22,21 +29,26 @@ __all__ = [
     'add_common_flags',
     'build_runner',
     'check_data',
+    'check_file',
     'check_fits',
+    'check_folder',
     'check_model',
     'check_paths',
     'check_start',
     'check_strategy',
     'drop_strategy',
+    'integer',
     'load_config',
+    'make_folder',
     'naming_any',
     'one_sentence_errors',
     'override',
+    'print_error',
+    'print_lines',
     'read_config',
     'scale_lr',
     'train',
     'use_amp',
     'use_drawing',
     'use_tta',
-    'whole_number',
 ]

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
+import yaml
 from mmengine.config import Config
+from mmengine.config.lazy import LazyObject
+from mmengine.fileio import YamlHandler, register_handler
+from mmengine.utils import get_object_from_string
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models.arguments import in_one_line
+from mmfocalnet.registration import type_name
+
+
+@register_handler(['yaml', 'yml'])
+class SafeYamlHandler(YamlHandler):
+    """Read YAML for MMEngine without the tags that run code."""
+
+    def load_from_fileobj(self, file: TextIO, **kwargs: Any) -> Any:
+        """Read a file; MMEngine's ``Loader`` is replaced."""
+        return super().load_from_fileobj(file, Loader=_SafeLoader)
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, and the tuples that MMEngine's configs are dumped with."""
+
+    def construct_tuple(self, node: yaml.SequenceNode) -> tuple:
+        return tuple(self.construct_sequence(node, deep=True))
+
+
+_SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', _SafeLoader.construct_tuple)
 
 
 def load_config(args: Namespace) -> Config:
@@ -26,8 +52,8 @@ def load_config(args: Namespace) -> Config:
         The config, with ``work_dir`` (default: ``work_dirs/CONFIG_NAME``) and ``launcher``.
 
     Raises:
-        ConfigError: If the file is missing, cannot be read or has no model, an override does
-            not fit, or the work dir is a file.
+        ConfigError: If the file is missing, cannot be read or has no model, or an override does
+            not fit.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
@@ -49,8 +75,6 @@ def load_config(args: Namespace) -> Config:
             )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
-        raise ConfigError(f'--work-dir {cfg.work_dir} is a file: give a folder.')
     return cfg
 
 
@@ -66,11 +90,17 @@ def read_config(path: str) -> Config:
             'configs/mask_rcnn/focalnet_t_1x.py.'
         )
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
+        _find_hidden_classes(cfg)
     except RecursionError as error:
         raise ConfigError(
             f'{path} cannot be read as a config: it inherits from itself, or from one that does; '
             'correct its _base_.'
+        ) from error
+    except SystemExit as error:
+        raise ConfigError(
+            f'{path} cannot be read as a config: it calls sys.exit(), which would end the tool '
+            'without a result; remove the call.'
         ) from error
     except Exception as error:
         reason = ' '.join(str(error).split())
@@ -78,6 +108,34 @@ def read_config(path: str) -> Config:
             f'{path} cannot be read as a config ({type(error).__name__}: {reason}): '
             'compare it with those in configs/.'
         ) from error
+    _set_scope(cfg)
+    return cfg
+
+
+def _find_hidden_classes(cfg: Config) -> None:
+    """Import the classes of a config, also where MMEngine does not find them in its own dumps.
+
+    It dumps classes by module, and takes ``mmdet.models.losses.smooth_l1_loss.L1Loss`` for an
+    attribute of the function of the module's name.
+    """
+    for node in find_dicts(list(cfg.values())):
+        kind = node.get('type')
+        if not isinstance(kind, str) or kind.count('.') < 2 or get_object_from_string(kind):
+            continue
+        module, _, name = kind.rpartition('.')
+        with suppress(ImportError, AttributeError, ValueError):  # such names are reported later
+            pkgutil.resolve_name(f'{module}:{name}')
+            node['type'] = LazyObject(module, name)
+
+
+def _set_scope(cfg: Config) -> None:
+    """Take the scope from the model's class where a pure Python config specifies none."""
+    model = cfg.get('model')
+    kind = model.get('type') if isinstance(model, dict) else None
+    module = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
+    scope = str(module).partition('.')[0]
+    if scope in ('mmdet', 'mmseg') and not cfg.get('default_scope'):
+        cfg.default_scope = scope
 
 
 def override(cfg: Config, options: dict[str, Any] | None) -> None:
@@ -155,14 +213,14 @@ def use_drawing(cfg: Config, args: Namespace) -> None:
             "default_hooks=dict(visualization=dict(type='DetVisualizationHook')), or "
             'SegVisualizationHook, or ClassVisualizationHook for a classifier.'
         )
-    if hook.type == 'VisualizationHook':  # mmpretrain's
+    if type_name(hook) == 'VisualizationHook':  # mmpretrain's
         hook.update(
             enable=True, interval=1, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir
         )
         return
     # Upstream's mmseg draws only every `interval`-th batch, when testing too.
     hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
-    if args.show_dir and hook.type == 'DetVisualizationHook':
+    if args.show_dir and type_name(hook) == 'DetVisualizationHook':
         hook.test_out_dir = args.show_dir
     elif args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
@@ -179,9 +237,11 @@ def use_tta(cfg: Config) -> None:
             f'--tta needs tta_model and tta_pipeline in {cfg.filename}: see those in '
             'configs/_base_/datasets.'
         )
-    if cfg.tta_model.type == 'DetTTAModel':
+    if type_name(cfg.tta_model) == 'DetTTAModel':
         _drop_masks(cfg)
-    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    tta_model = cfg.tta_model.copy()
+    tta_model.module = cfg.model
+    cfg.model = tta_model
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
@@ -190,7 +250,7 @@ def _drop_masks(cfg: Config) -> None:
     if cfg.model.get('roi_head', {}).get('mask_head'):
         cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
         for evaluator in find_dicts(cfg.test_evaluator):
-            if evaluator.get('type') == 'CocoMetric':
+            if type_name(evaluator) == 'CocoMetric':
                 evaluator.metric = 'bbox'
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mmengine.config import DictAction
+
+from mmfocalnet.checkpoints.report import shown
+from mmfocalnet.errors import UserError
 
 
 class _Options(DictAction):
@@ -19,20 +26,76 @@ class _Options(DictAction):
             parser.error('--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_epochs=1')
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """What argparse's ``type`` takes for whole numbers from one on.
+def integer(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
+    """Make what argparse's ``type`` takes for integers.
 
     Args:
-        least: The smallest.
+        minimum: The smallest that is accepted.
+        maximum: The largest that is accepted.
     """
 
-    def number(text: str) -> int:
+    def integer(text: str) -> int:  # argparse prints this name
         value = int(text)
-        if value < least:
-            raise ArgumentTypeError(f'{value} is less than {least}')
+        if not minimum <= value <= maximum:
+            raise ArgumentTypeError(f'{text} is not from {minimum} to {maximum}')
         return value
 
-    return number
+    return integer
+
+
+def check_folder(flag: str, path: str | os.PathLike) -> None:
+    """Check that a folder can be written to, if it exists. Nothing is made.
+
+    Args:
+        flag: The flag that specifies the folder.
+        path: The folder.
+
+    Raises:
+        UserError: If it is no folder or not writable, or no folder can have its name.
+    """
+    with _naming_path(flag, path):
+        str(path).encode()  # logs and configs contain it, in UTF-8
+        try:
+            os.scandir(path).close()
+        except FileNotFoundError:
+            return
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, 'it is not writable')
+
+
+def make_folder(flag: str, path: str | os.PathLike) -> None:
+    """Make a folder that a tool writes to, unless it exists.
+
+    Args:
+        flag: The flag that specifies the folder.
+        path: The folder.
+
+    Raises:
+        UserError: As `check_folder`, or if it cannot be made.
+    """
+    check_folder(flag, path)
+    with _naming_path(flag, path):
+        os.makedirs(path, exist_ok=True)
+
+
+def check_file(flag: str, path: str | os.PathLike) -> None:
+    """Check that a file can be written, as `check_folder` does. Nothing is made."""
+    check_folder(flag, os.path.dirname(os.path.abspath(path)))
+    with _naming_path(flag, path), suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            raise IsADirectoryError(errno.EISDIR, 'it is a folder')
+
+
+@contextmanager
+def _naming_path(flag: str, path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'its name is not UTF-8 in this locale'
+        raise UserError(
+            f'{flag} {shown(str(path))} cannot be used ({reason}): give a path that can be '
+            'written to.'
+        ) from error
 
 
 def add_cfg_options(parser: ArgumentParser) -> None:

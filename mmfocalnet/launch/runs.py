@@ -17,13 +17,14 @@ from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.hooks import CheckLossesHook
+from mmfocalnet.launch.flags import make_folder
 from mmfocalnet.launch.settings import STUMBLES, naming, naming_any
 from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.arguments import real
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
-from mmfocalnet.registration import warn_of_namesakes
+from mmfocalnet.registration import type_name, warn_of_namesakes
 
 
 def check_model(cfg: Config) -> None:
@@ -55,7 +56,7 @@ def check_model(cfg: Config) -> None:
     scalars = [name for name, weight in model.named_parameters() if not weight.ndim]
     if scalars and strategy_type(cfg) in FSDP:
         raise ConfigError(
-            f'FSDP cannot shard scalar weights, and {cfg.model.type} of {cfg.filename} has '
+            f'FSDP cannot shard scalar weights, and {type_name(cfg.model)} of {cfg.filename} has '
             f'{scalars[0]}: train it without runner_type and strategy.'
         )
     for module in model.modules():
@@ -71,12 +72,14 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         ConfigError: If the launcher's environment is missing, or a class does not take its
             settings.
+        UserError: If the work dir cannot be written to.
     """
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise ConfigError(
             '--launcher pytorch is for torchrun, which sets RANK and its like: use '
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
+    make_folder('--work-dir', cfg.work_dir)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         init_cpu_processes(cfg)
     with naming_any(cfg, otherwise='A setting'):

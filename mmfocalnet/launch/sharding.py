@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from mmengine.config import Config
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.registration import type_name
 
 # MMEngine's strategies, and ours, under which no process has whole weights or optimizer states.
 FSDP = ('FocalNetFSDPStrategy', 'FSDPStrategy')
@@ -25,7 +26,8 @@ def check_strategy(cfg: Config) -> None:
             DeepSpeed, a folder of it to resume from, or a hook that cannot work with shards.
     """
     strategy = strategy_type(cfg)
-    if cfg.get('strategy') and cfg.get('runner_type') != 'FlexibleRunner':
+    runner = type_name(dict(type=cfg.get('runner_type')))
+    if cfg.get('strategy') and runner != 'FlexibleRunner':
         raise ConfigError(
             f"{cfg.filename} has a strategy, which is for runner_type='FlexibleRunner': set that "
             'too, or drop strategy.'
@@ -38,7 +40,7 @@ def check_strategy(cfg: Config) -> None:
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
     for hook in cfg.get('custom_hooks') or ():
-        if str(hook.get('type')).split('.')[-1] == 'EMAHook':
+        if type_name(hook) == 'EMAHook':
             raise ConfigError(
                 f'EMAHook averages whole weights, and {strategy} of {cfg.filename} has shards of '
                 'them: drop one of the two.'
@@ -55,7 +57,7 @@ def drop_strategy(cfg: Config) -> None:
 
 def strategy_type(cfg: Config) -> str | None:
     """The strategy that a config trains by; None for MMEngine's plain Runner."""
-    return (cfg.get('strategy') or {}).get('type')
+    return type_name(cfg.get('strategy'))
 
 
 def _check_deepspeed(cfg: Config) -> None:

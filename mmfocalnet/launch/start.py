@@ -19,6 +19,7 @@ from mmfocalnet.errors import CheckpointError
 from mmfocalnet.hooks.checkpoints import MARK
 from mmfocalnet.models import FocalNetClassifier
 from mmfocalnet.models.arguments import in_one_line, is_whole
+from mmfocalnet.registration import type_name
 
 
 def check_start(cfg: Config) -> None:
@@ -151,7 +152,7 @@ def _before(newest: Path) -> list[Path]:
 
 def _check_average(cfg: Config, content: Any) -> None:
     """MMEngine's EMAHook looks into checkpoints of MMEngine's form only."""
-    hooks = [str(hook.get('type')).split('.')[-1] for hook in cfg.get('custom_hooks') or ()]
+    hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or ()]
     if 'EMAHook' in hooks and isinstance(content, dict) and 'state_dict' not in content:
         raise CheckpointError(
             f'{cfg.load_from} has no state_dict, as checkpoints of MMEngine have, and EMAHook of '

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focalnet import FocalNet
+from mmfocalnet.registration import type_name
 
 # What may stand right behind a backbone; those of mmseg choose features by `in_index`.
 _HEADS = ('panoptic_head', 'decode_head', 'auxiliary_head')
@@ -42,7 +43,7 @@ def check_channels(model: dict, backbone: FocalNet) -> None:
 
 def _check_single_map(model: dict, backbone: FocalNet) -> None:
     neck = model.get('neck')
-    if not isinstance(neck, dict) or neck.get('type') != 'SimpleFeaturePyramid':
+    if type_name(neck) != 'SimpleFeaturePyramid':
         return
     strides = [backbone.patch_embed.patch_size * 2**i for i in range(len(backbone.layers))]
     given = [strides[stage] for stage in backbone.out_indices]

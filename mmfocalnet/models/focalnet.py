@@ -29,7 +29,7 @@ from mmfocalnet.models.arguments import (
 from mmfocalnet.models.focal_modulation import kernel_sizes
 from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.ops import feed_forward, is_exact_gelu, keep_path, runs_as_it_stands
-from mmfocalnet.registration import register
+from mmfocalnet.registration import register, type_name
 
 # More than any network has, and few enough to be built in a minute.
 MOST_BLOCKS = 4096
@@ -290,6 +290,8 @@ class FocalNet(BaseModule):
         use_checkpoint: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
+        if isinstance(init_cfg, dict) and init_cfg.get('type', '') is None:
+            init_cfg = None  # as mmdet's test_robustness.py has it
         super().__init__(init_cfg=init_cfg)
         given = dict(
             patch_size=patch_size,
@@ -455,7 +457,7 @@ def pretrained_options(init_cfg: Any) -> dict[str, Any]:
     Raises:
         ConfigError: If it is anything else.
     """
-    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
+    if type_name(init_cfg) not in ('Pretrained', 'PretrainedInit'):
         raise ConfigError(
             f"FocalNet takes init_cfg=None or dict(type='Pretrained', checkpoint=...), "
             f'got {in_one_line(init_cfg)}.'

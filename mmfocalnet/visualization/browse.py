@@ -20,6 +20,8 @@ from mmfocalnet.datasets.inspection import find_datasets
 from mmfocalnet.datasets.unreadable import name_unreadable
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.predictor import find_palette
+from mmfocalnet.launch import make_folder
+from mmfocalnet.registration import type_name
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
@@ -54,6 +56,7 @@ def draw_samples(
     Raises:
         ConfigError: If the config has no visualizer or no such dataset.
         DataError: If a file cannot be read; in training others take its place.
+        UserError: If the folder cannot be written to.
     """
     if not cfg.get(f'{split}_dataloader') or not cfg.get('visualizer'):
         raise ConfigError(
@@ -71,10 +74,10 @@ def draw_samples(
         if split != 'train':
             name_unreadable(dataset)
         visualizer = _build_visualizer(cfg, dataset)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder('--output-dir', out)
         set_random_seed(seed)
         chosen = np.random.permutation(len(dataset))[:number]
-        for index in track_iter_progress(np.sort(chosen).tolist()):
+        for index in track_iter_progress(np.sort(chosen).tolist(), file=sys.stdout):
             path = out / f'{index}.jpg'
             item = dataset[index]
             image = _image(item, original_size=late)
@@ -94,7 +97,7 @@ def _build_visualizer(cfg: Config, dataset: BaseDataset) -> Visualizer:
 
 def _load_labels_late(pipeline: Sequence[dict]) -> bool:
     """Whether labels are loaded after the image is resized, and keep its first size."""
-    kinds = [step['type'] for step in pipeline]
+    kinds = [str(type_name(step)) for step in pipeline]
     loaders = [place for place, kind in enumerate(kinds) if 'Annotations' in kind]
     return bool(loaders) and any('Resize' in kind for kind in kinds[: loaders[0]])
 

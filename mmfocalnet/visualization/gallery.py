@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.inference import Prediction, read_image
 from mmfocalnet.inference.predictor import INSTANCE_OFFSET, Predictor
 from mmfocalnet.launch import check_data, check_start
+from mmfocalnet.registration import type_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +70,7 @@ def make_gallery(work_dir: Path, cfg: Config | None, images: int) -> Gallery:
     try:
         if cfg is None:
             raise ConfigError('there is no config that could be read.')
-        if (cfg.get('model') or {}).get('type') == 'FocalNetClassifier':
+        if type_name(cfg.get('model')) == 'FocalNetClassifier':
             gallery.missing.append(
                 'No gallery: of a classifier, tools/test.py --show-dir draws the predictions.'
             )
@@ -102,7 +104,7 @@ def _fill(gallery: Gallery, work_dir: Path, cfg: Config, images: int) -> None:
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     threshold = cfg.get('default_hooks', {}).get('visualization', {}).get('score_thr', 0.3)
     chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).round().astype(int)
-    for index in track_iter_progress(chosen.tolist()):
+    for index in track_iter_progress(chosen.tolist(), file=sys.stdout):
         path = dataset.get_data_info(index)['img_path']
         try:
             gallery.pictures.append(_picture(predictor, dataset, index, threshold))

@@ -85,7 +85,7 @@ def write_report(work_dir: Path, out: Path, images: int = 16) -> Missing:
 
 
 def _write(out: Path, text: str) -> None:
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UserError(f'{out} is a folder: give a file as --out, such as {out / "report.html"}.')
     try:
         with replacing(out) as part:

@@ -1,6 +1,5 @@
 """The sample set: its labels agree with each other, and its folder is whole or absent."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -334,26 +333,17 @@ def test_senseless_images_are_refused():
 # --- the command line -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def command():
-    spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools' / 'make_shapes.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool.main
-
-
-def test_command_line(tmp_path, command, capsys):
+def test_command_line(tmp_path, tool):
     out = tmp_path / 'shapes'
-    assert command(f'--out {out} --train 3 --val 2 --size 64'.split()) == 0
-    assert capsys.readouterr().out.count('\n') == 1
+    code, printed, _ = tool('make_shapes', '--out', out, '--train', 3, '--val', 2, '--size', 64)
+    assert code == 0 and printed.count('\n') == 1
     assert contents(out) == contents(make_shapes(tmp_path / 'same', **SMALL))
 
 
-def test_command_line_refuses_in_one_sentence(tmp_path, command, capsys):
-    assert command(f'--out {tmp_path / "shapes"} --size 8'.split()) == 2
-    said = capsys.readouterr()
-    assert said.out == '' and said.err.startswith('make_shapes: size must be from 64')
-    assert said.err.count('\n') == 1
+def test_command_line_refuses_in_one_sentence(tmp_path, tool):
+    code, printed, error = tool('make_shapes', '--out', tmp_path / 'shapes', '--size', 8)
+    assert code == 2 and not printed
+    assert error.startswith('make_shapes.py: size must be from 64') and error.count('\n') == 1
 
 
 # --- as the frameworks read it --------------------------------------------------------------

@@ -136,6 +136,7 @@ MISTAKES = {
         "did you mean 'FocalNet'.",
     ),
     'a misspelt class of mmdet': ("model = dict(type='MaskRCNNN')", "did you mean 'MaskRCNN'."),
+    'an unknown class of a module': ("model = dict(type='mmdet.models.Zzz')", 'mmdet.models.Zzz'),
     'an unknown class': ("model = dict(type='Zzz')", 'Zzz is not in the'),
     'text for a backbone': ("model = dict(backbone='FocalNet')", 'model of'),
     'a list for a neck': ('model = dict(neck=[1, 2])', 'model of'),
@@ -146,6 +147,7 @@ MISTAKES = {
     'no syntax': ('model = dict(', 'cannot be read as a config (SyntaxError'),
     'an unknown name': ('model = nonsense', "name 'nonsense' is not defined"),
     'an error': ('1 / 0', 'ZeroDivisionError'),
+    'an end': ('raise SystemExit', 'sys.exit()'),
     'a missing import': ("custom_imports = dict(imports=['no_such_package'])", 'no_such_package'),
     'a number for a mixer': ('model = dict(backbone=dict(mixer=3))', 'There is no mixer 3'),
     'text for depths': ("model = dict(backbone=dict(depths='2222'))", 'depths must list'),
@@ -188,19 +190,41 @@ def test_files_that_are_no_configs(tmp_path, config, count):
         assert message in said_of(path), path
 
 
+@pytest.mark.parametrize('heir', [None, "_base_ = './config.yaml'", "_base_ = ['config.yml']"])
+def test_yaml_runs_no_code(tmp_path, config, heir):
+    text = f"model: !!python/object/apply:os.mkdir ['{tmp_path}/ran']"
+    for name in ('config.yaml', 'config.yml'):
+        path = config(text, None, name)
+    path = config(heir, None, 'heir.py') if heir else path
+    assert 'python/object/apply' in said_of(path)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_yaml_and_json_are_read(config):
+    base = str(ROOT / 'configs/demo/mask_rcnn.py')
+    for path in (
+        config(f'_base_: {base}\nsize: !!python/tuple [1, 2]', None, 'config.yaml'),
+        config(f'{{"_base_": "{base}", "size": [1, 2]}}', None, 'config.json'),
+    ):
+        assert said_of(path) is None
+        assert tuple(load_config(flags(path)).size) == (1, 2)
+
+
 def test_options_that_do_not_fit(config, count):
     for options in ({'model': None}, {'model.backbone': 3}, {'model.backbone.depths.7': 1}):
         count()
         assert said_of(config(''), **options)
 
 
-def test_a_bug_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback(capsys):
     @one_sentence_errors
     def main():
         raise TypeError('of our own')
 
-    with pytest.raises(TypeError, match='of our own'):
+    with pytest.raises(SystemExit) as end:
         main()
+    assert end.value.code == 3
+    assert 'Traceback' in (said := capsys.readouterr().err) and 'of our own' in said
 
 
 def test_a_class_that_stumbles_is_told_with_its_place(config, count):

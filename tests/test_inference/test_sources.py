@@ -1,5 +1,7 @@
 """What files, folders and globs stand for."""
 
+from pathlib import Path
+
 import pytest
 
 from mmfocalnet.inference.sources import find_sources
@@ -61,3 +63,34 @@ def test_inputs_without_pictures_are_named(folder):
     assert [problem.split('/')[0] for problem in problems] == [
         'The folder ', "No file matches '", 'There is no file ',
     ]  # fmt: skip
+
+
+def test_loops_of_links_are_named_and_the_rest_is_found(folder):
+    """Two links from a folder to itself give 2**40 paths before the system stops."""
+    (folder / 'one.png').symlink_to('two.png')
+    (folder / 'two.png').symlink_to('one.png')
+    for name in ('left', 'right', 'sub/up'):
+        (folder / name).symlink_to(folder)
+    for text, count in (('', 3), ('**/*.*', 6), ('left/right', 3), ('**/deep/**', 1)):
+        sources, problems = find_sources([f'{folder}/{text}'])
+        assert len(sources) == count, text
+        loops = {Path(problem.split(' is a link ')[0]).name for problem in problems}
+        assert loops == ({'one.png', 'two.png'} if count > 1 else set())
+    sources, [problem] = find_sources([str(folder / 'one.png')])
+    assert not sources and 'one.png is a link' in problem
+
+
+def test_folders_that_links_lead_to_are_entered(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    (elsewhere / 'far.png').touch()
+    (folder / 'sub/link').symlink_to(elsewhere)
+    assert names(folder, '**/far.png') == ['sub/link/far.png']
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, 'Permission denied', str(self))
+
+    monkeypatch.setattr(Path, 'iterdir', refuse)
+    sources, [problem] = find_sources([str(folder), f'{folder}/a.png'])
+    assert len(sources) == 1 and f'{folder} cannot be read' in problem

@@ -2,12 +2,14 @@ import contextlib
 
 import pytest
 import torch
+from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.data import default_collate
 
 from mmfocalnet import FocalModulation, FocalNet, ops
 from mmfocalnet.models import ARCHS
+from mmfocalnet.models.focalnet import pretrained_options
 
 SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)
 VARIANTS = {
@@ -347,3 +349,8 @@ def test_counting_hooks_see_every_layer():
     net(torch.randn(1, 3, 32, 32))
     layers = [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert sorted(seen) == sorted(layers)
+
+
+def test_init_cfg_of_pure_python_configs_and_of_mmdets_test_robustness():
+    assert pretrained_options(dict(type=PretrainedInit, checkpoint='a')) == dict(checkpoint='a')
+    small(init_cfg=dict(type=None, checkpoint='none.pth'))

@@ -30,7 +30,7 @@ def read(folder):
 
 def test_pictures_are_written(browse, home):
     _, out, _ = browse('mask_rcnn', '--number', 4)
-    assert '4 pictures: work_dirs/browse_dataset/mask_rcnn' in out
+    assert '4 images: work_dirs/browse_dataset/mask_rcnn' in out
     pictures = read(home / 'work_dirs/browse_dataset/mask_rcnn')
     assert len(pictures) == 4
     assert {picture.shape for picture in pictures.values()} == {(64, 64, 3)}
@@ -73,7 +73,7 @@ def test_a_damaged_image(browse, home, shapes):
     for split, name in (('train', '000000000001.jpg'), ('val', '000000100001.jpg')):
         (home / f'data/shapes/coco/{split}2017' / name).write_bytes(b'text')
     code, out, error = browse('mask_rcnn')
-    assert code == 0 and '6 pictures' in out
+    assert code == 0 and '6 images' in out
     code, _, error = browse('mask_rcnn', '--split', 'val')
     assert code == 2
     assert '000000100001.jpg is damaged or no picture' in error
@@ -84,8 +84,8 @@ def test_a_damaged_image(browse, home, shapes):
     [
         (['--cfg-options', 'visualizer=None'], 'needs train_dataloader and visualizer'),
         (['--cfg-options', 'train_dataloader.dataset.ann_file=none'], 'none is missing'),
-        (['--output-dir', 'data/file'], '--output-dir data/file is a file'),
-        (['--number', '0'], '0 is less than 1'),
+        (['--output-dir', 'data/file'], '--output-dir data/file cannot be used'),
+        (['--number', '0'], '--number: 0 is not'),
     ],
 )
 def test_mistakes_end_with_2(browse, home, flags, sentence):

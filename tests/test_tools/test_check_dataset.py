@@ -128,7 +128,7 @@ def test_heads_of_another_number_of_classes(check):
             'data/shapes/coco/none.json is missing (train_dataloader of ',
         ),
         ('mask_rcnn', ['--cfg-options', 'val_dataloader=None', '--split', 'val'], 'no val_data'),
-        ('mask_rcnn', ['--out', 'file'], '--out file is a file: give a folder.'),
+        ('mask_rcnn', ['--out', 'file'], '--out file cannot be used'),
         (
             'mask_rcnn',
             ['--cfg-options', 'train_dataloader.dataset.type=LVISV9Dataset'],

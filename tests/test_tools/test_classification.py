@@ -1,7 +1,6 @@
 """A classifier trains, evaluates, saves, resumes and tests, and its weights start a detector."""
 
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -144,11 +143,10 @@ def test_imagenet_recipe_runs_on_folders(run, home, crops):
     assert (home / 'work/epoch_1.pth').is_file()
 
 
-def test_make_shapes_crops(tmp_path, monkeypatch, capsys):
+def test_make_shapes_crops(tmp_path, monkeypatch, tool):
     monkeypatch.chdir(tmp_path)
-    tool = runpy.run_path(str(ROOT / 'tools/make_shapes.py'))
-    assert tool['main'](['--crops', '--train', '1', '--val', '1']) == 0
-    assert '"num_train": 1' in capsys.readouterr().out
+    code, out, _ = tool('make_shapes', '--crops', '--train', 1, '--val', 1)
+    assert code == 0 and '"num_train": 1' in out
     assert (tmp_path / 'data/shapes_crops/train/circle').is_dir()
-    assert tool['main'](['--crops', '--size', '8']) == 2
-    assert 'size must be from 16 to 512' in capsys.readouterr().err
+    code, _, error = tool('make_shapes', '--crops', '--size', 8)
+    assert code == 2 and 'size must be from 16 to 512' in error

@@ -67,7 +67,7 @@ def test_code_0_if_all_went_well(infer, checkpoint, tmp_path):
     ('images', 'flags', 'message'),
     [
         ('empty', (), 'The folder .*empty holds no pictures'),
-        ('good.jpg', ('--out', 'README.md'), '--out README.md cannot be made'),
+        ('good.jpg', ('--out', 'README.md'), '--out README.md cannot be used'),
         ('vis/good.jpg', (), 'lies where --out'),
         ('good.jpg', ('--score-thr', 'nan'), 'nan is no score'),
         ('good.jpg', ('--score-thr', '30'), '30 is no score'),

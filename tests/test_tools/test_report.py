@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from mmfocalnet.visualization.curves import draw_panel, loss_terms, metrics, rea
 from mmfocalnet.visualization.gallery import box_quality, mean_iou
 from mmfocalnet.visualization.report import write_report
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools/report.py'
 ENVIRONMENT = """2026/01/01 00:00:00 - mmengine - INFO -
 ------------------------------------------------------------
 System environment:
@@ -249,10 +247,11 @@ def test_values_that_are_no_numbers_are_left_out(write_run, report):
     assert html.count('<svg') == 4
 
 
-def test_the_folder_itself_is_no_file_to_write(run, write_run):
-    work_dir = write_run('1', [training(10)])
-    result = run(sys.executable, TOOL, '.', '--out', '.', cwd=work_dir, code=2)
-    assert result.stderr == 'report.py: . is a folder: give a file as --out, such as report.html.\n'
+def test_the_folder_itself_is_no_file_to_write(tool, write_run, monkeypatch):
+    monkeypatch.chdir(write_run('1', [training(10)]))
+    code, _, error = tool('report', '.', '--out', '.')
+    assert code == 2 and error.count('\n') == 1
+    assert error.startswith('report.py: --out . ')
 
 
 def test_a_wrong_work_dir_is_one_sentence(run, tmp_path):

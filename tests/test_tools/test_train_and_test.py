@@ -253,7 +253,7 @@ def test_work_dir_that_is_a_file_and_config_without_model(run, tiny_options, tmp
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'empty.py').write_text('')
     train = (sys.executable, 'tools/train.py')
-    assert 'is a file' in run(*train, CONFIG, '--work-dir', tmp_path / 'file', code=2).stderr
+    assert '--work-dir' in run(*train, CONFIG, '--work-dir', tmp_path / 'file', code=2).stderr
     assert 'has no model' in run(*train, tmp_path / 'empty.py', code=2).stderr
     assert 'KEY=VALUE' in run(*train, CONFIG, '--cfg-options', 'foo', code=2).stderr
 

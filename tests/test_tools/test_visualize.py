@@ -177,7 +177,7 @@ def test_mistakes_end_in_one_sentence_and_leave_nothing(draw, picture, tmp_path)
         code, printed = draw('demo/mask_rcnn', '--out', out, *TINY, image=image)
         assert code == 2 and sentence in printed
     code, printed = draw('demo/mask_rcnn', '--out', picture, *TINY)
-    assert code == 2 and 'is a file: give a folder' in printed
+    assert code == 2 and '--out' in printed and 'Not a directory' in printed
     assert not out.exists()
 
 

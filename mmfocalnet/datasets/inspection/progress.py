@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import TypeVar
@@ -34,7 +35,7 @@ def look_at_each(
     threads = min(_MOST_THREADS, os.cpu_count() or 1)
     # Leaving the block, also by Ctrl-C, drops what has not begun.
     with ThreadPool(threads) as pool:
-        bar = ProgressBar(len(items))
+        bar = ProgressBar(len(items), file=sys.stdout)
         for item, result in zip(items, pool.imap(look, items), strict=True):
             yield item, result
             bar.update()

@@ -29,8 +29,8 @@ def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
             0.
 
     Raises:
-        DataError: If there are no images, files are missing, or all maps together have no label
-            to learn.
+        DataError: If there are no images, no label maps or files are missing, or all maps together
+            have no label to learn.
     """
     if not _lists_files(dataset):
         return
@@ -41,6 +41,11 @@ def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
         raise DataError(
             f'{folder} has no files *{source.img_suffix}: put the images there, or correct '
             'data_prefix and img_suffix of the dataset.'
+        )
+    if 'seg_map_path' not in samples[0] and 'LoadAnnotations' in str(dataset.get('pipeline')):
+        raise DataError(
+            f'data_prefix of {dataset["type"]} has no seg_map_path, and LoadAnnotations of its '
+            "pipeline reads label maps: add their folder, seg_map_path='...'."
         )
     paths = [
         sample[key] for key in ('img_path', 'seg_map_path') for sample in samples if key in sample

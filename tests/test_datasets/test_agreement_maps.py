@@ -10,9 +10,12 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmfocalnet.datasets import make_shapes
+from mmfocalnet.datasets.inspection import inspect_dataset
+from mmfocalnet.datasets.label_maps import check_label_maps
 from mmfocalnet.datasets.pictures import MAX_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +110,7 @@ def fifo(path):
 
 def device(path):
     path.unlink()
-    path.symlink_to('/dev/zero')
+    path.symlink_to('/dev/null')
 
 
 def sparse(path):
@@ -346,13 +349,51 @@ def test_12_bits_stored_in_16(data, check, channels):
     )
 
 
-def test_real_images_in_the_layout_of_ade20k(tool, tmp_path):
+def test_labels_that_the_dataset_alone_ignores(data, check, train):
+    """The loss goes by ignore_index of the heads."""
+    option = 'train_dataloader.dataset.ignore_index=9'
+    save(maps(data)[0], np.full((64, 64), 9, np.uint8))
+    code, out, _ = check('--cfg-options', option)
+    assert code == 1
+    assert_named(out, f'{maps(data)[0].name} has the value 9')
+    code, _, error = train(option)
+    assert code == 2
+    assert_named(error, f'{maps(data)[0].name} holds the label 9')
+
+
+def test_a_config_without_label_maps(data, tool):
+    Path('config.py').write_text(
+        f'_base_ = {str(CONFIG)!r}\n'
+        "prefix = dict(_delete_=True, img_path='images/training')\n"
+        'train_dataloader = dict(dataset=dict(data_prefix=prefix))\n'
+    )
+    code, out, _ = tool('check_dataset', 'config.py', '--out', 'charts')
+    assert code == 1
+    assert_named(out, 'is not in data_prefix')
+    code, _, error = tool('train', 'config.py')
+    assert code == 2
+    assert_named(error, 'seg_map_path')
+    assert not Path('work_dirs').exists()
+
+
+def test_the_test_set_is_checked_too(data, tool):
+    for path in maps(data, 'validation'):
+        save(path, np.where(read(path) == 2, 255, 0).astype(np.uint8))
+    code, _, error = tool('test', CONFIG, 'none.pth')
+    assert code == 2
+    assert_named(error, 'annotations/validation', '0 and 255')
+
+
+@pytest.mark.parametrize('split', FOLDERS)
+def test_real_images_in_the_layout_of_ade20k(split):
     root = SHARED / 'data/ade'
     if not root.is_dir():
         pytest.skip('no ../shared/data/ade here')
-    options = [f'{split}_dataloader.dataset.data_root={root}' for split in SPLITS]
-    code, out, _ = tool(
-        'check_dataset', ROOT / 'configs/upernet/focalnet_t_160k_ade20k.py',
-        '--out', tmp_path, '--split', *SPLITS, '--cfg-options', *options,
-    )  # fmt: skip
-    assert code == 0, out
+    cfg = Config.fromfile(ROOT / 'configs/upernet/focalnet_t_160k_ade20k.py')
+    dataset = cfg[f'{split}_dataloader'].dataset
+    dataset.data_root = str(root)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        report = inspect_dataset(dataset)
+        check_label_maps(dataset)
+    assert report.findings.count(errors=True) == 0, report.findings.lines()
+    assert report.images == len(list((root / 'images' / FOLDERS[split]).iterdir())) > 0

@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmfocalnet import SkipUnreadable, UnreadableFilesHook
@@ -193,6 +195,23 @@ def test_in_validation_and_test_the_file_is_named(data, name, folder):
         assert dataset[0]
         with pytest.raises(DataError, match=f'{path} is damaged or no picture: repair it'):
             dataset[1]
+
+
+@pytest.mark.parametrize(
+    ('name', 'folder'),
+    [
+        ('mask2former', 'coco/annotations/panoptic_{}2017'),
+        ('upernet', 'ade/annotations/{}ing'),
+    ],
+)
+def test_a_label_map_of_another_size_is_an_error(data, name, folder):
+    path = sorted((data / folder.format('train')).iterdir())[4]
+    values = np.array(Image.open(path))
+    Image.fromarray(values.repeat(2, axis=0)).save(path)
+    dataset = build(name, data)
+    start(dataset)
+    with pytest.raises(DataError, match=f'{path} is 64x128, its image 64x64'):
+        dataset[4]
 
 
 def test_with_augmentation_at_test_time(data):

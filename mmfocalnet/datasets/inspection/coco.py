@@ -14,7 +14,7 @@ from mmfocalnet.datasets.checks import check_coco, find_classes, join_root
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings, Report
 from mmfocalnet.datasets.inspection.progress import look_at_each
-from mmfocalnet.datasets.pictures import Seen, look_at_image
+from mmfocalnet.datasets.pictures import read_photograph
 from mmfocalnet.errors import DataError
 
 # Of each record, what mmdet reads.
@@ -184,31 +184,27 @@ def inspect_coco(dataset: dict) -> Report:
         _check_mask(record.get('segmentation'), image, place, findings, needs_masks)
     file.add_without(annotated)
     file.add_unused()
-    for image, seen in look_at_each(look_at_photograph, list(file.images.values())):
-        add_photograph(image, seen, findings)
+    for image, picture in look_at_each(_look, list(file.images.values())):
+        add_photograph(image, picture, findings)
     return Report(f'{dataset["type"]} {file.path}', len(file.images), findings, file.counts)
 
 
-def look_at_photograph(image: Photograph) -> Seen:
-    """Decode an image as mmcv does."""
-    return look_at_image(image.path)
-
-
-def add_photograph(image: Photograph, seen: Seen, findings: Findings) -> None:
-    """Compare what was seen of an image with its record.
+def add_photograph(image: Photograph, found: str | tuple[int, int], findings: Findings) -> None:
+    """Compare what was found of an image with its record.
 
     Args:
         image: The image as the annotations describe it.
-        seen: What was seen of its file.
+        found: Its height and width, or what is wrong with the file.
         findings: Where to put what is wrong.
     """
-    findings.add_image(str(image), seen)
-    if seen.size and seen.size != (image.height, image.width):
-        height, width = seen.size
-        turned = ' (as its EXIF tag turns it)' if seen.size == (image.width, image.height) else ''
+    if isinstance(found, str):
+        kind = kinds.MISSING_IMAGE if found == 'is missing' else kinds.DAMAGED_IMAGE
+        findings.add(kind, f'{image} {found}')
+    elif found != (image.height, image.width):
+        turned = ' (as its EXIF tag turns it)' if found == (image.width, image.height) else ''
         findings.add(
             kinds.IMAGE_SIZE,
-            f'{image} is {width}x{height}{turned}, the annotations say '
+            f'{image} is {found[1]}x{found[0]}{turned}, the annotations say '
             f'{image.width}x{image.height}',
         )
 
@@ -285,6 +281,11 @@ def _decode_runs(text: str) -> list[int]:
         runs.append(value + runs[-2] if len(runs) > 2 else value)
         value = shift = 0
     return runs
+
+
+def _look(image: Photograph) -> str | tuple[int, int]:
+    picture = read_photograph(image.path)
+    return picture if isinstance(picture, str) else picture.shape[:2]
 
 
 def _read(path: str) -> dict[str, list]:

@@ -16,11 +16,10 @@ from mmfocalnet.datasets.inspection.coco import (
     Photograph,
     add_photograph,
     check_box,
-    look_at_photograph,
 )
 from mmfocalnet.datasets.inspection.findings import Findings, Report
 from mmfocalnet.datasets.inspection.progress import look_at_each
-from mmfocalnet.datasets.pictures import Seen, read_photograph
+from mmfocalnet.datasets.pictures import read_photograph
 
 _ANNOTATION = {'image_id': Hashable, 'segments_info': list}
 _SEGMENT = {'id': int, 'category_id': Hashable, 'area': (int, float)}
@@ -39,9 +38,9 @@ class _Labelled:
 
 @dataclass
 class _Looked:
-    """What was seen of an image and its map: size or what is wrong; pixels of each segment."""
+    """What was seen of an image and its map: sizes or what is wrong; pixels of each segment."""
 
-    photograph: Seen
+    photograph: str | tuple[int, int]
     map: str | tuple[int, int]
     drawn: dict[int, int] = field(default_factory=dict)
 
@@ -109,8 +108,8 @@ def _check_map(known: _Labelled, seen: _Looked, findings: Findings) -> None:
         kind = kinds.MISSING_MAP if seen.map == 'is missing' else kinds.DAMAGED_MAP
         findings.add(kind, f'{place} {seen.map}')
         return
-    if seen.photograph.size and seen.map != seen.photograph.size:
-        (height, width), (image_height, image_width) = seen.map, seen.photograph.size
+    if not isinstance(seen.photograph, str) and seen.map != seen.photograph:
+        (height, width), (image_height, image_width) = seen.map, seen.photograph
         findings.add(
             kinds.MAP_SIZE, f'{place} is {width}x{height}, its image {image_width}x{image_height}'
         )
@@ -125,13 +124,18 @@ def _check_map(known: _Labelled, seen: _Looked, findings: Findings) -> None:
 
 
 def _look(known: _Labelled, with_maps: bool) -> _Looked:
-    photograph = look_at_photograph(known.image)
+    photograph = _read_size(known.image.path)
     if not with_maps:
         return _Looked(photograph, '')
     picture = read_photograph(known.map)
     if isinstance(picture, str):
         return _Looked(photograph, picture)
     return _Looked(photograph, picture.shape[:2], _count_ids(picture))
+
+
+def _read_size(path: str) -> str | tuple[int, int]:
+    picture = read_photograph(path)
+    return picture if isinstance(picture, str) else picture.shape[:2]
 
 
 def _count_ids(picture: np.ndarray) -> dict[int, int]:

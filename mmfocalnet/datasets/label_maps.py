@@ -18,15 +18,15 @@ IGNORED = 255
 
 
 def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
-    """Look for the images and label maps of a dataset, and for a label in them.
+    """Check that images and label maps of a dataset exist and hold a label to learn.
 
-    Folders are listed; maps are read until one has a label, which most often is the first.
+    Folders are listed. Maps are read until one has a label, which is the first one as a rule.
 
     Args:
         dataset: Config of the dataset, of a kind of ``BaseSegDataset`` that lists its files as
             that does; anything else passes, and so do files that are not on this machine.
-        tolerance: Share of the files that may be missing. One may be if it is not 0. Defaults to
-            0.
+        tolerance: Share of the images of which files may be missing; above 0, one file may be
+            missing in any case. Defaults to 0.
 
     Raises:
         DataError: If there are no images, no label maps or files are missing, or all maps together
@@ -99,10 +99,10 @@ def label_of(value: int, source: Any) -> int:
 
 
 def blank_fault(values: Iterable[int], source: Any) -> str | None:
-    """Find out whether maps of some values teach nothing.
+    """Find out whether maps of some values hold no label to learn.
 
-    Masks of drawing programs have 0 and 255, and mmseg ignores 255: the only label left is that
-    of the background.
+    Masks made by drawing programs hold 0 and 255, and mmseg ignores 255: the background is the only
+    label left.
 
     Args:
         values: All values that occur in the maps of a dataset.

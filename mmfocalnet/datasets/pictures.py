@@ -98,9 +98,9 @@ def picture_fault(path: str | os.PathLike) -> str | None:
 
 
 def file_fault(path: str | os.PathLike) -> str | None:
-    """Find out, without opening it, whether a file must not be opened.
+    """Check, without opening it, that a file can be opened safely.
 
-    Opening a FIFO waits for ever; devices and files of many GB fill the memory.
+    Opening a FIFO blocks forever; devices and files of many GB fill the memory.
 
     Args:
         path: The file.
@@ -171,7 +171,7 @@ def stored_value_fault(path: str | os.PathLike) -> str | None:
 
 
 def depth_warning(content: bytes, picture: np.ndarray) -> str | None:
-    """Notice an image of more than 8 bits that becomes nearly black when reduced to 8.
+    """Detect an image of more than 8 bits that becomes nearly black when reduced to 8.
 
     Args:
         content: The content of the file.

@@ -40,7 +40,7 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def _time_limit():
-    """Opening a FIFO waits for ever."""
+    """Opening a FIFO blocks forever."""
 
     def stop(*_):
         raise TimeoutError('the test hangs')
@@ -164,13 +164,14 @@ def test_faulty_maps_stop_a_training(data, check, train, name):
 
 @pytest.mark.parametrize('name', ['three channels', '16 bits'])
 def test_faulty_maps_stop_a_validation(data, check, train, name):
+    """In a worker of the data loader as well."""
     edit, token = FAULTY_MAPS[name]
     path = maps(data, 'validation')[1]
     edit(path)
     code, out, _ = check()
     assert code == 1
     assert_named(out, path.name, token)
-    code, _, error = train()
+    code, _, error = train('val_dataloader.num_workers=1')
     assert code == 2
     assert_named(error, 'train.py: ', path.name, token)
 

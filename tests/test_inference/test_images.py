@@ -204,6 +204,6 @@ def test_irregular_files_are_not_opened(tmp_path, kind, monkeypatch):
     else:
         path.touch()
         os.truncate(path, MAX_BYTES + 1)
-    monkeypatch.setattr(Path, 'read_bytes', None)  # opening a FIFO waits for ever
+    monkeypatch.setattr(Path, 'read_bytes', None)  # opening a FIFO blocks forever
     with pytest.raises(ImageError, match=r'photo\.jpg (is not a regular file|has \d+ bytes)'):
         read_image(path)

@@ -51,7 +51,7 @@ MAP_SIZE = Kind('label maps of another size than their image')
 MAP_CHANNELS = Kind('label maps of several channels')
 MAP_VALUES = Kind('label maps of floating-point values')
 LABEL_RANGE = Kind('labels without a class')
-NO_LABELS = Kind('datasets whose label maps teach nothing')
+NO_LABELS = Kind('datasets whose label maps hold no label to learn')
 SEGMENT_NOT_LISTED = Kind('segments of a panoptic map that segments_info lacks')
 SEGMENT_NOT_DRAWN = Kind('segments in segments_info that the panoptic map lacks')
 

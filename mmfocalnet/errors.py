@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 
+def escape(text: str) -> str:
+    """Replace control characters, which a terminal would obey, by escapes such as ``\\x1b``.
+
+    Lines stay lines. Letters of any language stay as they are.
+    """
+    return ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
-    """Bad input that its message explains: what, where, what was expected, what to do next."""
+    """Bad input that its message explains: what, where, what was expected, what to do next.
+
+    File names in the message are shown with `escape`.
+    """
+
+    def __str__(self) -> str:
+        return escape(super().__str__())
 
 
 class OneProcessError(UserError):

@@ -21,8 +21,13 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS, TRANSFORMS
 from torch.utils.data import Dataset, get_worker_info
 
-from mmfocalnet.datasets.pictures import picture_fault
-from mmfocalnet.errors import DataError
+from mmfocalnet.datasets.pictures import (
+    file_fault,
+    picture_fault,
+    shape_fault,
+    stored_value_fault,
+)
+from mmfocalnet.errors import DataError, escape
 from mmfocalnet.registration import register
 
 if TYPE_CHECKING:
@@ -69,19 +74,18 @@ class SkipUnreadable(BaseTransform):
 
         Raises:
             DataError: If that is so with more than one percent of the dataset's files (and
-                with more than one file).
+                with more than one file), or at a label map that mmseg would misread.
         """
         try:
-            return self.load(results)
-        except Exception:
-            path, fault = _unreadable_file(results)
-            if path is None:
-                raise  # the files are in order: it is something else
+            return _load(self.load, results)
+        except _UnreadableError as error:
+            path, fault = error.args
         slot = zlib.crc32(path.encode()) % _SLOTS
         if not self._found[slot]:
             self._found[slot] = 1
             # An error, since MMEngine keeps warnings of all ranks but the first to itself.
-            print_log(f'{path} {fault}: left out of training.', 'current', logging.ERROR)
+            text = escape(f'{path} {fault}: left out of training.')
+            print_log(text, 'current', logging.ERROR)
             self._stop_if_many(path, fault)
         return None
 
@@ -143,11 +147,9 @@ class _NameUnreadable:
 
     def __call__(self, results: dict) -> dict:
         try:
-            return self.load(results)
-        except Exception as error:
-            path, fault = _unreadable_file(results)
-            if path is None:
-                raise
+            return _load(self.load, results)
+        except _UnreadableError as error:
+            path, fault = error.args
             raise DataError(
                 f'{path} {fault}: repair it, or remove it from the annotations; a score without '
                 'it would be another one.'
@@ -172,15 +174,63 @@ def _wrap_loaders(pipeline: Compose) -> None:
             _wrap_loaders(views)
 
 
+class _UnreadableError(Exception):
+    """Path of a file, and what is wrong with it."""
+
+
+def _load(load: Callable[[dict], dict], results: dict) -> dict:
+    """Load a file of a sample, and compare a label map with its image.
+
+    Raises:
+        _UnreadableError: If the file cannot be read.
+        DataError: If the label map has another shape, or values that mmseg misreads.
+    """
+    path = _path(load, results)
+    if path and (fault := file_fault(path)):
+        raise _UnreadableError(path, fault)
+    try:
+        loaded = load(results)
+    except Exception as error:
+        path, fault = _unreadable_file(results)
+        if path is None:
+            raise  # the files are in order: it is something else
+        raise _UnreadableError(path, fault) from error
+    if path and not isinstance(load, LoadImageFromFile):
+        _check_map(path, loaded)
+    return loaded
+
+
+def _path(load: Callable[[dict], dict], results: dict) -> str | None:
+    """The file that a transform reads, if it is on this machine."""
+    is_image = isinstance(load, LoadImageFromFile)
+    path = None
+    if is_image or getattr(load, 'with_seg', False):
+        path = results.get('img_path' if is_image else 'seg_map_path')
+    return _local(path)
+
+
+def _local(path: Any) -> str | None:
+    # Other storages than the local one have troubles of their own.
+    is_local = isinstance(path, (str, os.PathLike)) and '://' not in str(path)
+    return str(path) if is_local else None
+
+
+def _check_map(path: str, loaded: dict) -> None:
+    shape = loaded['gt_seg_map'].shape
+    fault = shape_fault(shape, loaded.get('ori_shape')) or stored_value_fault(path)
+    if fault:
+        raise DataError(
+            f'{path} {fault}: correct this label map; list all such files with python '
+            'tools/check_dataset.py CONFIG.'
+        )
+
+
 def _unreadable_file(results: dict) -> tuple[str | None, str | None]:
     """The file of a sample that cannot be read and what is wrong with it, or nothing."""
     for key in ('img_path', 'seg_map_path'):
-        path = results.get(key)
-        # Other storages than the local one have troubles of their own.
-        if isinstance(path, (str, os.PathLike)) and '://' not in str(path):
-            fault = picture_fault(path)
-            if fault:
-                return str(path), fault
+        path = _local(results.get(key))
+        if path and (fault := picture_fault(path)):
+            return path, fault
     return None, None
 
 

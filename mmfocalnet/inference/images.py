@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmfocalnet.errors import UserError
+from mmfocalnet.datasets.pictures import depth_warning, file_fault
+from mmfocalnet.errors import UserError, escape
 
 MAX_PIXELS = 64_000_000
 # What Pillow itself decodes. Its other readers call programs (EPS) or fetch further files.
@@ -31,7 +33,8 @@ def read_image(
 
     It is turned upright as its EXIF says; transparency is laid on white; grey, palette, CMYK and
     1-bit pictures become colours, and the range of 16 bits is scaled to that of 8. Of a file of
-    several frames or pages the first one is read.
+    several frames or pages the first one is read. A warning is issued for images of 12 or 14 bits
+    stored in 16, which become nearly black.
 
     Args:
         path_or_bytes: A file, or the content of one.
@@ -41,13 +44,16 @@ def read_image(
         The picture: BGR, uint8, contiguous, (H, W, 3).
 
     Raises:
-        ImageError: If it is missing, no picture, damaged, or larger than ``max_pixels``.
+        ImageError: If it is missing, no regular file, no picture, damaged, or larger than
+            ``max_pixels``.
     """
     if isinstance(path_or_bytes, bytes):
         return _decode(path_or_bytes, 'the picture', max_pixels)
     path = Path(path_or_bytes)
     if path.is_dir():
         raise ImageError(f'{path} is a folder; {EXPECTED}: give a file in it.')
+    if fault := file_fault(path):
+        raise ImageError(f'{path} {fault}; {EXPECTED}: give such a file.')
     if not path.is_file():
         raise ImageError(f'There is no file {path}; {EXPECTED}: correct its name.')
     try:
@@ -86,7 +92,10 @@ def _decode(content: bytes, name: str, max_pixels: int) -> np.ndarray:
             f'{name} is damaged or cut off ({reason}); expected a whole {image.format} file: '
             'fetch or save it again.'
         ) from error
-    return np.ascontiguousarray(np.asarray(rgb)[..., ::-1])
+    picture = np.ascontiguousarray(np.asarray(rgb)[..., ::-1])
+    if fault := depth_warning(content, picture):
+        warnings.warn(escape(f'{name} {fault}.'), stacklevel=2)
+    return picture
 
 
 def _open(content: bytes) -> Image.Image:

@@ -11,6 +11,8 @@ from mmengine.registry import DefaultScope
 
 from mmfocalnet.datasets.checks import check_classes, check_coco
 from mmfocalnet.datasets.image_folder import check_image_folders
+from mmfocalnet.datasets.label_maps import check_label_maps
+from mmfocalnet.datasets.unreadable import MOST_UNREADABLE
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch.configs import find_dicts
 from mmfocalnet.launch.settings import naming
@@ -26,7 +28,8 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     Raises:
         ConfigError: If an annotation file or image folder is missing, or heads have another
             number of classes.
-        DataError: If the categories or panoptic maps of a COCO-format dataset do not fit.
+        DataError: If the categories or panoptic maps of a COCO-format dataset do not fit, or
+            label maps are missing or without labels.
     """
     loaders = [cfg.get(f'{split}_dataloader') or {} for split in splits]
     for split in splits:
@@ -38,6 +41,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                 if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
                     check_coco(node)
                     check_classes(node, cfg.model)
+                    check_label_maps(node, MOST_UNREADABLE if split == 'train' else 0.0)
         _check_topk(cfg, split)
     check_image_folders(list(find_dicts(loaders)), cfg.model)
 

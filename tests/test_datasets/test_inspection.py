@@ -1,6 +1,7 @@
 """Every kind of fault, made in a small set, is found with its file and id."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from mmfocalnet.datasets import METAINFO, make_shapes
 from mmfocalnet.datasets.inspection import find_datasets, inspect_dataset
 from mmfocalnet.datasets.inspection import findings as kinds
+from mmfocalnet.datasets.pictures import MAX_BYTES
 from mmfocalnet.errors import ConfigError, DataError
 
 LISTS = ('images', 'annotations', 'categories')
@@ -158,6 +160,9 @@ def test_pictures_that_cannot_be_read(data, kind):
     ]
     source.photograph.write_bytes(b'')
     assert source.only(kinds.DAMAGED_IMAGE) == [f'{source.photograph}{id_} is empty']
+    os.truncate(source.photograph, MAX_BYTES + 1)
+    (what,) = source.only(kinds.DAMAGED_IMAGE)
+    assert what.startswith(f'{source.photograph}{id_} has {MAX_BYTES + 1} bytes')
 
 
 @pytest.mark.parametrize('kind', [Instances, Panoptic])
@@ -171,7 +176,10 @@ def test_missing_images(data, kind):
 @pytest.mark.parametrize('kind', [Panoptic, Semantic])
 def test_missing_and_damaged_maps(data, kind):
     source = kind(data)
-    halve(source.map)
+    os.truncate(source.map, MAX_BYTES + 1)
+    (what,) = source.only(kinds.DAMAGED_MAP)
+    assert str(source.map) in what and f'{MAX_BYTES + 1} bytes' in what
+    source.map.write_bytes(bytes(99))
     (what,) = source.only(kinds.DAMAGED_MAP)
     assert str(source.map) in what and 'is damaged or no picture' in what
     source.map.unlink()

@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmfocalnet import SkipUnreadable, UnreadableFilesHook
@@ -195,6 +197,23 @@ def test_in_validation_and_test_the_file_is_named(data, name, folder):
             dataset[1]
 
 
+@pytest.mark.parametrize(
+    ('name', 'folder'),
+    [
+        ('mask2former', 'coco/annotations/panoptic_{}2017'),
+        ('upernet', 'ade/annotations/{}ing'),
+    ],
+)
+def test_a_label_map_of_another_size_is_an_error(data, name, folder):
+    path = sorted((data / folder.format('train')).iterdir())[4]
+    values = np.array(Image.open(path))
+    Image.fromarray(values.repeat(2, axis=0)).save(path)
+    dataset = build(name, data)
+    start(dataset)
+    with pytest.raises(DataError, match=f'{path} is 64x128, its image 64x64'):
+        dataset[4]
+
+
 def test_with_augmentation_at_test_time(data):
     (path,) = damage(data / 'ade/annotations/validation', 1)
     cfg = Config.fromfile(CONFIGS / 'demo/upernet.py')
@@ -208,7 +227,7 @@ def test_with_augmentation_at_test_time(data):
 
 def test_faults_of_pictures(tmp_path):
     assert picture_fault(tmp_path / 'none.png') == 'is missing'
-    assert picture_fault(tmp_path).startswith('cannot be opened (')
+    assert picture_fault(tmp_path) == 'is not a regular file'
     assert picture_fault('a\0b').startswith('cannot be opened (')
     (tmp_path / 'text.png').write_text('text')
     assert picture_fault(tmp_path / 'text.png') == 'is damaged or no picture'

@@ -1,13 +1,17 @@
 """Pictures of every kind come out as a person sees them, or are refused in one sentence."""
 
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmfocalnet.datasets.pictures import MAX_BYTES
 from mmfocalnet.inference import ImageError, read_image
 
 RED = (255, 0, 0)
@@ -158,3 +162,48 @@ def test_real_photos(coco_root):
     with Image.open(photo) as image:
         expected = np.asarray(image.convert('RGB'))
     assert (read_image(photo)[..., ::-1] == expected).all()
+
+
+def twelve_bits(channels):
+    shape = (8, 8, 3) if channels == 3 else (8, 8)
+    values = np.linspace(0, 4095, 64 * channels).reshape(shape).astype(np.uint16)
+    return cv2.imencode('.png', values)[1].tobytes()
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_12_bits_stored_in_16_are_warned_of(tmp_path, channels):
+    path = tmp_path / 'x-ray\x1b[2J.png'
+    path.write_bytes(twelve_bits(channels))
+    with pytest.warns(UserWarning, match='4095') as caught:
+        image = read_image(path)
+    assert image.shape == (8, 8, 3)
+    assert image.max() in (15, 16)
+    assert r'x-ray\x1b[2J.png' in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        encoded(Image.new('RGB', (4, 3), (9, 9, 9))),
+        encoded(Image.fromarray(np.array([[3, 20000]], np.uint16))),
+    ],
+    ids=['dark', '16 bits'],
+)
+def test_other_images_are_not_warned_of(content, recwarn):
+    read_image(content)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize('kind', ['FIFO', 'device', 'sparse'])
+def test_irregular_files_are_not_opened(tmp_path, kind, monkeypatch):
+    path = tmp_path / 'photo.jpg'
+    if kind == 'FIFO':
+        os.mkfifo(path)
+    elif kind == 'device':
+        path.symlink_to('/dev/null')
+    else:
+        path.touch()
+        os.truncate(path, MAX_BYTES + 1)
+    monkeypatch.setattr(Path, 'read_bytes', None)  # opening a FIFO blocks forever
+    with pytest.raises(ImageError, match=r'photo\.jpg (is not a regular file|has \d+ bytes)'):
+        read_image(path)

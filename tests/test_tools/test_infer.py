@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -58,9 +59,11 @@ def test_good_pictures_are_predicted_and_bad_ones_named(infer, checkpoint, shape
 
 
 def test_code_0_if_all_went_well(infer, checkpoint, tmp_path):
-    Image.new('RGB', (32, 32)).save(tmp_path / 'good.png')
-    infer(tmp_path / 'good.png', CONFIG, checkpoint, '--out', tmp_path / 'out')
+    # 12 bits stored in 16.
+    Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(tmp_path / 'good.png')
+    result = infer(tmp_path / 'good.png', CONFIG, checkpoint, '--out', tmp_path / 'out')
     assert (tmp_path / 'out/vis/good.png').is_file()
+    assert 'good.png has uint16 values of at most 4000' in result.stderr
 
 
 @pytest.mark.parametrize(

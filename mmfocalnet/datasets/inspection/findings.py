@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mmfocalnet.datasets.pictures import Seen
+from mmfocalnet.errors import escape
+
 MOST_SHOWN = 10
 """Findings of a kind that are kept; the others are counted."""
 
@@ -46,7 +49,9 @@ MISSING_MAP = Kind('missing label maps')
 DAMAGED_MAP = Kind('damaged label maps')
 MAP_SIZE = Kind('label maps of another size than their image')
 MAP_CHANNELS = Kind('label maps of several channels')
+MAP_VALUES = Kind('label maps of floating-point values')
 LABEL_RANGE = Kind('labels without a class')
+NO_LABELS = Kind('datasets whose label maps hold no label to learn')
 SEGMENT_NOT_LISTED = Kind('segments of a panoptic map that segments_info lacks')
 SEGMENT_NOT_DRAWN = Kind('segments in segments_info that the panoptic map lacks')
 
@@ -60,6 +65,7 @@ UNUSED_CLASS = Kind('classes without annotations', is_error=False)
 UNUSED_CATEGORY = Kind('categories of the file that are no classes of the config', is_error=False)
 SEGMENT_AREA = Kind('segments of another area than segments_info says', is_error=False)
 UNUSED_MAP = Kind('label maps without an image', is_error=False)
+DARK_IMAGE = Kind('images that are nearly black in 8 bits', is_error=False)
 
 
 class Findings:
@@ -79,7 +85,20 @@ class Findings:
         shown = self._shown.setdefault(kind, [])
         self._numbers[kind] = self._numbers.get(kind, 0) + 1
         if len(shown) < MOST_SHOWN:
-            shown.append(what)
+            shown.append(escape(what))
+
+    def add_image(self, name: str, seen: Seen) -> None:
+        """Add what is wrong with an image file.
+
+        Args:
+            name: Its path, and its id if it has one.
+            seen: What was seen of it.
+        """
+        if seen.fault:
+            kind = MISSING_IMAGE if seen.fault == 'is missing' else DAMAGED_IMAGE
+            self.add(kind, f'{name} {seen.fault}')
+        if seen.warning:
+            self.add(DARK_IMAGE, f'{name} {seen.warning}')
 
     def count(self, *, errors: bool) -> int:
         """Number of errors, or else of warnings."""

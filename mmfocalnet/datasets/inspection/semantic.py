@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.registry import DATASETS
 
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings, Report
 from mmfocalnet.datasets.inspection.progress import look_at_each
-from mmfocalnet.datasets.pictures import read_label_map, read_photograph
-from mmfocalnet.errors import DataError
-
-_IGNORED = 255
+from mmfocalnet.datasets.label_maps import IGNORED, blank_fault, build_source, label_of
+from mmfocalnet.datasets.pictures import (
+    FLOATING,
+    Seen,
+    look_at_image,
+    read_label_map,
+    shape_fault,
+)
 
 
 @dataclass
 class _Looked:
-    """What was seen of an image and its map: shapes or what is wrong; pixels of each value."""
+    """What was seen of an image and its map: shape or what is wrong; pixels of each value."""
 
-    photograph: str | tuple[int, ...]
+    photograph: Seen
     map: str | tuple[int, ...]
     values: dict[int, int] = field(default_factory=dict)
 
@@ -39,46 +42,39 @@ def inspect_semantic(dataset: dict) -> Report:
     Raises:
         DataError: If mmseg does not take the dataset's settings.
     """
-    source = _build(dataset)
+    source = build_source({key: value for key, value in dataset.items() if key != 'indices'})
     findings = Findings()
     counts = ClassCounts(source.metainfo.get('classes') or (), 'pixels')
     samples = source.data_list
     folder = source.data_prefix.get('img_path')
     if not samples:
         findings.add(kinds.NO_IMAGES, f'{folder} has no files *{source.img_suffix}')
+    values: set[int] = set()
     for sample, seen in look_at_each(_look, samples):
         _check_sample(sample, seen, findings)
+        values.update(seen.values)
         if seen.values:
             _count(sample['seg_map_path'], seen.values, source, counts, findings)
+    if fault := blank_fault(values, source):
+        findings.add(kinds.NO_LABELS, fault)
     _add_unused(source, counts, findings)
     return Report(f'{dataset["type"]} {folder}', len(samples), findings, counts)
 
 
-def _build(dataset: dict) -> Any:
-    """The dataset with a list of its files; nothing of the pipeline is used."""
-    settings = {key: value for key, value in dataset.items() if key != 'indices'}
-    try:
-        # Serialised, the list could not be read at once.
-        return DATASETS.build({**settings, 'pipeline': [], 'serialize_data': False})
-    except Exception as error:
-        raise DataError(
-            f'{dataset["type"]} does not take its settings ({error}): correct the dataset of the '
-            'config.'
-        ) from error
-
-
 def _look(sample: dict) -> _Looked:
-    photograph = read_photograph(sample['img_path'])
-    shape = photograph if isinstance(photograph, str) else photograph.shape[:2]
+    photograph = look_at_image(sample['img_path'])
     if 'seg_map_path' not in sample:
-        return _Looked(shape, 'is not in data_prefix')
+        return _Looked(photograph, 'is not in data_prefix')
     labels = read_label_map(sample['seg_map_path'])
     if isinstance(labels, str):
-        return _Looked(shape, labels)
-    return _Looked(shape, labels.shape, _count_values(labels) if labels.ndim == 2 else {})
+        return _Looked(photograph, labels)
+    return _Looked(photograph, labels.shape, _count_values(labels))
 
 
 def _count_values(labels: np.ndarray) -> dict[int, int]:
+    """Pixels of each value of a map; none of one that mmseg does not take."""
+    if labels.ndim != 2 or labels.dtype.kind == 'f':
+        return {}
     if labels.dtype == np.uint8:
         numbers = np.bincount(labels.ravel(), minlength=256)
         values = np.flatnonzero(numbers)
@@ -90,21 +86,16 @@ def _count_values(labels: np.ndarray) -> dict[int, int]:
 
 def _check_sample(sample: dict, seen: _Looked, findings: Findings) -> None:
     image = sample['img_path']
-    if isinstance(seen.photograph, str):
-        missing = seen.photograph == 'is missing'
-        kind = kinds.MISSING_IMAGE if missing else kinds.DAMAGED_IMAGE
-        findings.add(kind, f'{image} {seen.photograph}')
+    findings.add_image(image, seen.photograph)
     path = sample.get('seg_map_path', image)
     if isinstance(seen.map, str):
         kind = kinds.MISSING_MAP if seen.map == 'is missing' else kinds.DAMAGED_MAP
         findings.add(kind, f'{path} {seen.map}')
-        return
-    if len(seen.map) != 2:
-        findings.add(kinds.MAP_CHANNELS, f'{path} has {seen.map[2]} channels, expected one')
-    if not isinstance(seen.photograph, str) and seen.map[:2] != seen.photograph:
-        (height, width), (image_height, image_width) = seen.map[:2], seen.photograph
-        what = f'{path} is {width}x{height}, its image {image_width}x{image_height}'
-        findings.add(kinds.MAP_SIZE, what)
+    elif fault := shape_fault(seen.map, seen.photograph.size):
+        kind = kinds.MAP_SIZE if len(seen.map) == 2 else kinds.MAP_CHANNELS
+        findings.add(kind, f'{path} {fault}')
+    elif not seen.values:
+        findings.add(kinds.MAP_VALUES, f'{path} {FLOATING}')
 
 
 def _count(
@@ -112,8 +103,8 @@ def _count(
 ) -> None:
     labelled = False
     for value, number in values.items():
-        label = _label(value, source)
-        if label in (_IGNORED, source.ignore_index):
+        label = label_of(value, source)
+        if label == IGNORED:
             continue
         labelled = True
         if 0 <= label < len(counts.names):
@@ -124,19 +115,11 @@ def _count(
             findings.add(
                 kinds.LABEL_RANGE,
                 f'{path} has the value {value} in {number} pixels; expected {first} to '
-                f'{first + len(counts.names) - 1}, or {"0 or " if first else ""}{_IGNORED} for '
+                f'{first + len(counts.names) - 1}, or {"0 or " if first else ""}{IGNORED} for '
                 'pixels to ignore',
             )
     if not labelled:
         findings.add(kinds.NO_ANNOTATIONS, f'{path} has no labels but those to ignore')
-
-
-def _label(value: int, source: Any) -> int:
-    """The label that mmseg makes of a map's value."""
-    if source.reduce_zero_label:
-        # 0 and 255 become 255, the others one less.
-        value = _IGNORED if value in (0, _IGNORED) else value - 1
-    return (source.label_map or {}).get(value, value)
 
 
 def _add_unused(source: Any, counts: ClassCounts, findings: Findings) -> None:

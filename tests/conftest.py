@@ -1,10 +1,12 @@
 import gc
 import runpy
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
@@ -30,11 +32,20 @@ def coco_root():
     return root
 
 
+def _managers(kind=ManagerMixin):
+    for child in kind.__subclasses__():
+        yield child
+        yield from _managers(child)
+
+
 @pytest.fixture
 def tool(monkeypatch, capfd):
     """Run a tool in this process: exit code, and what it printed and said on stderr."""
 
     def run(name, *arguments):
+        # Loggers, visualizers and message hubs, one of each to a process, are of an earlier run.
+        for manager in _managers():
+            monkeypatch.setattr(manager, '_instance_dict', OrderedDict())
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])
         code = 0
         try:

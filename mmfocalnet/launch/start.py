@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mmfocalnet.checkpoints import check_finite, check_sums, load_once, read_che
 from mmfocalnet.checkpoints.report import named, shown
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.hooks.checkpoints import MARK
+from mmfocalnet.launch.sentences import print_error
 from mmfocalnet.models import FocalNetClassifier
 from mmfocalnet.models.arguments import in_one_line, is_whole
 from mmfocalnet.registration import type_name
@@ -98,9 +98,9 @@ def _kind(value: Tensor) -> str:
 
 
 def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
-    """The newest whole checkpoint of a work dir and its content; None if nothing was saved yet.
+    """The newest complete checkpoint of a work dir and its content; None if nothing was saved yet.
 
-    One that is gone or damaged is passed over with one sentence, if there is another.
+    One that is missing or damaged is skipped with a message, if there is another.
     """
     mark = work_dir / MARK
     if not mark.is_file():
@@ -126,8 +126,8 @@ def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
             problems.append(error)
         else:
             if problems and os.environ.get('RANK', '0') == '0':
-                said = str(problems[0]).rstrip('.')
-                print(f'{said}; going on from {path} instead.', file=sys.stderr)
+                reason = str(problems[0]).rstrip('.')
+                print_error(f'{reason}; resuming from {path} instead.')
             return str(path), content
     raise problems[0]
 

@@ -131,7 +131,7 @@ def test_killed_while_writing_and_removing_then_damaged(options, whole, tmp_path
     assert end(start(CONFIG, work_dir, *flags, '--resume', **run)) == 0, log(work_dir)
     said = [line for line in log(work_dir).splitlines() if 'instead' in line]
     assert len(said) == 1
-    assert re.search(r'iter_6.pth .* is truncated .*; going on from .*iter_4.pth instead', said[0])
+    assert re.search(r'iter_6.pth .* is truncated .*; resuming from .*iter_4.pth instead', said[0])
     compare(whole('everything'), work_dir)
 
 

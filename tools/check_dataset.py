@@ -10,10 +10,11 @@ from mmfocalnet.datasets.checks import check_classes
 from mmfocalnet.datasets.inspection import find_datasets, inspect_dataset
 from mmfocalnet.datasets.inspection.chart import draw_counts
 from mmfocalnet.datasets.inspection.findings import CLASSES
-from mmfocalnet.errors import ConfigError
+from mmfocalnet.errors import ConfigError, DataError
 from mmfocalnet.launch import (
     add_cfg_options,
     check_paths,
+    find_evaluator,
     one_sentence_errors,
     override,
     read_config,
@@ -45,33 +46,31 @@ def parse_args():
 
 
 def choose(cfg, splits):
-    """The datasets to check, by a name for each; what several splits share comes once."""
-    datasets = {}
+    """The datasets to check and their evaluators by name; what splits share comes once."""
+    chosen = {}
     for split in splits or SPLITS:
         if not cfg.get(f'{split}_dataloader'):
             if splits:
                 raise ConfigError(f'{cfg.filename} has no {split}_dataloader: leave out {split}.')
             continue
         check_paths(cfg, f'{split}_dataloader')
+        evaluator = find_evaluator(cfg, split)
         found = list(find_datasets(cfg[f'{split}_dataloader'].dataset))
         for number, dataset in enumerate(found, start=1):
-            if not any(same(dataset, other) for other in datasets.values()):
-                datasets[f'{split}_{number}' if len(found) > 1 else split] = dataset
-    return datasets
+            if (dataset, evaluator) not in chosen.values():
+                name = f'{split}_{number}' if len(found) > 1 else split
+                chosen[name] = (dataset, evaluator)
+    return chosen
 
 
-def same(dataset, other):
-    """Whether two datasets differ in what is done with them at most."""
-    return all(
-        dataset.get(key) == other.get(key)
-        for key in {*dataset, *other} - {'pipeline', 'test_mode', 'filter_cfg'}
-    )
-
-
-def check(name, dataset, cfg, out):
-    """Inspect a dataset and say what was found; returns the number of errors."""
-    print(f'{name}: looking at every file ...', flush=True)
-    report = inspect_dataset(dataset)
+def check(name, dataset, evaluator, cfg, out):
+    """Inspect a dataset and print what was found; returns the number of errors."""
+    print(f'{name}: reading every file ...', flush=True)
+    try:
+        report = inspect_dataset(dataset, evaluator)
+    except DataError as error:
+        print(f'ERROR: {error}\n{name}: 1 error\n')
+        return 1
     try:
         check_classes(dataset, cfg.get('model') or {})
     except ConfigError as error:
@@ -101,7 +100,7 @@ def main():
         datasets = choose(cfg, args.split)
         if not datasets:
             raise ConfigError(f'{args.config} has no datasets: it lacks its _base_.')
-        errors = sum(check(name, dataset, cfg, out) for name, dataset in datasets.items())
+        errors = sum(check(name, *chosen, cfg, out) for name, chosen in datasets.items())
     sys.exit(1 if errors else 0)
 
 

@@ -9,7 +9,7 @@ from mmfocalnet.launch.configs import (
     use_drawing,
     use_tta,
 )
-from mmfocalnet.launch.data import check_data, check_paths
+from mmfocalnet.launch.data import check_data, check_paths, find_evaluator
 from mmfocalnet.launch.flags import add_cfg_options, add_common_flags, whole_number
 from mmfocalnet.launch.runs import build_runner, check_model, train
 from mmfocalnet.launch.sentences import one_sentence_errors
@@ -28,6 +28,7 @@ __all__ = [
     'check_start',
     'check_strategy',
     'drop_strategy',
+    'find_evaluator',
     'load_config',
     'naming_any',
     'one_sentence_errors',

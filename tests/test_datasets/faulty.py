@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+from mmengine.config import Config
+
 from mmfocalnet.datasets import make_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,26 +27,32 @@ def change(path, edit):
     path.write_text(json.dumps(edit(content) or content))
 
 
+def write_flat(name, folder):
+    """Write a demo without its bases, which is read in a tenth of the time; returns the path."""
+    path = folder / f'{name}.py'
+    cfg = Config.fromfile(ROOT / f'configs/demo/{name}.py').to_dict()
+    path.write_text('\n'.join(f'{key} = {value!r}' for key, value in cfg.items()))
+    return path
+
+
 def assert_refused(tool, config, *tokens, options=(), test=False):
     """Let both tools find a fault in the data below the current folder.
 
     Args:
         tool: The fixture.
-        config: Name of a demo.
+        config: Path of a config.
         *tokens: What must stand in what both print: the file, the id, the field.
         options: Overrides of the config.
         test: Whether the data is that of tools/test.py, otherwise that of tools/train.py.
     """
-    path = ROOT / f'configs/demo/{config}.py'
     flags = ['--cfg-options', *options] if options else []
-    code, out, error = tool('check_dataset', path, '--out', 'charts', *flags)
+    code, out, error = tool('check_dataset', config, '--out', 'charts', *flags)
     assert code == 1, out + error
     assert_names(out, tokens)
-    name, *arguments = ('test', path, 'none.pth') if test else ('train', path)
+    name, *arguments = ('test', config, 'none.pth') if test else ('train', config)
     code, out, error = tool(name, *arguments, *flags)
     assert code == 2, error
     assert_names(error, tokens)
-    assert 'check_dataset.py' in error
     assert not Path('work_dirs').exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmfocalnet.datasets.checks import find_classes, join_root, loads_as_coco, some
 from mmfocalnet.datasets.inspection import findings as kinds
@@ -35,8 +36,8 @@ _READ = {
     *('category_id', 'area', 'bbox', 'iscrowd', 'ignore', 'segmentation', 'size', 'counts'),
     *('segments_info', 'name', 'isthing'),
 }
-# NumPy, by which pycocotools sorts, has no larger integers.
-_MAX_ID = 2**63
+# NumPy, by which pycocotools sorts ids, has no larger integers.
+_MAX_INTEGER = 2**63
 # OpenCV reads no larger images, and pycocotools counts their pixels in 32 bits.
 _MAX_PIXELS = 2**30
 # Larger coordinates are no longer exact to a pixel in the float32 of mmdet's boxes.
@@ -59,7 +60,8 @@ class Photograph:
         return f'{self.path} (image {self.id})'
 
 
-class Place(NamedTuple):
+@dataclass
+class Place:
     """Where a record stands; its text is made for findings only.
 
     Attributes:
@@ -164,20 +166,18 @@ class AnnotationFile:
     def check_box(self, place: Place, record: dict) -> bool:
         """Check an annotation's box, x, y, width and height in pixels; True if mmdet keeps it."""
         box, image = record.get('bbox'), place.image
-        if not (type(box) is list and len(box) == 4 and all(map(_is_coordinate, box))):
+        if not _is_box(box):
             self.findings.add(kinds.BOX_FORMAT, f'{place}: {short(box)}')
             return False
         x, y, width, height = box
-        right, below = x + width - image.width, y + height - image.height
+        over = max(-x, -y, x + width - image.width, y + height - image.height)
         if width < 1 or height < 1 or record['area'] <= 0:
-            what = f'{place}: {box}, area {short(record["area"])}'
-            self.findings.add(kinds.BOX_EMPTY, what)
+            self.findings.add(kinds.BOX_EMPTY, f'{place}: {box}, area {short(record["area"])}')
             return False
         if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
             self.findings.add(kinds.BOX_OUTSIDE, f'{place}: {box}')
             return False
-        if max(-x, -y, right, below) > _ROUNDING:
-            over = max(-x, -y, right, below)
+        if over > _ROUNDING:
             self.findings.add(kinds.BOX_OVER_BORDER, f'{place}: {box}, by {over:g} pixels')
         return True
 
@@ -203,17 +203,21 @@ class AnnotationFile:
         """Refuse a set of which filter_cfg leaves nothing, or without anything to evaluate."""
         if not self.images:
             self.findings.add(kinds.NO_IMAGES, self.path)
-        elif self.evaluated and not kept and not self._hidden:
+        elif not self._uses_image(kept) and not self._hidden:
+            # Most often ids that do not agree, as 1 and "1".
+            unknown = ''.join(f'; {what}' for what in self.findings.shown(kinds.UNKNOWN_IMAGE)[:1])
             self.findings.add(
-                kinds.NO_SAMPLES, f'{self.path}: "annotations" has nothing of the classes'
+                kinds.NO_SAMPLES,
+                f'{self.path}: {len(self.images)} images, of which {len(kept)} have "annotations" '
+                f'of the classes; filter_cfg={dict(self._filter)}{unknown}',
             )
-        elif not self.evaluated:
-            ids = kept if self._filter.get('filter_empty_gt') else self.images
-            size = self._filter.get('min_size', 0)
-            if not any(min(self.images[id_].height, self.images[id_].width) >= size for id_ in ids):
-                what = f'filter_cfg={dict(self._filter)} leaves none of {len(self.images)} images'
-                labels = f'{len(self.annotations)} annotations, {len(kept)} images with classes'
-                self.findings.add(kinds.NO_SAMPLES, f'{self.path}: {what} ({labels})')
+
+    def _uses_image(self, kept: set) -> bool:
+        if self.evaluated:
+            return bool(kept)
+        ids = kept if self._filter.get('filter_empty_gt') else self.images
+        size = self._filter.get('min_size', 0)
+        return any(min(self.images[id_].height, self.images[id_].width) >= size for id_ in ids)
 
     def _read_categories(self) -> Iterator[tuple[Any, str]]:
         seen, names = set(), []
@@ -269,15 +273,16 @@ class AnnotationFile:
             yield image
 
 
-def is_id(value: Any) -> bool:
-    """Whether mmdet and pycocotools find a record again by such an id."""
-    return type(value) is str or (
-        type(value) in NUMBER and -_MAX_ID < value < _MAX_ID and value == int(value)
-    )
-
-
-def _is_coordinate(value: Any) -> bool:
-    return type(value) in NUMBER and -_MAX_COORDINATE <= value <= _MAX_COORDINATE
+def _is_box(box: Any) -> bool:
+    try:
+        return (
+            type(box) is list
+            and len(box) == 4
+            and {int, float}.issuperset(map(type, box))
+            and math.hypot(*box) <= _MAX_COORDINATE
+        )
+    except OverflowError:  # of an integer that no float can hold
+        return False
 
 
 def _alike(name: str) -> str:
@@ -291,13 +296,16 @@ def _lacking(record: Any, keys: dict[str, tuple]) -> str | None:
         value = record.get(key)
         if value is None:
             return f'lacks {key}'
-        if (
-            type(value) not in types
-            or (types is ID and not is_id(value))
-            or (type(value) is float and not math.isfinite(value))
-        ):
+        if not (type(value) in types and _is_in_range(value, types)):
             return f'has {key}={short(value)}, expected {_EXPECTED[types]}'
     return None
+
+
+def _is_in_range(value: Any, types: tuple) -> bool:
+    if isinstance(value, int):
+        return -_MAX_INTEGER < value < _MAX_INTEGER
+    # Some programs write integers with a decimal point, which is as good.
+    return type(value) is not float or (value.is_integer() if types is ID else math.isfinite(value))
 
 
 def _read(path: str, findings: Findings) -> dict[str, list]:
@@ -316,6 +324,8 @@ def _read(path: str, findings: Findings) -> dict[str, list]:
         return record
 
     text = _read_text(path)
+    collects = gc.isenabled()
+    gc.disable()  # it would go through millions of objects again and again
     try:
         content = json.loads(text, object_pairs_hook=make)
     except (ValueError, RecursionError) as error:
@@ -323,6 +333,9 @@ def _read(path: str, findings: Findings) -> dict[str, list]:
             f'{path} is no valid JSON ({error}): annotations in COCO format were expected; get '
             'or write the file again.'
         ) from error
+    finally:
+        if collects:
+            gc.enable()
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part, default), list)
         for part, default in (('images', None), ('categories', None), ('annotations', []))

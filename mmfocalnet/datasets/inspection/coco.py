@@ -54,7 +54,7 @@ def inspect_coco(dataset: dict, evaluator: Any, with_images: bool) -> Report:
             continue
         annotated.add(image.id)
         file.count(category, image.id)
-        place = place._replace(image=image)
+        place.image = image
         is_trained = file.check_box(place, record) and not record.get('ignore')
         if category not in file.classes:
             continue

@@ -94,7 +94,8 @@ def inspect_panoptic(dataset: dict, evaluator: Any, with_images: bool) -> Report
             record['segments_info'], _SEGMENT, f'annotations[{place.number}].segments_info'
         ):
             if known is not None:
-                _check_segment(file, part._replace(image=known.image), segment, known)
+                part.image = known.image
+                _check_segment(file, part, segment, known)
                 # mmdet leaves out images without things to detect.
                 if file.evaluated or segment['category_id'] in things:
                     kept.add(known.image.id)

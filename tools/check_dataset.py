@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.registry import DefaultScope
 
 from mmfocalnet.datasets.checks import check_classes
-from mmfocalnet.datasets.inspection import find_datasets, inspect_dataset
+from mmfocalnet.datasets.inspection import find_datasets, find_evaluated, inspect_dataset
 from mmfocalnet.datasets.inspection.chart import draw_counts
 from mmfocalnet.datasets.inspection.findings import CLASSES
 from mmfocalnet.errors import ConfigError, DataError
@@ -46,7 +46,7 @@ def parse_args():
 
 
 def choose(cfg, splits):
-    """The datasets to check and their evaluators by name; what splits share comes once."""
+    """The arguments of `inspect_dataset` by name; what splits share comes once."""
     chosen = {}
     for split in splits or SPLITS:
         if not cfg.get(f'{split}_dataloader'):
@@ -54,27 +54,33 @@ def choose(cfg, splits):
                 raise ConfigError(f'{cfg.filename} has no {split}_dataloader: leave out {split}.')
             continue
         check_paths(cfg, f'{split}_dataloader')
+        check_paths(cfg, f'{split}_evaluator')
         evaluator = find_evaluator(cfg, split)
         found = list(find_datasets(cfg[f'{split}_dataloader'].dataset))
-        for number, dataset in enumerate(found, start=1):
-            if (dataset, evaluator) not in chosen.values():
-                name = f'{split}_{number}' if len(found) > 1 else split
-                chosen[name] = (dataset, evaluator)
+        names = [f'{split}_{n}' if len(found) > 1 else split for n, _ in enumerate(found, start=1)]
+        arguments = [dict(dataset=dataset, evaluator=evaluator) for dataset in found]
+        for number, dataset in enumerate(find_evaluated(found, evaluator), start=1):
+            names.append(f'{split}_metric_{number}')
+            arguments.append(dict(dataset=dataset, evaluator=evaluator, with_images=False))
+        for name, new in zip(names, arguments, strict=True):
+            if new not in chosen.values():
+                chosen[name] = new
     return chosen
 
 
-def check(name, dataset, evaluator, cfg, out):
+def check(name, arguments, cfg, out):
     """Inspect a dataset and print what was found; returns the number of errors."""
     print(f'{name}: reading every file ...', flush=True)
     try:
-        report = inspect_dataset(dataset, evaluator)
+        report = inspect_dataset(**arguments)
     except DataError as error:
         print(f'ERROR: {error}\n{name}: 1 error\n')
         return 1
-    try:
-        check_classes(dataset, cfg.get('model') or {})
-    except ConfigError as error:
-        report.findings.add(CLASSES, str(error))
+    if arguments.get('with_images', True):  # a metric may evaluate some of the classes only
+        try:
+            check_classes(arguments['dataset'], cfg.get('model') or {})
+        except ConfigError as error:
+            report.findings.add(CLASSES, str(error))
     print(f'{name}: {report.title}, {report.images} images')
     for line in (*report.findings.lines(), *report.counts.lines()):
         print(line)
@@ -100,7 +106,7 @@ def main():
         datasets = choose(cfg, args.split)
         if not datasets:
             raise ConfigError(f'{args.config} has no datasets: it lacks its _base_.')
-        errors = sum(check(name, *chosen, cfg, out) for name, chosen in datasets.items())
+        errors = sum(check(name, chosen, cfg, out) for name, chosen in datasets.items())
     sys.exit(1 if errors else 0)
 
 

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 
 from mmfocalnet.datasets.checks import check_classes
 from mmfocalnet.datasets.image_folder import check_image_folders
-from mmfocalnet.datasets.inspection import check_annotations
+from mmfocalnet.datasets.inspection import check_annotations, find_evaluated
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.launch.configs import find_dicts
 from mmfocalnet.launch.settings import naming
@@ -46,8 +46,9 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         return
     for split in splits:
         with _of_split(cfg, split):
-            for dataset in _datasets(cfg, split):
-                check_annotations(dataset, find_evaluator(cfg, split))
+            datasets, evaluator = list(_datasets(cfg, split)), find_evaluator(cfg, split)
+            for dataset in (*datasets, *find_evaluated(datasets, evaluator)):
+                check_annotations(dataset, evaluator)
 
 
 def find_evaluator(cfg: Config, split: str) -> dict | list | None:

@@ -239,6 +239,11 @@ PANOPTIC = {
         'annotations/panoptic_train2017/größe.png (image 1)',
         'missing',
     ),
+    'an id of boxes as a string': (
+        VAL,
+        lambda content: content['annotations'][1].update(id='a'),
+        "annotations[1] (id 'a')",
+    ),
     'no things': (
         PANOPTIC_TRAIN,
         every('categories', isthing=lambda _: 0),

@@ -63,12 +63,15 @@ def test_a_clean_set(run, data, tmp_path):
         Image.open(tmp_path / f'work_dirs/check_dataset/mask_rcnn/{split}.png').verify()
 
 
-@pytest.mark.parametrize('config', ['mask2former', 'upernet'])
-def test_clean_sets_of_other_labels(check, config):
+@pytest.mark.parametrize(
+    ('config', 'metrics'), [('mask2former', ['val_metric_1.png']), ('upernet', [])]
+)
+def test_clean_sets_of_other_labels(check, config, metrics):
     code, out, _ = check(config, '--out', 'here')
     assert code == 0
     assert 'ERROR' not in out
-    assert sorted(path.name for path in Path('here').iterdir()) == ['train.png', 'val.png']
+    charts = {'train.png', 'val.png', *metrics}
+    assert {path.name for path in Path('here').iterdir()} == charts
 
 
 def test_errors_end_with_1(check, data):

@@ -1,7 +1,7 @@
 """Inspection of a dataset before training."""
 
 from .findings import ClassCounts, Findings, Kind, Report
-from .inspect import check_annotations, find_datasets, inspect_dataset
+from .inspect import check_annotations, find_datasets, find_evaluated, inspect_dataset
 
 __all__ = [
     'ClassCounts',
@@ -10,5 +10,6 @@ __all__ = [
     'Report',
     'check_annotations',
     'find_datasets',
+    'find_evaluated',
     'inspect_dataset',
 ]

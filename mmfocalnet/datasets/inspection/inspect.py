@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmfocalnet.datasets.checks import find_kind, join_root, loads_as_coco
@@ -30,7 +30,35 @@ def find_datasets(dataset: dict) -> Iterator[dict]:
         yield from find_datasets(part)
 
 
-def inspect_dataset(dataset: dict, evaluator: Any = None) -> Report:
+def find_evaluated(datasets: Sequence[dict], evaluator: Any) -> Iterator[dict]:
+    """Find annotation files in COCO's format that only metrics read.
+
+    The metric of a panoptic model's boxes and masks has such a file.
+
+    Args:
+        datasets: Configs of the datasets that are evaluated.
+        evaluator: Config of their metrics; None for training.
+
+    Yields:
+        Configs of datasets with these files.
+    """
+    known = {join_root(dataset, dataset.get('ann_file')) for dataset in datasets}
+    metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+    for metric in metrics:
+        if not isinstance(metric, dict) or metric.get('ann_file') in {None, *known}:
+            continue
+        if str(metric.get('type')).endswith('CocoMetric') and datasets:
+            folder = (datasets[0].get('data_prefix') or {}).get('img')
+            meta = find_kind(datasets[0])._load_metainfo(datasets[0].get('metainfo'))
+            yield {
+                'type': 'mmdet.CocoDataset',
+                'ann_file': metric['ann_file'],
+                'data_prefix': {'img': join_root(datasets[0], folder)},
+                'metainfo': {'classes': meta.get('thing_classes') or meta.get('classes')},
+            }
+
+
+def inspect_dataset(dataset: dict, evaluator: Any = None, *, with_images: bool = True) -> Report:
     """Go through a dataset's annotations and images, with a progress bar.
 
     MMEngine's default scope must be that of the config.
@@ -40,6 +68,7 @@ def inspect_dataset(dataset: dict, evaluator: Any = None) -> Report:
             label maps.
         evaluator: Config of what evaluates predictions on it, which reads more of the
             annotations than training; None for training.
+        with_images: Whether to read images and panoptic maps; semantic label maps always are.
 
     Returns:
         What is wrong, and how often each class is labelled.
@@ -54,7 +83,7 @@ def inspect_dataset(dataset: dict, evaluator: Any = None) -> Report:
     if '://' in path:
         raise ConfigError(f'{path} is not on this machine: only files can be checked.')
     if hasattr(kind, 'COCOAPI'):
-        return _choose(kind)(dataset, evaluator, with_images=True)
+        return _choose(kind)(dataset, evaluator, with_images)
     if kind and 'BaseSegDataset' in _bases(kind):
         return inspect_semantic(dataset)
     raise ConfigError(
@@ -78,7 +107,7 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
     path = join_root(dataset, dataset.get('ann_file'))
     if not loads_as_coco(dataset) or not path or '://' in path:
         return
-    report = _choose(find_kind(dataset))(dataset, evaluator, with_images=False)
+    report = inspect_dataset(dataset, evaluator, with_images=False)
     if report.findings.count(errors=True):
         raise DataError(
             f'{path} has {report.findings.count(errors=True)} errors: '

@@ -1,6 +1,7 @@
 """What training refuses tools/check_dataset.py reports, and what it passes is trained on."""
 
 import os
+import re
 
 import pytest
 from faulty import assert_names, assert_refused, change, copy_small, make_small, write_flat
@@ -61,6 +62,7 @@ ANNOTATION = {
     'RLE of strings': (rle([64, 64], ['4096']), 'runs'),
     'RLE that ends too early': (rle([64, 64], 'PP4P'), 'runs'),
     'a box of 1e308': ({'bbox': [1, 1, 1e308, 9]}, '1e+308'),
+    'a box of 1e6': ({'bbox': [5, 5, 1e6, 1e6]}, '[5, 5, 1000000.0, 1000000.0]'),
     'a box of NaN': ({'bbox': [1, NAN, 9, 9]}, 'nan'),
     'a box of strings': ({'bbox': ['1', '1', '9', '9']}, "'1'"),
     'a crowd in words': ({'iscrowd': 'no'}, "iscrowd='no'"),
@@ -265,3 +267,112 @@ def test_classes_of_the_config_that_are_numbers(tool, configs, coco):
         code, _, error = tool(name, configs['mask_rcnn'], '--cfg-options', *options)
         assert code == 2
         assert_names(error, ['classes', '1', 'strings'])
+
+
+# What is unusual and yet trained and evaluated. All of it goes into one dataset.
+def odd_annotations(content):
+    """Of training and validation; the first image keeps two sound objects."""
+    images, annotations, categories = (
+        content[part] for part in ('images', 'annotations', 'categories')
+    )
+    first = images[0]['id']
+    common = {'image_id': first, 'category_id': 1, 'area': 80, 'bbox': [5, 5, 10, 8], 'iscrowd': 0}
+    square = {'segmentation': [[5, 5, 15, 5, 15, 13, 5, 13]]}
+    strange = [
+        {'bbox': [5, 5, 0, 8], 'segmentation': [[5, 5, 5, 5, 5, 13]]},
+        {'area': 0},
+        {'bbox': [-200, 5, 10, 8]},
+        {'bbox': [-3.5, 5, 10, 8]},
+        {'bbox': [5, 5, 600, 600]},
+        {'iscrowd': True, **rle([64, 64], [320, 64, 3712])},
+        {'segmentation': {'size': [64, 64], 'counts': 'P:8h10Pb3'}},
+        {'segmentation': [[-1e6, 5, 15, 5, 15, 13], [20, 20, 30.5, 20, 30, 30]]},
+        {'segmentation': [[5, 5, 15, 5, 15, 13] * 500]},
+        {'ignore': 1},
+        {'category_id': 1.0, 'area': 80.5, 'attributes': {'occluded': True}, 'score': None},
+    ]
+    largest = max(record['id'] for record in annotations)
+    annotations += [
+        {**common, **square, **record, 'id': largest + number}
+        for number, record in enumerate(strange, start=1)
+    ]
+    annotations.append({**common, **square, 'id': largest + 99, 'image_id': 'of another set'})
+    annotations.append({**common, 'id': -5, 'category_id': 9, 'iscrowd': None})
+    categories.append({'id': 9, 'name': 'comet\x1b[31m'})
+    images.append({**images[0], 'id': first + 50, 'date': None})
+    content.update(info=None, licenses=[])
+
+
+def of_training_only(content):
+    first, second, third, *_ = content['annotations']
+    first['id'], second['id'] = 0, 'c6a1'
+    third.pop('iscrowd')
+    every('images', id=str)(content)
+    every('annotations', image_id=str)(content)
+
+
+def rename(coco, file, folder):
+    """Give the first image a name that JSON may write with escapes, and its panoptic map."""
+
+    def edit(content):
+        old = content['images'][0]['file_name']
+        (coco / folder / 'b').mkdir(exist_ok=True)
+        (coco / folder / old).rename(coco / folder / 'b/größe.jpg')
+        for record in content['images']:
+            if record['file_name'] == old:
+                record['file_name'] = 'b/größe.jpg'
+
+    change(coco / file, edit)
+    path = coco / file
+    assert r'b/gr\u00f6\u00dfe.jpg' in path.read_text()
+    path.write_text(path.read_text().replace('b/gr', r'b\/gr'))
+
+
+NARROW = [
+    'train_dataloader.batch_size=2',
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'default_hooks.logger.interval=1',
+    'model.backbone.embed_dim=8',
+]
+
+
+def assert_trains(tool, config, *options, metrics):
+    """Nothing but warnings, and a training and a validation with numbers."""
+    code, out, error = tool('check_dataset', config, '--out', 'charts')
+    assert code == 0, out + error
+    assert 'ERROR' not in out and '\x1b' not in out
+    code, out, error = tool('train', config, '--cfg-options', *NARROW, *options)
+    assert code == 0, out[-3000:] + error[-3000:]
+    for metric in metrics:
+        assert re.search(rf'Iter\(val\).* {metric}: +\d', out), out[-3000:]
+
+
+def test_harmless_boxes_and_masks(tool, configs, coco):
+    for file in (TRAIN, VAL):
+        change(coco / file, odd_annotations)
+    change(coco / TRAIN, of_training_only)
+    rename(coco, TRAIN, 'train2017')
+    twice('"width":', '"width":64,"width":')(coco / TRAIN)
+    twice('"info":', '"info":{"version":1},"info":')(coco / TRAIN)
+    assert_trains(
+        tool, configs['mask_rcnn'], 'model.neck.in_channels=[8,16,32,64]',
+        metrics=['coco/bbox_mAP', 'coco/segm_mAP'],
+    )  # fmt: skip
+
+
+def test_a_harmless_panoptic_set(tool, configs, coco):
+    rename(coco, PANOPTIC_TRAIN, 'train2017')
+    folder = coco / 'annotations/panoptic_train2017'
+    (folder / 'b').mkdir()
+    min(folder.glob('*.png')).rename(folder / 'b/größe.png')
+    change(coco / PANOPTIC_TRAIN, lambda content: [
+        segment.pop('iscrowd') and None
+        for record in content['annotations']
+        for segment in record['segments_info']
+    ] and None)  # fmt: skip
+    change(coco / PANOPTIC_VAL, first_segment(iscrowd=1, bbox=[-5, 0, 30, 30]))
+    assert_trains(
+        tool, configs['mask2former'], 'model.panoptic_head.in_channels=[8,16,32,64]',
+        metrics=['coco_panoptic/PQ', 'coco/bbox_mAP'],
+    )  # fmt: skip

@@ -42,6 +42,8 @@ _MAX_INTEGER = 2**63
 _MAX_PIXELS = 2**30
 # Larger coordinates are no longer exact to a pixel in the float32 of mmdet's boxes.
 _MAX_COORDINATE = 2**24
+# mmdet crops the masks of larger ones for minutes, and needs the memory for it.
+_MAX_TIMES = 10
 # Boxes of COCO reach over the border by a rounding error.
 _ROUNDING = 1.0
 
@@ -177,7 +179,9 @@ class AnnotationFile:
         if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
             self.findings.add(kinds.BOX_OUTSIDE, f'{place}: {box}')
             return False
-        if over > _ROUNDING:
+        if max(width, height) > _MAX_TIMES * max(image.width, image.height):
+            self.findings.add(kinds.BOX_SIZE, f'{place}: {box}')
+        elif over > _ROUNDING:
             self.findings.add(kinds.BOX_OVER_BORDER, f'{place}: {box}, by {over:g} pixels')
         return True
 

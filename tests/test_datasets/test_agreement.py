@@ -261,6 +261,27 @@ def test_faults_of_a_panoptic_file(tool, configs, coco, name):
     assert_refused(tool, configs['mask2former'], named(file), *tokens)
 
 
+def test_data_to_test(tool, configs, coco):
+    options = [
+        'test_dataloader.dataset.ann_file=' + TRAIN,
+        'test_evaluator.ann_file=' + named(TRAIN),
+    ]
+    change(coco / TRAIN, without('annotations', 'iscrowd'))
+    tokens = (named(TRAIN), 'annotations[0] (id ', 'iscrowd')
+    assert_refused(tool, configs['mask_rcnn'], *tokens, options=options, test=True)
+
+
+def test_boxes_alone(tool, configs, coco):
+    for file in (TRAIN, VAL):
+        change(coco / file, every('annotations', segmentation=lambda _: []))
+    boxes = ['train_dataloader.dataset.pipeline.1.with_mask=False']
+    # As in a config for masks.
+    assert_refused(tool, configs['atss'], named(VAL), 'without a mask', options=boxes)
+    boxes += [f'{s}_dataloader.dataset.pipeline.2.with_mask=False' for s in ('val', 'test')]
+    narrow = ['model.neck.in_channels=[16,32,64]', 'model.test_cfg.score_thr=0']
+    assert_trains(tool, configs['atss'], *boxes, *narrow, metrics=['coco/bbox_mAP'])
+
+
 def test_classes_of_the_config_that_are_numbers(tool, configs, coco):
     options = ['train_dataloader.dataset.metainfo.classes=(1,2,3,4)']
     for name in ('check_dataset', 'train'):
@@ -339,10 +360,11 @@ NARROW = [
 
 def assert_trains(tool, config, *options, metrics):
     """Nothing but warnings, and a training and a validation with numbers."""
-    code, out, error = tool('check_dataset', config, '--out', 'charts')
+    flags = ['--cfg-options', *NARROW, *options]
+    code, out, error = tool('check_dataset', config, '--out', 'charts', *flags)
     assert code == 0, out + error
     assert 'ERROR' not in out and '\x1b' not in out
-    code, out, error = tool('train', config, '--cfg-options', *NARROW, *options)
+    code, out, error = tool('train', config, *flags)
     assert code == 0, out[-3000:] + error[-3000:]
     for metric in metrics:
         assert re.search(rf'Iter\(val\).* {metric}: +\d', out), out[-3000:]

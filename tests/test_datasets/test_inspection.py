@@ -548,6 +548,6 @@ def test_real_images_of_coco(coco_root, kind):
 def test_objects_without_iscrowd_are_faults_where_they_are_evaluated(instances):
     del instances.annotations[3]['iscrowd']
     assert kinds.NO_CROWD.title not in str(instances.inspect().findings.lines())
-    instances.evaluator = dict(type='CocoMetric')
+    instances.evaluator = dict(type='CocoMetric', ann_file=str(instances.path))
     [place] = instances.only(kinds.NO_CROWD)
     assert f'annotations[3] (id {instances.annotations[3]["id"]})' in place

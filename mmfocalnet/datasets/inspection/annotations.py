@@ -115,11 +115,12 @@ class AnnotationFile:
         self.findings = Findings()
         self.counts = ClassCounts(find_classes(dataset), unit)
         self._loads_as_coco = loads_as_coco(dataset)
-        self._filter = dataset.get('filter_cfg') or {}
+        is_test = evaluated or dataset.get('test_mode')
+        self._filter = {} if is_test else dataset.get('filter_cfg') or {}
         self._folder = join_root(dataset, (dataset.get('data_prefix') or {}).get('img') or '')
         content = _read(self.path, self.findings)
         # Test sets whose annotations are not public, as COCO's, have no such list.
-        self._hidden = evaluated and 'annotations' not in content
+        self._hidden = bool(is_test) and 'annotations' not in content
         self.annotations = content.get('annotations', [])
         self.category_records = content['categories']
         self.categories = dict(self._read_categories())

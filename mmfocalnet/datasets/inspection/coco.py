@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmfocalnet.datasets.inspection import findings as kinds
@@ -21,12 +22,12 @@ from mmfocalnet.datasets.pictures import read_photograph
 _OBJECT = {'id': ID, 'image_id': ID, 'category_id': ID, 'area': NUMBER}
 
 
-def inspect_coco(dataset: dict, evaluator: Any, with_images: bool) -> Report:
+def inspect_coco(dataset: dict, metrics: Sequence[dict], with_images: bool) -> Report:
     """Inspect a dataset of boxes and masks.
 
     Args:
         dataset: Config of a ``CocoDataset`` or of a kind of it.
-        evaluator: Config of what evaluates predictions on it; None for training.
+        metrics: Configs of the metrics that compare predictions with its annotation file.
         with_images: Whether to read the images as well.
 
     Returns:
@@ -36,9 +37,11 @@ def inspect_coco(dataset: dict, evaluator: Any, with_images: bool) -> Report:
         ConfigError: If the config's classes are not strings.
         DataError: If the annotation file is no valid JSON or not in COCO's format.
     """
-    file = AnnotationFile(dataset, 'objects', evaluated=evaluator is not None)
+    file = AnnotationFile(dataset, 'objects', evaluated=bool(metrics))
     findings = file.findings
-    needs_masks = "'with_mask': True" in str(dataset.get('pipeline')) or 'segm' in str(evaluator)
+    needs_masks = "'with_mask': True" in str(dataset.get('pipeline')) or any(
+        'segm' in str(metric.get('metric')) for metric in metrics
+    )
     annotated, kept, seen = set(), set(), set()
     for place, record in file.complete(file.annotations, _OBJECT, 'annotations'):
         id_, category = record['id'], record['category_id']

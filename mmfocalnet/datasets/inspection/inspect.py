@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmfocalnet.datasets.checks import find_kind, join_root, loads_as_coco
@@ -42,20 +43,31 @@ def find_evaluated(datasets: Sequence[dict], evaluator: Any) -> Iterator[dict]:
     Yields:
         Configs of datasets with these files.
     """
-    known = {join_root(dataset, dataset.get('ann_file')) for dataset in datasets}
-    metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
-    for metric in metrics:
-        if not isinstance(metric, dict) or metric.get('ann_file') in {None, *known}:
-            continue
-        if str(metric.get('type')).endswith('CocoMetric') and datasets:
-            folder = (datasets[0].get('data_prefix') or {}).get('img')
-            meta = find_kind(datasets[0])._load_metainfo(datasets[0].get('metainfo'))
+    known = {'', *map(_path, datasets)}
+    first = next((dataset for dataset in datasets if loads_as_coco(dataset)), None)
+    for metric in _metrics(evaluator):
+        name = getattr(metric.get('type'), '__name__', str(metric.get('type')))
+        if first and name.endswith('CocoMetric') and _path(metric) not in known:
+            folder = (first.get('data_prefix') or {}).get('img')
+            meta = find_kind(first)._load_metainfo(first.get('metainfo'))
             yield {
                 'type': 'mmdet.CocoDataset',
                 'ann_file': metric['ann_file'],
-                'data_prefix': {'img': join_root(datasets[0], folder)},
+                'data_prefix': {'img': join_root(first, folder)},
                 'metainfo': {'classes': meta.get('thing_classes') or meta.get('classes')},
+                'test_mode': True,
             }
+
+
+def _metrics(evaluator: Any) -> list[dict]:
+    metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+    return [metric for metric in metrics if isinstance(metric, dict)]
+
+
+def _path(part: dict) -> str:
+    """The annotation file of a dataset or metric, always in the same form; empty if none."""
+    path = join_root(part, part.get('ann_file'))
+    return os.path.abspath(path) if path and '://' not in path else path
 
 
 def inspect_dataset(dataset: dict, evaluator: Any = None, *, with_images: bool = True) -> Report:
@@ -66,8 +78,8 @@ def inspect_dataset(dataset: dict, evaluator: Any = None, *, with_images: bool =
     Args:
         dataset: Config of a dataset in COCO's format, in its panoptic format, or of semantic
             label maps.
-        evaluator: Config of what evaluates predictions on it, which reads more of the
-            annotations than training; None for training.
+        evaluator: Config of the metrics; those that read the dataset's annotation file read more
+            of it than training. None for training.
         with_images: Whether to read images and panoptic maps; semantic label maps always are.
 
     Returns:
@@ -83,7 +95,13 @@ def inspect_dataset(dataset: dict, evaluator: Any = None, *, with_images: bool =
     if '://' in path:
         raise ConfigError(f'{path} is not on this machine: only files can be checked.')
     if hasattr(kind, 'COCOAPI'):
-        return _choose(kind)(dataset, evaluator, with_images)
+        metrics = [
+            metric
+            for metric in _metrics(evaluator)
+            if _path(metric) == _path(dataset) and not metric.get('format_only')
+        ]
+        inspect = inspect_panoptic if 'CocoPanopticDataset' in _bases(kind) else inspect_coco
+        return inspect(dataset, metrics, with_images)
     if kind and 'BaseSegDataset' in _bases(kind):
         return inspect_semantic(dataset)
     raise ConfigError(
@@ -114,10 +132,6 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
             f'{report.findings.summary()}. Correct them; python tools/check_dataset.py CONFIG '
             'lists them.'
         )
-
-
-def _choose(kind: type) -> Callable[[dict, Any, bool], Report]:
-    return inspect_panoptic if 'CocoPanopticDataset' in _bases(kind) else inspect_coco
 
 
 def _bases(kind: type) -> set[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -52,12 +51,12 @@ class _Looked:
     drawn: dict[int, int] = field(default_factory=dict)
 
 
-def inspect_panoptic(dataset: dict, evaluator: Any, with_images: bool) -> Report:
+def inspect_panoptic(dataset: dict, metrics: Sequence[dict], with_images: bool) -> Report:
     """Inspect a panoptic dataset.
 
     Args:
         dataset: Config of a ``CocoPanopticDataset``.
-        evaluator: Config of what evaluates predictions on it; None for training.
+        metrics: Configs of the metrics that compare predictions with its annotation file.
         with_images: Whether to read the images and maps as well; without, it is only checked
             that the maps exist.
 
@@ -68,7 +67,7 @@ def inspect_panoptic(dataset: dict, evaluator: Any, with_images: bool) -> Report
         ConfigError: If the config's classes are not strings.
         DataError: If the annotation file is no valid JSON or not in COCO's format.
     """
-    file = AnnotationFile(dataset, 'segments', evaluated=evaluator is not None)
+    file = AnnotationFile(dataset, 'segments', evaluated=bool(metrics))
     findings = file.findings
     folder = join_root(dataset, (dataset.get('data_prefix') or {}).get('seg') or '')
     # mmdet reads the map under the image's name, whatever the annotation has.

@@ -156,6 +156,18 @@ CONTENT = {
         'strings',
     ),
     'nothing to evaluate': (VAL, lambda content: content.update(annotations=[]), '"annotations"'),
+    'a polygon of two points to evaluate': (
+        VAL,
+        lambda content: content['annotations'][0].update(polygon(5, 5, 15, 13)),
+        'annotations[0]',
+        'has 4 coordinates',
+    ),
+    'an area to evaluate that is ignored': (
+        VAL,
+        lambda content: content['annotations'][0].update(area=1e11),
+        'annotations[0]',
+        'area=1',
+    ),
     'no mask to evaluate': (
         VAL,
         lambda content: content['annotations'][0].update(segmentation=[], bbox=[0, 0, 0, 0]),
@@ -328,6 +340,7 @@ def of_training_only(content):
     first, second, third, *_ = content['annotations']
     first['id'], second['id'] = 0, 'c6a1'
     third.pop('iscrowd')
+    third['segmentation'] = [[5, 5, 15, 13], [], [5, 5, 15, 5, 15, 13, 5]]
     every('images', id=str)(content)
     every('annotations', image_id=str)(content)
 

@@ -75,7 +75,7 @@ def test_clean_sets_of_other_labels(check, config, metrics):
 
 
 def test_errors_end_with_1(check, data):
-    change(annotations(data), annotations={'segmentation': [[1, 2]]})
+    change(annotations(data), annotations={'segmentation': [[1, 2, 3, 4, 5, 1e9]]})
     code, out, _ = check('mask_rcnn', '--split', 'train')
     assert code == 1
     assert 'ERROR: polygons that cannot be drawn: 1\n' in out

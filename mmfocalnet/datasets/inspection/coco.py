@@ -14,10 +14,12 @@ from mmfocalnet.datasets.inspection.annotations import (
     Place,
 )
 from mmfocalnet.datasets.inspection.findings import Findings, Report, short
-from mmfocalnet.datasets.inspection.masks import SOUND, polygon_fault, rle_fault
+from mmfocalnet.datasets.inspection.masks import SOUND, is_incomplete, polygon_fault, rle_fault
 from mmfocalnet.datasets.inspection.progress import look_at_each
 from mmfocalnet.datasets.pictures import read_photograph
 
+# pycocotools ignores larger objects.
+_MAX_AREA = 1e10
 # Of each annotation, what mmdet reads.
 _OBJECT = {'id': ID, 'image_id': ID, 'category_id': ID, 'area': NUMBER}
 
@@ -65,8 +67,10 @@ def inspect_coco(dataset: dict, metrics: Sequence[dict], with_images: bool) -> R
         file.check_flags(place, record)
         if file.evaluated and (id_ == 0 or isinstance(id_, str)):
             findings.add(kinds.IDS, f'{place}: expected an integer other than 0')
+        if file.evaluated and record['area'] > _MAX_AREA:
+            findings.add(kinds.AREA, f'{place} has area={short(record["area"])}')
         if needs_masks and (file.evaluated or is_trained):
-            _check_mask(place, record.get('segmentation'), findings)
+            _check_mask(file, place, record.get('segmentation'))
     file.add_unused(annotated, kept)
     if with_images:
         for image, picture in look_at_each(_look, list(file.images.values())):
@@ -94,20 +98,24 @@ def add_photograph(image: Photograph, found: str | tuple[int, int], findings: Fi
         )
 
 
-def _check_mask(place: Place, mask: Any, findings: Findings) -> None:
+def _check_mask(file: AnnotationFile, place: Place, mask: Any) -> None:
     if mask is SOUND:
         return
     if not mask:
-        findings.add(kinds.NO_MASK, str(place))
+        file.findings.add(kinds.NO_MASK, str(place))
     elif isinstance(mask, list):
-        for fault in filter(None, map(polygon_fault, mask)):
-            findings.add(kinds.POLYGON, f'{place} {fault}')
+        for polygon in mask:
+            fault = polygon_fault(polygon)
+            left_out = isinstance(polygon, list) and is_incomplete(polygon) and not file.evaluated
+            if fault:
+                kind = kinds.POLYGON_LEFT_OUT if left_out else kinds.POLYGON
+                file.findings.add(kind, f'{place} {fault}')
     elif isinstance(mask, dict) and isinstance(mask.get('counts'), (str, list)):
         fault = rle_fault(mask, place.image.height, place.image.width)
         if fault:
-            findings.add(kinds.MASK_SIZE, f'{place} {fault}')
+            file.findings.add(kinds.MASK_SIZE, f'{place} {fault}')
     else:
-        findings.add(kinds.MASK_FORMAT, f'{place}: {short(mask)}')
+        file.findings.add(kinds.MASK_FORMAT, f'{place}: {short(mask)}')
 
 
 def _look(image: Photograph) -> str | tuple[int, int]:

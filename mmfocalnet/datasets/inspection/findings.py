@@ -53,6 +53,7 @@ BOX_SIZE = Kind('boxes more than ten times as large as their image')
 POLYGON = Kind('polygons that cannot be drawn')
 MASK_SIZE = Kind('RLE masks of another size than their image')
 MASK_FORMAT = Kind('masks that are neither polygons nor RLE')
+AREA = Kind('areas that evaluation ignores')
 NO_MASK = Kind('objects without a mask')
 NO_CROWD = Kind('objects without iscrowd, which evaluation reads (0 for single ones)')
 MISSING_MAP = Kind('missing label maps')
@@ -63,6 +64,9 @@ LABEL_RANGE = Kind('labels without a class')
 SEGMENT_NOT_LISTED = Kind('segments of a panoptic map that segments_info lacks')
 SEGMENT_NOT_DRAWN = Kind('segments in segments_info that the panoptic map lacks')
 
+POLYGON_LEFT_OUT = Kind(
+    'polygons under three points or of an odd number of coordinates', is_error=False
+)
 BOX_EMPTY = Kind('boxes of no area (under a pixel)', is_error=False)
 BOX_OUTSIDE = Kind('boxes outside their image', is_error=False)
 BOX_OVER_BORDER = Kind('boxes that reach out of their image', is_error=False)

@@ -29,7 +29,7 @@ def polygon_fault(polygon: Any) -> str | None:
     """What is wrong with a polygon x1, y1, x2, y2, ... in pixels; None if it can be drawn."""
     if type(polygon) is not list:
         return f'has the polygon {short(polygon)}, expected a list of coordinates'
-    if len(polygon) < 6 or len(polygon) % 2:
+    if is_incomplete(polygon):
         return f'has {len(polygon)} coordinates'
     try:
         # No coordinate is larger than this, which is computed fast.
@@ -44,6 +44,11 @@ def polygon_fault(polygon: Any) -> str | None:
         pass
     largest = max(polygon, key=lambda value: (value != value, abs(value)))
     return f'has a polygon with the coordinate {short(largest)}, too far away to be drawn'
+
+
+def is_incomplete(polygon: list) -> bool:
+    """Whether a polygon has under three points or half a point, which mmdet leaves out."""
+    return len(polygon) < 6 or len(polygon) % 2 == 1
 
 
 def _outline(polygon: list) -> float:

@@ -62,7 +62,12 @@ def find_classes(dataset: dict) -> Sequence[str]:
     kind = find_kind(dataset)
     if not hasattr(kind, '_load_metainfo'):
         return ()
-    classes = kind._load_metainfo(dataset.get('metainfo')).get('classes') or ()
+    metainfo = dataset.get('metainfo')
+    if not isinstance(metainfo, (dict, type(None))):
+        raise ConfigError(
+            f'metainfo={in_one_line(metainfo)} must be a dict, such as dict(classes=(...)).'
+        )
+    classes = kind._load_metainfo(metainfo).get('classes') or ()
     if isinstance(classes, str):
         raise ConfigError(
             f'metainfo has classes={classes!r}, a string: add the comma, classes=({classes!r},).'

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ _MAX_INTEGER = 2**63
 _MAX_PIXELS = 2**30
 # Larger coordinates are no longer exact to a pixel in the float32 of mmdet's boxes.
 _MAX_COORDINATE = 2**24
-# mmdet crops the masks of larger ones for minutes, and needs the memory for it.
+# mmdet samples the masks of larger boxes in so many places that it takes minutes.
 _MAX_TIMES = 10
 # Boxes of COCO reach over the border by a rounding error.
 _ROUNDING = 1.0
@@ -209,13 +211,13 @@ class AnnotationFile:
         if not self.images:
             self.findings.add(kinds.NO_IMAGES, self.path)
         elif not self._uses_image(kept) and not self._hidden:
+            what = f'{len(self.images)} images, {len(kept)} with "annotations" of the classes'
+            if self._filter:
+                what += f', filter_cfg={dict(self._filter)}'
             # Most often ids that do not agree, as 1 and "1".
-            unknown = ''.join(f'; {what}' for what in self.findings.shown(kinds.UNKNOWN_IMAGE)[:1])
-            self.findings.add(
-                kinds.NO_SAMPLES,
-                f'{self.path}: {len(self.images)} images, of which {len(kept)} have "annotations" '
-                f'of the classes; filter_cfg={dict(self._filter)}{unknown}',
-            )
+            for unknown in self.findings.shown(kinds.UNKNOWN_IMAGE)[:1]:
+                what += f'; {unknown}'
+            self.findings.add(kinds.NO_SAMPLES, f'{self.path}: {what}')
 
     def _uses_image(self, kept: set) -> bool:
         if self.evaluated:
@@ -262,7 +264,7 @@ class AnnotationFile:
         seen: set = set()
         names: dict[str, Any] = {}
         for place, record in self.complete(records, _IMAGE, 'images'):
-            path = str(Path(self._folder, record['file_name']))
+            path = os.path.join(self._folder, record['file_name'])
             height, width = record['height'], record['width']
             image = Photograph(record['id'], record['file_name'], path, height, width)
             if height <= 0 or width <= 0 or height * width > _MAX_PIXELS:
@@ -360,11 +362,10 @@ def _read_text(path: str) -> str:
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f'{path} cannot be opened ({error.strerror}): correct it.') from error
-    try:
-        if json.detect_encoding(content) == 'utf-8':
+    # UTF-16 and UTF-32 have zeros among the first letters, with or without BOM.
+    if not content.startswith(codecs.BOM_UTF8) and b'\0' not in content[:4]:
+        with suppress(UnicodeDecodeError):
             return content.decode()
-    except UnicodeDecodeError:
-        pass
     raise DataError(f'{path} is in another encoding than UTF-8: save it as UTF-8 without BOM.')
 
 

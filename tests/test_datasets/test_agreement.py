@@ -236,6 +236,7 @@ PANOPTIC = {
     ),
     'ids beyond the colours': (PANOPTIC_TRAIN, first_segment(id=2**24), SEGMENT, '16777215'),
     'an id of unlabelled pixels': (PANOPTIC_TRAIN, first_segment(id=0), SEGMENT),
+    'a category with a point': (PANOPTIC_TRAIN, first_segment(category_id=1.0), 'category_id=1.0'),
     'an id in words': (PANOPTIC_TRAIN, first_segment(id='7'), "id='7'"),
     'a box of NaN': (PANOPTIC_TRAIN, first_segment(bbox=[1, NAN, 2, 2]), SEGMENT, 'nan'),
     'a category of no class': (

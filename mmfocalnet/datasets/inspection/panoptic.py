@@ -26,7 +26,8 @@ from mmfocalnet.datasets.inspection.progress import look_at_each
 from mmfocalnet.datasets.pictures import read_photograph
 
 _ANNOTATION = {'image_id': ID, 'segments_info': (list,)}
-_SEGMENT = {'id': (int,), 'category_id': ID, 'area': NUMBER}
+# mmdet looks categories up by integers only.
+_SEGMENT = {'id': (int,), 'category_id': (int,), 'area': NUMBER}
 # What panoptic maps have where nothing is labelled.
 _VOID = 0
 # The three channels of a map hold no larger one.

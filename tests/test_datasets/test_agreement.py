@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 from faulty import assert_names, assert_refused, change, copy_small, make_small, write_flat
@@ -272,6 +273,14 @@ def test_faults_of_a_panoptic_file(tool, configs, coco, name):
     file, edit, *tokens = PANOPTIC[name]
     change(coco / file, edit)
     assert_refused(tool, configs['mask2former'], named(file), *tokens)
+
+
+def test_samples_that_cannot_be_drawn(tool, configs, coco):
+    change(coco / TRAIN, lambda content: content['annotations'][0].update(polygon(*[1e9] * 6)))
+    code, _, error = tool('browse_dataset', configs['mask_rcnn'], '--output-dir', 'drawn')
+    assert code == 2
+    assert_names(error, [named(TRAIN), 'annotations[0] (id '])
+    assert not Path('drawn').exists()
 
 
 def test_data_to_test(tool, configs, coco):

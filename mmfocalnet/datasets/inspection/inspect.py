@@ -60,6 +60,8 @@ def find_evaluated(datasets: Sequence[dict], evaluator: Any) -> Iterator[dict]:
 
 
 def _metrics(evaluator: Any) -> list[dict]:
+    if isinstance(evaluator, dict):
+        evaluator = evaluator.get('metrics', evaluator)
     metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     return [metric for metric in metrics if isinstance(metric, dict)]
 

@@ -391,6 +391,9 @@ def test_segments_in_segments_info(panoptic):
     panoptic.segment['area'] += 7
     (what,) = panoptic.only(kinds.SEGMENT_AREA)
     assert what.endswith(f'has {area} pixels, segments_info says {area + 7}')
+    panoptic.evaluator = dict(type='CocoPanopticMetric', ann_file=str(panoptic.path))
+    assert panoptic.only(kinds.EVALUATED_AREA) == [what]
+    panoptic.evaluator = None
     panoptic.segment['area'] = area
     panoptic.segment['category_id'] = 70
     assert panoptic.only(kinds.UNKNOWN_CATEGORY) == [f'{name} has category_id 70, of no category']

@@ -36,7 +36,7 @@ class Kind:
 MISSING_IMAGE = Kind('missing images')
 DAMAGED_IMAGE = Kind('damaged images')
 IMAGE_SIZE = Kind('images of another size than the annotations say')
-INCOMPLETE = Kind('incomplete records')
+INCOMPLETE = Kind('records with missing or wrong fields')
 DUPLICATE_KEY = Kind('JSON keys that occur twice in an object with different values')
 IDS = Kind('ids that mmdet or pycocotools cannot use')
 FLAG = Kind('objects with iscrowd or ignore other than 0 or 1')
@@ -63,6 +63,7 @@ MAP_CHANNELS = Kind('label maps of several channels')
 LABEL_RANGE = Kind('labels without a class')
 SEGMENT_NOT_LISTED = Kind('segments of a panoptic map that segments_info lacks')
 SEGMENT_NOT_DRAWN = Kind('segments in segments_info that the panoptic map lacks')
+EVALUATED_AREA = Kind('segments of another area in segments_info, which evaluation reads')
 
 POLYGON_LEFT_OUT = Kind(
     'polygons under three points or of an odd number of coordinates', is_error=False

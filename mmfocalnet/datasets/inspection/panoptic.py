@@ -105,7 +105,7 @@ def inspect_panoptic(dataset: dict, metrics: Sequence[dict], with_images: bool) 
         for known, seen in look_at_each(look, list(labelled.values())):
             add_photograph(known.image, seen.photograph, findings)
             if folder:
-                _check_map(known, seen, findings)
+                _check_map(known, seen, file)
     elif folder:
         _check_existence(labelled.values(), folder, findings)
     return Report(f'{dataset["type"]} {file.path}', len(file.images), findings, file.counts)
@@ -140,7 +140,8 @@ def _check_existence(labelled: Iterable[_Labelled], folder: str, findings: Findi
             findings.add(kinds.MISSING_MAP, f'{known.map} (image {known.image.id}) is missing')
 
 
-def _check_map(known: _Labelled, seen: _Looked, findings: Findings) -> None:
+def _check_map(known: _Labelled, seen: _Looked, file: AnnotationFile) -> None:
+    findings = file.findings
     place = f'{known.map} (image {known.image.id})'
     if isinstance(seen.map, str):
         kind = kinds.MISSING_MAP if seen.map == 'is missing' else kinds.DAMAGED_MAP
@@ -158,7 +159,8 @@ def _check_map(known: _Labelled, seen: _Looked, findings: Findings) -> None:
             findings.add(kinds.SEGMENT_NOT_DRAWN, f'{place}: {id_}')
         elif area != seen.drawn[id_]:
             what = f'{place}: {id_} has {seen.drawn[id_]} pixels, segments_info says {short(area)}'
-            findings.add(kinds.SEGMENT_AREA, what)
+            kind = kinds.EVALUATED_AREA if file.evaluated else kinds.SEGMENT_AREA
+            findings.add(kind, what)
 
 
 def _look(known: _Labelled, with_maps: bool) -> _Looked:

@@ -82,7 +82,7 @@ ANNOTATION = {
 def test_faults_of_an_annotation(tool, configs, coco, name):
     edit, *tokens = ANNOTATION[name]
     change(coco / TRAIN, lambda content: content['annotations'][0].update(edit))
-    assert_refused(tool, configs['mask_rcnn'], f'{named(TRAIN)}: annotations[0] (id ', *tokens)
+    assert_refused(tool, configs['mask_rcnn'], named(TRAIN), 'annotations[0] (id ', *tokens)
 
 
 def every(part, **fields):

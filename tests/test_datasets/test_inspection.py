@@ -308,7 +308,7 @@ def test_ids_and_names_that_occur_twice(instances):
     del instances.images[-1]
     instances.categories.append({'id': 4, 'name': 'comet'})
     (what,) = instances.only(kinds.DUPLICATE_CATEGORY, kinds.UNUSED_CLASS, kinds.UNUSED_CATEGORY)
-    assert what == f'{instances.path}: category 4 (comet)'
+    assert what == f'{instances.path}: category 4 ("comet")'
 
 
 def test_classes_and_categories_without_use(instances):
@@ -316,8 +316,8 @@ def test_classes_and_categories_without_use(instances):
     for record in instances.annotations:
         record['category_id'] = min(record['category_id'], 3)
     findings = instances.inspect().findings
-    assert findings.shown(kinds.UNUSED_CLASS) == [f'{instances.path}: star']
-    assert findings.shown(kinds.UNUSED_CATEGORY) == [f'{instances.path}: comet (id 9)']
+    assert findings.shown(kinds.UNUSED_CLASS) == [f'{instances.path}: "star"']
+    assert findings.shown(kinds.UNUSED_CATEGORY) == [f'{instances.path}: "comet" (id 9)']
     assert findings.count(errors=True) == 0
 
 

@@ -200,10 +200,10 @@ class AnnotationFile:
                 self.findings.add(kinds.NO_ANNOTATIONS, str(image))
         for name, number in zip(self.counts.names, self.counts.numbers, strict=True):
             if not number and not self._hidden:
-                self.findings.add(kinds.UNUSED_CLASS, f'{self.path}: {name}')
+                self.findings.add(kinds.UNUSED_CLASS, f'{self.path}: "{name}"')
         for id_, name in self.categories.items():
             if id_ not in self.classes:
-                self.findings.add(kinds.UNUSED_CATEGORY, f'{self.path}: {name} (id {id_})')
+                self.findings.add(kinds.UNUSED_CATEGORY, f'{self.path}: "{name}" (id {id_})')
         self._check_samples(kept)
 
     def _check_samples(self, kept: set) -> None:
@@ -230,7 +230,7 @@ class AnnotationFile:
         seen, names = set(), []
         for _, record in self.complete(self.category_records, _CATEGORY, 'categories'):
             if record['id'] in seen:
-                what = f'{self.path}: category {record["id"]} ({record["name"]})'
+                what = f'{self.path}: category {record["id"]} ("{record["name"]}")'
                 self.findings.add(kinds.DUPLICATE_CATEGORY, what)
             seen.add(record['id'])
             names.append(record['name'])

@@ -127,12 +127,13 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
     path = join_root(dataset, dataset.get('ann_file'))
     if not loads_as_coco(dataset) or not path or '://' in path:
         return
-    report = inspect_dataset(dataset, evaluator, with_images=False)
-    if report.findings.count(errors=True):
+    findings = inspect_dataset(dataset, evaluator, with_images=False).findings
+    number = findings.count(errors=True)
+    if number:
+        summary = findings.summary().replace(f'{path}: ', '')
         raise DataError(
-            f'{path} has {report.findings.count(errors=True)} errors: '
-            f'{report.findings.summary()}. Correct them; python tools/check_dataset.py CONFIG '
-            'lists them.'
+            f'{path} has {number} errors: {summary}. Correct them; python tools/check_dataset.py '
+            'CONFIG lists them.'
         )
 
 

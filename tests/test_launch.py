@@ -136,6 +136,20 @@ def test_mmpretrain_names_a_folder_by_a_string(tmp_path):
         check_data(cfg, ('train',))
 
 
+def test_one_process_of_a_launch_reads_the_annotations(tmp_path, monkeypatch):
+    (tmp_path / 'a.json').write_text('[]')
+    data = dict(type='CocoDataset', ann_file=str(tmp_path / 'a.json'))
+    cfg = Config(
+        dict(model={}, default_scope='mmdet', train_dataloader=dict(dataset=data)),
+        filename=__file__,
+    )
+    monkeypatch.setenv('RANK', '1')
+    check_data(cfg, ('train',))
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(DataError, match=r'a\.json .*COCO format'):
+        check_data(cfg, ('train',))
+
+
 def test_mmpretrain_draws_by_its_own_hook():
     cfg = Config(dict(default_hooks=dict(visualization=dict(type='VisualizationHook'))))
     use_drawing(cfg, Namespace(show=False, show_dir='drawn', wait_time=2))

@@ -11,14 +11,15 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 from mmengine.registry import DefaultScope
 
 from mmfocalnet.datasets.checks import check_classes
-from mmfocalnet.datasets.inspection import find_datasets, inspect_dataset
+from mmfocalnet.datasets.inspection import find_datasets, find_evaluated, inspect_dataset
 from mmfocalnet.datasets.inspection.chart import draw_counts
 from mmfocalnet.datasets.inspection.findings import CLASSES
-from mmfocalnet.errors import ConfigError
+from mmfocalnet.errors import ConfigError, DataError
 from mmfocalnet.launch import (
     add_cfg_options,
     check_folder,
     check_paths,
+    find_evaluator,
     make_folder,
     one_sentence_errors,
     override,
@@ -52,37 +53,41 @@ def parse_args():
 
 
 def choose(cfg, splits):
-    """The datasets to check, by a name for each; what several splits share comes once."""
-    datasets = {}
+    """The arguments of `inspect_dataset` by name; what splits share comes once."""
+    chosen = {}
     for split in splits or SPLITS:
         if not cfg.get(f'{split}_dataloader'):
             if splits:
                 raise ConfigError(f'{cfg.filename} has no {split}_dataloader: leave out {split}.')
             continue
         check_paths(cfg, f'{split}_dataloader')
+        check_paths(cfg, f'{split}_evaluator')
+        evaluator = find_evaluator(cfg, split)
         found = list(find_datasets(cfg[f'{split}_dataloader'].dataset))
-        for number, dataset in enumerate(found, start=1):
-            if not any(same(dataset, other) for other in datasets.values()):
-                datasets[f'{split}_{number}' if len(found) > 1 else split] = dataset
-    return datasets
+        names = [f'{split}_{n}' if len(found) > 1 else split for n, _ in enumerate(found, start=1)]
+        arguments = [dict(dataset=dataset, evaluator=evaluator) for dataset in found]
+        for number, dataset in enumerate(find_evaluated(found, evaluator), start=1):
+            names.append(f'{split}_metric_{number}')
+            arguments.append(dict(dataset=dataset, evaluator=evaluator, with_images=False))
+        for name, new in zip(names, arguments, strict=True):
+            if new not in chosen.values():
+                chosen[name] = new
+    return chosen
 
 
-def same(dataset, other):
-    """Whether two datasets differ in what is done with them at most."""
-    return all(
-        dataset.get(key) == other.get(key)
-        for key in {*dataset, *other} - {'pipeline', 'test_mode', 'filter_cfg'}
-    )
-
-
-def check(name, dataset, cfg, out):
-    """Inspect a dataset and say what was found; returns the number of errors."""
-    print(f'{name}: looking at every file ...', flush=True)
-    report = inspect_dataset(dataset)
+def check(name, arguments, cfg, out):
+    """Inspect a dataset and print what was found; returns the number of errors."""
+    print(f'{name}: reading every file ...', flush=True)
     try:
-        check_classes(dataset, cfg.get('model') or {})
-    except ConfigError as error:
-        report.findings.add(CLASSES, str(error))
+        report = inspect_dataset(**arguments)
+    except DataError as error:
+        print_lines(f'ERROR: {error}', f'{name}: 1 error', '')
+        return 1
+    if arguments.get('with_images', True):  # a metric may evaluate some of the classes only
+        try:
+            check_classes(arguments['dataset'], cfg.get('model') or {})
+        except ConfigError as error:
+            report.findings.add(CLASSES, str(error))
     print_lines(
         f'{name}: {report.title}, {report.images} images',
         *report.findings.lines(),
@@ -109,7 +114,7 @@ def main():
         datasets = choose(cfg, args.split)
         if not datasets:
             raise ConfigError(f'{args.config} has no datasets: it lacks its _base_.')
-        errors = sum(check(name, dataset, cfg, out) for name, dataset in datasets.items())
+        errors = sum(check(name, chosen, cfg, out) for name, chosen in datasets.items())
     sys.exit(1 if errors else 0)
 
 

@@ -9,7 +9,7 @@ from mmfocalnet.launch.configs import (
     use_drawing,
     use_tta,
 )
-from mmfocalnet.launch.data import check_data, check_paths
+from mmfocalnet.launch.data import check_data, check_paths, find_evaluator
 from mmfocalnet.launch.flags import (
     add_cfg_options,
     add_common_flags,
@@ -37,6 +37,7 @@ __all__ = [
     'check_start',
     'check_strategy',
     'drop_strategy',
+    'find_evaluator',
     'integer',
     'load_config',
     'make_folder',

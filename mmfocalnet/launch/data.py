@@ -1,16 +1,18 @@
-"""Whether the data of a config is there."""
+"""Checks of a config's data before anything is built."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from mmfocalnet.datasets.checks import check_classes, check_coco
+from mmfocalnet.datasets.checks import check_classes
 from mmfocalnet.datasets.image_folder import check_image_folders
+from mmfocalnet.datasets.inspection import check_annotations, find_evaluated
 from mmfocalnet.datasets.label_maps import check_label_maps
 from mmfocalnet.datasets.unreadable import MOST_UNREADABLE
 from mmfocalnet.errors import ConfigError
@@ -19,31 +21,57 @@ from mmfocalnet.launch.settings import naming
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Look for the data of some splits before anything is built.
+    """Check the data of some splits before anything is built, without opening images.
+
+    In a launch rank 0 reads the annotations for all; the others wait for it where the processes
+    join.
 
     Args:
         cfg: The config.
         splits: Of ``'train'``, ``'val'`` and ``'test'``.
 
     Raises:
-        ConfigError: If an annotation file or image folder is missing, or heads have another
-            number of classes.
-        DataError: If the categories or panoptic maps of a COCO-format dataset do not fit, or
-            label maps are missing or without labels.
+        ConfigError: If an annotation file or image folder is missing, classes are not strings, or
+            heads have another number of classes.
+        DataError: If an annotation file in COCO's format has errors, or label maps are missing or
+            without labels.
     """
     loaders = [cfg.get(f'{split}_dataloader') or {} for split in splits]
     for split in splits:
         check_paths(cfg, f'{split}_dataloader')
         check_paths(cfg, f'{split}_evaluator')
-        scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
-        with naming(f'{split}_dataloader', cfg), scope:
-            for node in find_dicts(cfg.get(f'{split}_dataloader') or {}):
-                if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
-                    check_coco(node)
-                    check_classes(node, cfg.model)
-                    check_label_maps(node, MOST_UNREADABLE if split == 'train' else 0.0)
+        with _of_split(cfg, split):
+            for dataset in _datasets(cfg, split):
+                check_classes(dataset, cfg.model)
         _check_topk(cfg, split)
     check_image_folders(list(find_dicts(loaders)), cfg.model)
+    if os.environ.get('RANK', '0') != '0':
+        return
+    for split in splits:
+        with _of_split(cfg, split):
+            datasets, evaluator = list(_datasets(cfg, split)), find_evaluator(cfg, split)
+            for dataset in (*datasets, *find_evaluated(datasets, evaluator)):
+                check_annotations(dataset, evaluator)
+            for dataset in datasets:
+                check_label_maps(dataset, MOST_UNREADABLE if split == 'train' else 0.0)
+
+
+def find_evaluator(cfg: Config, split: str) -> dict | list | None:
+    """What evaluates predictions on a split; None for ``'train'``."""
+    return None if split == 'train' else cfg.get(f'{split}_evaluator') or {}
+
+
+@contextmanager
+def _of_split(cfg: Config, split: str) -> Iterator[None]:
+    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
+    with naming(f'{split}_dataloader', cfg), scope:
+        yield
+
+
+def _datasets(cfg: Config, split: str) -> Iterator[dict]:
+    for node in find_dicts(cfg.get(f'{split}_dataloader') or {}):
+        if 'type' in node and ('ann_file' in node or 'data_prefix' in node):
+            yield node
 
 
 def check_paths(cfg: Config, part: str) -> None:

@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.runner import set_random_seed
 from mmengine.utils import track_iter_progress
 
-from mmfocalnet.datasets.inspection import find_datasets
+from mmfocalnet.datasets.inspection import check_annotations, find_datasets
 from mmfocalnet.datasets.unreadable import name_unreadable
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.predictor import find_palette
@@ -55,7 +55,8 @@ def draw_samples(
 
     Raises:
         ConfigError: If the config has no visualizer or no such dataset.
-        DataError: If a file cannot be read; in training others take its place.
+        DataError: If an annotation file has errors, or an image or label map cannot be read; in
+            training others take its place.
         UserError: If the folder cannot be written to.
     """
     if not cfg.get(f'{split}_dataloader') or not cfg.get('visualizer'):
@@ -69,7 +70,10 @@ def draw_samples(
         )
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         settings = cfg[f'{split}_dataloader'].dataset
-        late = _load_labels_late(next(find_datasets(settings)).get('pipeline') or ())
+        datasets = list(find_datasets(settings))
+        for inner in datasets:
+            check_annotations(inner)
+        late = _load_labels_late(datasets[0].get('pipeline') or ())
         dataset = DATASETS.build(settings)
         if split != 'train':
             name_unreadable(dataset)

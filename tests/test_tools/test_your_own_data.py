@@ -73,6 +73,6 @@ def test_the_wrong_classes_are_named(run, checkout):
     name = 'configs/my_data/mask_rcnn.py'
     (checkout / name).write_text(CONFIGS[name].replace("'triangle', 'star'", "'star', 'triangle'"))
     result = run(sys.executable, ROOT / 'tools/train.py', name, cwd=checkout, code=2)
-    assert 'circle, square, triangle, star' in result.stderr
+    assert '"circle", "square", "triangle", "star"' in result.stderr
     assert 'the order differs' in result.stderr
     assert not (checkout / 'work_dirs').exists()

@@ -1,6 +1,15 @@
-"""Going through a dataset before anyone trains on it."""
+"""Inspection of a dataset before training."""
 
 from .findings import ClassCounts, Findings, Kind, Report
-from .inspect import find_datasets, inspect_dataset
+from .inspect import check_annotations, find_datasets, find_evaluated, inspect_dataset
 
-__all__ = ['ClassCounts', 'Findings', 'Kind', 'Report', 'find_datasets', 'inspect_dataset']
+__all__ = [
+    'ClassCounts',
+    'Findings',
+    'Kind',
+    'Report',
+    'check_annotations',
+    'find_datasets',
+    'find_evaluated',
+    'inspect_dataset',
+]

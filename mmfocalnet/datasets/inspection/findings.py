@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from mmfocalnet.datasets.pictures import Seen
-from mmfocalnet.errors import escape
 
 MOST_SHOWN = 10
 """Findings of a kind that are kept; the others are counted."""
+
+_IN_SUMMARY = 2
+_MAX_LETTERS = 1000
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = 60
 
 
 @dataclass(frozen=True)
@@ -32,17 +38,24 @@ class Kind:
 MISSING_IMAGE = Kind('missing images')
 DAMAGED_IMAGE = Kind('damaged images')
 IMAGE_SIZE = Kind('images of another size than the annotations say')
-INCOMPLETE = Kind('incomplete records')
+INCOMPLETE = Kind('records with missing or wrong fields')
+DUPLICATE_KEY = Kind('JSON keys that occur twice in an object with different values')
+IDS = Kind('ids that mmdet or pycocotools cannot use')
+FLAG = Kind('objects with iscrowd or ignore other than 0 or 1')
+IMAGE_RECORD = Kind('image sizes that no image has')
 DUPLICATE_IMAGE = Kind('image ids that occur twice')
 DUPLICATE_ANNOTATION = Kind('annotation ids that occur twice')
 DUPLICATE_CATEGORY = Kind('category ids that occur twice')
 UNKNOWN_CATEGORY = Kind('unknown categories')
 CLASSES = Kind('classes that do not fit')
 NO_IMAGES = Kind('datasets without images')
-BOX_FORMAT = Kind('boxes that are no four finite numbers')
-POLYGON = Kind('polygons under three points or of an odd number of coordinates')
+NO_SAMPLES = Kind('datasets of which nothing is left to train on or to evaluate')
+BOX_FORMAT = Kind('boxes that are not four numbers of pixels')
+BOX_SIZE = Kind('boxes more than ten times as large as their image')
+POLYGON = Kind('polygons that cannot be drawn')
 MASK_SIZE = Kind('RLE masks of another size than their image')
 MASK_FORMAT = Kind('masks that are neither polygons nor RLE')
+AREA = Kind('areas that evaluation ignores')
 NO_MASK = Kind('objects without a mask')
 NO_CROWD = Kind('objects without iscrowd, which evaluation reads (0 for single ones)')
 MISSING_MAP = Kind('missing label maps')
@@ -54,7 +67,11 @@ LABEL_RANGE = Kind('labels without a class')
 NO_LABELS = Kind('datasets whose label maps hold no label to learn')
 SEGMENT_NOT_LISTED = Kind('segments of a panoptic map that segments_info lacks')
 SEGMENT_NOT_DRAWN = Kind('segments in segments_info that the panoptic map lacks')
+EVALUATED_AREA = Kind('segments of another area in segments_info, which evaluation reads')
 
+POLYGON_LEFT_OUT = Kind(
+    'polygons under three points or of an odd number of coordinates', is_error=False
+)
 BOX_EMPTY = Kind('boxes of no area (under a pixel)', is_error=False)
 BOX_OUTSIDE = Kind('boxes outside their image', is_error=False)
 BOX_OVER_BORDER = Kind('boxes that reach out of their image', is_error=False)
@@ -85,7 +102,7 @@ class Findings:
         shown = self._shown.setdefault(kind, [])
         self._numbers[kind] = self._numbers.get(kind, 0) + 1
         if len(shown) < MOST_SHOWN:
-            shown.append(escape(what))
+            shown.append(what)
 
     def add_image(self, name: str, seen: Seen) -> None:
         """Add what is wrong with an image file.
@@ -118,11 +135,20 @@ class Findings:
         for kind in sorted(self._shown, key=lambda kind: not kind.is_error):
             severity = 'ERROR' if kind.is_error else 'warning'
             lines.append(f'{severity}: {kind.title}: {self._numbers[kind]}')
-            lines += [f'    {what}' for what in self._shown[kind]]
+            lines += [f'    {printable(what)}' for what in self._shown[kind]]
             more = self._numbers[kind] - len(self._shown[kind])
             if more:
                 lines.append(f'    ... and {more} more')
         return lines
+
+    def summary(self) -> str:
+        """The first errors of each kind in one line; empty if there are none."""
+        return '; '.join(
+            f'{kind.title}: {self._numbers[kind]} ({"; ".join(map(printable, shown[:_IN_SUMMARY]))}'
+            f'{"; ..." if self._numbers[kind] > _IN_SUMMARY else ""})'
+            for kind, shown in self._shown.items()
+            if kind.is_error
+        )
 
 
 @dataclass
@@ -150,7 +176,7 @@ class ClassCounts:
         rows = [('class', self.unit, 'share', 'images')]
         total = max(int(self.numbers.sum()), 1)
         for name, number, images in zip(self.names, self.numbers, self.images, strict=True):
-            rows.append((name, f'{number}', f'{number / total:.1%}', f'{images}'))
+            rows.append((printable(name), f'{number}', f'{number / total:.1%}', f'{images}'))
         first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
         return [
             '  '.join(
@@ -175,3 +201,14 @@ class Report:
     images: int
     findings: Findings
     counts: ClassCounts
+
+
+def short(value: Any) -> str:
+    """A value for a message, as Python writes it but for its length; strings in quotes."""
+    return _SHORT.repr(value)
+
+
+def printable(text: str) -> str:
+    """A text without control characters or broken Unicode, cut where it is very long."""
+    more = '...' if len(text) > _MAX_LETTERS else ''
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_MAX_LETTERS]) + more

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 
-def escape(text: str) -> str:
+def escape(text: object, max_letters: int | None = None) -> str:
     """Replace control characters, which a terminal would obey, by escapes such as ``\\x1b``.
 
-    Lines stay lines. Letters of any language stay as they are.
+    Letters of any language stay as they are.
+
+    Args:
+        text: A text, path or key.
+        max_letters: Where to cut it. Defaults to None: nowhere.
     """
-    return ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text)
+    text = str(text)
+    cut = text[:max_letters]
+    more = '...' if len(cut) < len(text) else ''
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in cut) + more
 
 
 class UserError(ValueError):
     """Bad input that its message explains: what, where, what was expected, what to do next.
 
-    File names in the message are shown with `escape`.
+    Control characters in the message, as file names may have, are escaped.
     """
 
     def __str__(self) -> str:
-        return escape(super().__str__())
+        return '\n'.join(map(escape, super().__str__().split('\n')))
 
 
 class OneProcessError(UserError):

@@ -261,7 +261,7 @@ def _in_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(
-        f'{shown(folder)} is a folder without {" or ".join(FOLDER_WEIGHTS)}: give the path of the '
+        f'{folder} is a folder without {" or ".join(FOLDER_WEIGHTS)}: give the path of the '
         'checkpoint file in it.'
     )
 

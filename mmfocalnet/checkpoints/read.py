@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmfocalnet.checkpoints.download import FOLDER_CONFIG, FOLDER_WEIGHTS, fetch
-from mmfocalnet.checkpoints.report import named, shown
+from mmfocalnet.checkpoints.report import named
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
 
@@ -156,7 +156,7 @@ def _read_config(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f'{shown(path)} beside the weights is damaged ({error}): download or copy it again.'
+            f'{path} beside the weights is damaged ({error}): download or copy it again.'
         ) from error
 
 
@@ -166,23 +166,23 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         full = [key for key in wrappers if _holds_tensors(content[key])]
         if len(full) > 1:
             raise CheckpointError(
-                f'{shown(path)} holds several state dicts ({", ".join(full)}): save the wanted one '
+                f'{path} holds several state dicts ({", ".join(full)}): save the wanted one '
                 f'alone, torch.save(checkpoint[{full[0]!r}], PATH).'
             )
         if not wrappers:
             break
         content = content[(full or wrappers)[0]]
     if content == {}:
-        raise CheckpointError(f'{shown(path)} is empty: save model.state_dict() instead.')
+        raise CheckpointError(f'{path} is empty: save model.state_dict() instead.')
     if not isinstance(content, dict):
         raise CheckpointError(
-            f'{shown(path)} holds {type(content).__name__} where a state dict was expected: '
+            f'{path} holds {type(content).__name__} where a state dict was expected: '
             'save model.state_dict() instead.'
         )
     others = [str(key) for key, value in content.items() if not _is_weight(key, value)]
     if others:
         raise CheckpointError(
-            f'{shown(path)} holds no state dict under {", ".join(_WRAPPERS)} and has entries '
+            f'{path} holds no state dict under {", ".join(_WRAPPERS)} and has entries '
             f'that are not plain tensors ({named(others)}): save model.state_dict() instead.'
         )
     return content

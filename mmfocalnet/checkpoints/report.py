@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mmfocalnet.errors import escape
+
 
 @dataclass
 class FitReport:
@@ -68,7 +70,5 @@ def named(keys: list[str]) -> str:
 
 
 def shown(key: object) -> str:
-    """A key or path as a message can show it: no control characters, at most 300 characters."""
-    key = str(key)
-    key = key if key.isprintable() else ascii(key)
-    return key if len(key) <= 300 else f'{key[:300]}...'
+    """A key as a message can show it: no control characters, at most 300 letters."""
+    return escape(key, 300)

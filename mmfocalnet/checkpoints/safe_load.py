@@ -72,7 +72,7 @@ def _load_safetensors(path: Path, map_location: Any) -> Loaded:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise CheckpointError(
-            f"{shown(path)} needs the safetensors package: pip install 'mmfocalnet[hf]'."
+            f"{path} needs the safetensors package: pip install 'mmfocalnet[hf]'."
         ) from error
     device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
     try:
@@ -93,7 +93,7 @@ def _load_pytorch(path: Path, is_zip: bool, map_location: Any) -> Any:
         content = _torch_load(str(path), map_location=map_location, mmap=is_zip)
     except HostilePickleError as error:
         raise CheckpointError(
-            f'{shown(path)} is not a PyTorch checkpoint, or is malicious ({error}): take it from '
+            f'{path} is not a PyTorch checkpoint, or is malicious ({error}): take it from '
             'another source.'
         ) from error
     except pickle.UnpicklingError as error:
@@ -104,7 +104,7 @@ def _load_pytorch(path: Path, is_zip: bool, map_location: Any) -> Any:
     dense = (tensor for tensor in _tensors(content) if tensor.layout == torch.strided)
     if sum(tensor.nbytes for tensor in dense if not tensor.is_meta) > _MAX_VIEWS * size:
         raise CheckpointError(
-            f'{shown(path)} ({size} bytes) is damaged: its tensors claim to be far larger than '
+            f'{path} ({size} bytes) is damaged: its tensors claim to be far larger than '
             'the file; download or copy it again.'
         )
     return content
@@ -194,7 +194,7 @@ def check_sums(path: Path) -> None:
         except Exception as error:  # damaged bytes surface as almost any type
             raise CheckpointError(_truncated(path)) from error
         if changed:
-            raise CheckpointError(f'{shown(path)} is damaged (in {shown(changed)}): copy it again.')
+            raise CheckpointError(f'{path} is damaged (in {shown(changed)}): copy it again.')
 
 
 def _file_format(path: Path) -> str:
@@ -205,13 +205,13 @@ def _file_format(path: Path) -> str:
         with path.open('rb') as file:
             start = file.read(512)
     except OSError as error:
-        raise CheckpointError(f'{shown(path)} cannot be read ({error.strerror}).') from error
+        raise CheckpointError(f'{path} cannot be read ({error.strerror}).') from error
     # The first eight bytes are the length of a JSON header; any byte may be among them.
     if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') + 8 <= path.stat().st_size:
         return 'safetensors'
     if start.removeprefix(b'\xef\xbb\xbf').lstrip()[:1] == b'<':
         raise CheckpointError(
-            f'{shown(path)} is a web page (HTML), not a checkpoint: the download was redirected; '
+            f'{path} is a web page (HTML), not a checkpoint: the download was redirected; '
             'delete it and fetch the file itself.'
         )
     with suppress(zipfile.BadZipFile):  # an end that speaks of several disks
@@ -265,13 +265,13 @@ def _number_type(code: Any, *flags: bool) -> np.dtype:
 
 def no_regular_file(path: Path) -> str:
     """The error message for a pipe, which would be waited for, or a device, which has no end."""
-    return f'{shown(path)} is not a regular file: save the checkpoint to one and give its path.'
+    return f'{path} is not a regular file: save the checkpoint to one and give its path.'
 
 
 def _truncated(path: Path) -> str:
     kind = 'safetensors' if path.suffix == '.safetensors' else 'PyTorch'
     return (
-        f'{shown(path)} ({path.stat().st_size} bytes) is truncated or not a {kind} checkpoint: '
+        f'{path} ({path.stat().st_size} bytes) is truncated or not a {kind} checkpoint: '
         'download or copy it again.'
     )
 
@@ -282,7 +282,7 @@ def _refused(path: Path, error: Exception) -> str:
     if not found:
         return _truncated(path)
     return (
-        f'{shown(path)} holds a Python object ({found[1]}) besides tensors, which is refused '
+        f'{path} holds a Python object ({found[1]}) besides tensors, which is refused '
         'because unpickling it could run code: save its state dict alone, '
         "torch.save(checkpoint['state_dict'], PATH), in the program that wrote it."
     )

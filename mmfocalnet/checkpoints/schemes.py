@@ -106,7 +106,7 @@ def _content(loaded: Loaded) -> dict[str, Any]:
     path, content, metadata = loaded
     if not isinstance(content, dict):
         raise CheckpointError(
-            f'{shown(path)} holds {type(content).__name__} where a state dict was expected: '
+            f'{path} holds {type(content).__name__} where a state dict was expected: '
             'save model.state_dict() instead.'
         )
     if isinstance(metadata, dict) and 'config' in metadata and 'meta' in content:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mmfocalnet.errors import DataError, OneProcessError, UserError
+from mmfocalnet.errors import DataError, OneProcessError, UserError, escape
 from mmfocalnet.launch.origins import is_of_worker, message
 from mmfocalnet.launch.settings import FULL_DISK, hint, raised_by_builder
 
@@ -49,21 +49,13 @@ def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 def print_lines(*lines: Any) -> None:
     """Print one line for each argument, with control characters escaped."""
-    print(*map(printable, lines), sep='\n')
+    print(*map(escape, lines), sep='\n')
 
 
 def print_error(text: str) -> None:
     """Print a line to stderr that starts with the name of the tool."""
     with suppress(OSError):  # stderr may be closed too
-        print(f'{Path(sys.argv[0]).name}: {printable(text)}', file=sys.stderr)
-
-
-def printable(text: Any) -> str:
-    """Escape what would control a terminal, as the names of files and keys may do."""
-    return ''.join(
-        character if character.isprintable() else character.encode('unicode_escape').decode()
-        for character in str(text)
-    )
+        print(f'{Path(sys.argv[0]).name}: {escape(text)}', file=sys.stderr)
 
 
 def _prepare_streams() -> None:

@@ -13,7 +13,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mmfocalnet.checkpoints import check_finite, check_sums, load_once, read_checkpoint
-from mmfocalnet.checkpoints.report import named, shown
+from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.hooks.checkpoints import MARK
 from mmfocalnet.launch.sentences import print_error
@@ -73,20 +73,20 @@ def check_fits(model: nn.Module, checkpoint: str) -> None:
     wrong = [k for k, value in own.items() if k not in state or state[k].shape != value.shape]
     if wrong:
         raise CheckpointError(
-            f'{shown(checkpoint)} is not a checkpoint of this config: {len(wrong)} weights are '
+            f'{checkpoint} is not a checkpoint of this config: {len(wrong)} weights are '
             f'missing or have another shape ({named(wrong)}); give the one that was trained with '
             'it.'
         )
     odd = [f'{k} {state[k].dtype}' for k, value in own.items() if _kind(state[k]) != _kind(value)]
     if odd:
         raise CheckpointError(
-            f'{shown(checkpoint)} has {len(odd)} weights of another type than the model '
+            f'{checkpoint} has {len(odd)} weights of another type than the model '
             f'({named(odd)}): save the weights as floating-point numbers.'
         )
     try:
         check_finite({key: state[key] for key, value in own.items() if torch.isfinite(value).all()})
     except CheckpointError as error:
-        raise CheckpointError(f'{shown(checkpoint)} {error}') from None
+        raise CheckpointError(f'{checkpoint} {error}') from None
 
 
 def _kind(value: Tensor) -> str:
@@ -108,7 +108,7 @@ def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
     newest = mark.read_text().strip()
     if '://' in newest:
         raise CheckpointError(
-            f'{mark} names {shown(newest)}, in a storage from which --resume does not read: copy '
+            f'{mark} names {newest}, in a storage from which --resume does not read: copy '
             'it to this machine and give it as --resume PATH.'
         )
     newest = _at_hand(Path(newest), work_dir)
@@ -164,9 +164,7 @@ def _check_average(cfg: Config, content: Any) -> None:
 def _check_state(path: str, content: Any) -> None:
     state = content.get('state_dict', content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(
-            f'{shown(path)} holds no weights by name: save model.state_dict() instead.'
-        )
+        raise CheckpointError(f'{path} holds no weights by name: save model.state_dict() instead.')
 
 
 def _check_resumable(path: str, content: Any) -> None:
@@ -186,7 +184,7 @@ def _check_resumable(path: str, content: Any) -> None:
         fault = 'state_dict is not a dict'
     if fault:
         raise CheckpointError(
-            f'{shown(path)} is not a checkpoint to resume from ({fault}): start from its weights '
+            f'{path} is not a checkpoint to resume from ({fault}): start from its weights '
             'with load_from and without --resume, or give a checkpoint that a training saved.'
         )
 

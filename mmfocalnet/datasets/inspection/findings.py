@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmfocalnet.datasets.pictures import Seen
+from mmfocalnet.errors import escape
 
 MOST_SHOWN = 10
 """Findings of a kind that are kept; the others are counted."""
@@ -102,7 +103,7 @@ class Findings:
         shown = self._shown.setdefault(kind, [])
         self._numbers[kind] = self._numbers.get(kind, 0) + 1
         if len(shown) < MOST_SHOWN:
-            shown.append(what)
+            shown.append(escape(what, _MAX_LETTERS))
 
     def add_image(self, name: str, seen: Seen) -> None:
         """Add what is wrong with an image file.
@@ -135,7 +136,7 @@ class Findings:
         for kind in sorted(self._shown, key=lambda kind: not kind.is_error):
             severity = 'ERROR' if kind.is_error else 'warning'
             lines.append(f'{severity}: {kind.title}: {self._numbers[kind]}')
-            lines += [f'    {printable(what)}' for what in self._shown[kind]]
+            lines += [f'    {what}' for what in self._shown[kind]]
             more = self._numbers[kind] - len(self._shown[kind])
             if more:
                 lines.append(f'    ... and {more} more')
@@ -144,7 +145,7 @@ class Findings:
     def summary(self) -> str:
         """The first errors of each kind in one line; empty if there are none."""
         return '; '.join(
-            f'{kind.title}: {self._numbers[kind]} ({"; ".join(map(printable, shown[:_IN_SUMMARY]))}'
+            f'{kind.title}: {self._numbers[kind]} ({"; ".join(shown[:_IN_SUMMARY])}'
             f'{"; ..." if self._numbers[kind] > _IN_SUMMARY else ""})'
             for kind, shown in self._shown.items()
             if kind.is_error
@@ -176,7 +177,8 @@ class ClassCounts:
         rows = [('class', self.unit, 'share', 'images')]
         total = max(int(self.numbers.sum()), 1)
         for name, number, images in zip(self.names, self.numbers, self.images, strict=True):
-            rows.append((printable(name), f'{number}', f'{number / total:.1%}', f'{images}'))
+            label = escape(name, _MAX_LETTERS)
+            rows.append((label, f'{number}', f'{number / total:.1%}', f'{images}'))
         first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
         return [
             '  '.join(
@@ -206,9 +208,3 @@ class Report:
 def short(value: Any) -> str:
     """A value for a message, as Python writes it but for its length; strings in quotes."""
     return _SHORT.repr(value)
-
-
-def printable(text: str) -> str:
-    """A text without control characters or broken Unicode, cut where it is very long."""
-    more = '...' if len(text) > _MAX_LETTERS else ''
-    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_MAX_LETTERS]) + more

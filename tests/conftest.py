@@ -1,7 +1,7 @@
 import gc
 import runpy
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,29 @@ def _managers(kind=ManagerMixin):
 
 
 @pytest.fixture
-def tool(monkeypatch, capfd):
+def loads(monkeypatch):
+    """Fail at a load that could run code; count the loads of each file."""
+    counted = Counter()
+    load = torch.load
+
+    def checked(file, *args, weights_only=None, **settings):
+        # Before PyTorch 2.6 a pickle module that finds allowed names only is as safe.
+        restricted = getattr(settings.get('pickle_module'), '__name__', '') == 'restricted'
+        assert weights_only is True or restricted
+        counted[Path(file).name] += 1
+        return load(file, *args, weights_only=weights_only, **settings)
+
+    def refuse(*_, **__):
+        raise AssertionError('TorchScript code was about to be run')
+
+    monkeypatch.setattr(torch, 'load', checked)
+    monkeypatch.setattr(torch.serialization, 'load', checked)
+    monkeypatch.setattr(torch.jit, 'load', refuse)
+    return counted
+
+
+@pytest.fixture
+def tool(monkeypatch, capfd, loads):
     """Run a tool in this process: exit code, and what it printed and said on stderr."""
 
     def run(name, *arguments):

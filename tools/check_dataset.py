@@ -81,7 +81,7 @@ def check(name, arguments, cfg, out):
     try:
         report = inspect_dataset(**arguments)
     except DataError as error:
-        print_lines(f'ERROR: {error}', f'{name}: 1 error', '')
+        print_lines(f'ERROR: {error}', f'{name}: errors: 1, warnings: 0', '')
         return 1
     if arguments.get('with_images', True):  # a metric may evaluate some of the classes only
         try:
@@ -99,7 +99,7 @@ def check(name, arguments, cfg, out):
         draw_counts(report.counts, f'{name}: {report.counts.unit} of each class', path)
         print_lines(f'As a chart: {path}')
     errors = report.findings.count(errors=True)
-    print(f'{name}: {errors} errors, {report.findings.count(errors=False)} warnings\n')
+    print(f'{name}: errors: {errors}, warnings: {report.findings.count(errors=False)}\n')
     return errors
 
 

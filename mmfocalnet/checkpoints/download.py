@@ -9,13 +9,15 @@ import re
 import threading
 import urllib.request
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urldefrag, urlparse
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mmengine.logging import print_log
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -111,7 +113,7 @@ def _from_url(text: str) -> Path:
 
 
 def _parse_demands(text: str, fragment: str) -> _Demands:
-    given = {key: values[-1] for key, values in parse_qs(fragment).items()}
+    given = {key: values[-1] for key, values in parse_qs(fragment, keep_blank_values=True).items()}
     sha256 = given.pop('sha256', None)
     try:
         gigabytes = float(given.pop('max_gb', MAX_GIGABYTES))
@@ -138,13 +140,16 @@ def _download(url: str, path: Path, demands: _Demands) -> None:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name('.mmfocalnet.lock')):
+        with _locked(path.with_name('.mmfocalnet.lock')):
             if not path.is_file():
                 for rest in path.parent.glob(f'{PARTIAL}*'):  # of a process that was killed
-                    rest.unlink(missing_ok=True)
+                    with suppress(OSError):  # of another user
+                        rest.unlink()
                 with replacing(path) as part:
                     _watch(_Transfer(url, part, demands.max_bytes), path.name)
                     _check(part, demands.sha256)
+    except CheckpointError as error:
+        raise CheckpointError(f'{shown(url)} was downloaded, but {error}') from error
     except Exception as error:  # urllib raises a dozen unrelated types
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise CheckpointError(
@@ -153,13 +158,40 @@ def _download(url: str, path: Path, demands: _Demands) -> None:
         ) from error
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path, mode=0o666)  # for all users of the folder
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print_log(f'Waiting for another download into {path.parent}.', 'current')
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _check(part: Path, sha256: str | None) -> None:
     if sha256 and _sha256(part) != sha256:
-        raise CheckpointError(f'its sha256 is not {sha256}')
+        raise CheckpointError(
+            f'its sha256 is not {sha256}: it was changed or damaged on its way, or the address or '
+            'the sha256 is wrong.'
+        )
     try:
         load_file(part)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(part), 'the file')) from error
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https, and from http to http."""
+
+    def redirect_request(self, request: Any, *args: Any) -> Any:
+        url = args[-1]
+        if urlparse(url).scheme not in {'https', request.type}:
+            raise ValueError(f'it is redirected to {url}, which is not https')
+        return super().redirect_request(request, *args)
 
 
 class _Transfer(threading.Thread):
@@ -191,11 +223,9 @@ class _Transfer(threading.Thread):
     def _copy(self) -> None:
         request = urllib.request.Request(self.url, headers={'User-Agent': 'mmfocalnet'})
         with (
-            urllib.request.urlopen(request, timeout=TIMEOUT) as answer,
+            urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as answer,
             self.path.open('wb') as file,
         ):
-            if urlparse(answer.url).scheme not in {'https', urlparse(self.url).scheme}:
-                raise ValueError(f'it was redirected to {answer.url}, which is not https')
             self.total = answer.length  # None if it is not announced
             self._check_size(self.total or 0)
             while not self.cancelled and (chunk := answer.read1(_CHUNK)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import re
 import tarfile
@@ -60,14 +61,24 @@ def load_file(path: Path, map_location: Any = 'cpu') -> Loaded:
     Raises:
         CheckpointError: If it is truncated, not a checkpoint, or holds other objects.
     """
+    # A link is followed once, so that all of the following read the same file.
+    real = Path(os.path.realpath(path))
+    try:
+        content, metadata = _load(real, map_location)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(real), str(path))) from error
+    return Loaded(path, content, metadata)
+
+
+def _load(path: Path, map_location: Any) -> tuple[Any, Any]:
     kind = _file_format(path)
     if kind == 'safetensors':
         return _load_safetensors(path, map_location)
     content = _load_pytorch(path, kind == 'zip', map_location)
-    return Loaded(path, content, content.get('meta') if isinstance(content, dict) else None)
+    return content, content.get('meta') if isinstance(content, dict) else None
 
 
-def _load_safetensors(path: Path, map_location: Any) -> Loaded:
+def _load_safetensors(path: Path, map_location: Any) -> tuple[Any, Any]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
@@ -83,7 +94,7 @@ def _load_safetensors(path: Path, map_location: Any) -> Loaded:
             metadata['mmfocalnet'] = json.loads(metadata['mmfocalnet'])
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(_truncated(path)) from error
-    return Loaded(path, state, metadata)
+    return state, metadata
 
 
 def _load_pytorch(path: Path, is_zip: bool, map_location: Any) -> Any:
@@ -159,6 +170,8 @@ def _check_pickles(path: Path, is_zip: bool) -> None:
         raise HostilePickleError('its archive is compressed')
     # PyTorch's own reader, because two readers may understand a broken archive differently.
     reader = torch._C.PyTorchFileReader(str(path))
+    if 'constants.pkl' in reader.get_all_records():  # which older versions of PyTorch would run
+        raise HostilePickleError('it holds TorchScript code')
     check_pickle(io.BytesIO(reader.get_record('data.pkl')))
 
 
@@ -230,7 +243,7 @@ def _training_types() -> dict[str, Any]:
         for module in ('numpy.core', 'numpy._core')  # the name before and since NumPy 2
         for name, function in (('_reconstruct', _empty_array), ('scalar', core.multiarray.scalar))
     }
-    kinds = (np.float32, np.float64, np.int32, np.int64, np.uint32, np.bool_)
+    kinds = f'?{np.typecodes["AllInteger"]}{np.typecodes["Float"]}'
     types = (HistoryBuffer, np.ndarray, *{type(np.dtype(kind)) for kind in kinds})
     return {
         **{f'{type_.__module__}.{type_.__qualname__}': type_ for type_ in types},

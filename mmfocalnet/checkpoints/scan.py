@@ -142,7 +142,9 @@ class _Machine:
         for name in called:
             if given and _ALLOCATING.fullmatch(str(name)):
                 raise HostilePickleError(f'a call of {name}')
-        self.stack.append(_Thing(parts=(arguments,)))
+        # An attribute may be a function, of which `build` would change the parts.
+        value = function.value if str(function.value).endswith('.getattr') else None
+        self.stack.append(_Thing(value, parts=(arguments,)))
 
     def build(self, argument: None) -> None:
         state = self.stack.pop()

@@ -48,9 +48,12 @@ def loads_as_coco(dataset: dict) -> bool:
     kind = find_kind(dataset)
     if not hasattr(kind, 'COCOAPI'):
         return False
-    from mmdet.datasets import CocoDataset
+    from mmdet.datasets import ADE20KPanopticDataset, CocoDataset, CocoPanopticDataset
 
-    return kind.load_data_list is CocoDataset.load_data_list
+    known = (CocoDataset, CocoPanopticDataset, ADE20KPanopticDataset)
+    return kind.load_data_list is CocoDataset.load_data_list and any(
+        kind.parse_data_info is one.parse_data_info for one in known
+    )
 
 
 def find_classes(dataset: dict) -> Sequence[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,15 @@ def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
             missing in any case. Defaults to 0.
 
     Raises:
-        DataError: If there are no images, no label maps or files are missing, or all maps together
-            have no label to learn.
+        DataError: If there are no images, no label maps, files are missing or images are not
+            regular files, or all maps together have no label to learn.
     """
     if not _lists_files(dataset):
         return
-    source = build_source(dataset)
+    try:
+        source = build_source(dataset)
+    except DataError:  # also of a class of the user's that takes fewer settings
+        return
     samples = source.data_list
     if not samples:
         folder = source.data_prefix.get('img_path')
@@ -50,6 +54,8 @@ def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
     paths = [
         sample[key] for key in ('img_path', 'seg_map_path') for sample in samples if key in sample
     ]
+    for path in irregular_images(source):
+        raise DataError(f'{path} is not a regular file: remove it, or copy the image there.')
     missing = _missing(paths, source.data_prefix.values())
     if len(missing) > (max(1, tolerance * len(samples)) if tolerance else 0):
         raise DataError(
@@ -57,7 +63,9 @@ def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
             'images): add the files or remove their images; list them with python '
             'tools/check_dataset.py CONFIG.'
         )
-    _check_labels(source)
+    # Other loaders may give other labels.
+    if re.search(r'\bLoadAnnotations\b', str(dataset.get('pipeline'))):
+        _check_labels(source)
 
 
 def build_source(dataset: dict) -> Any:
@@ -78,6 +86,22 @@ def build_source(dataset: dict) -> Any:
             f'{dataset["type"]} does not take its settings ({error}): correct the dataset of the '
             'config.'
         ) from error
+
+
+def irregular_images(source: Any) -> list[str]:
+    """Find images that mmseg leaves out because they are not regular files, such as FIFOs.
+
+    Args:
+        source: The dataset, as `build_source` builds it.
+    """
+    folder = source.data_prefix.get('img_path')
+    if source.ann_file or not folder:
+        return []
+    listed = {os.path.normpath(sample['img_path']) for sample in source.data_list}
+    others = [path for path in _walk(folder) if os.path.normpath(path) not in listed]
+    return [
+        path for path in others if path.endswith(source.img_suffix) and not os.path.isfile(path)
+    ]
 
 
 def label_of(value: int, source: Any) -> int:
@@ -142,14 +166,13 @@ def _missing(paths: list[str], folders: Iterable[str | None]) -> list[str]:
 
     Listing folders is much faster than asking for each file where they are on a network.
     """
-    there = {
-        os.path.join(place, name)
-        for folder in folders
-        if folder
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-    }
+    there = {path for folder in folders if folder for path in _walk(folder)}
     return [path for path in paths if path not in there and not os.path.exists(path)]
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for place, _, names in os.walk(folder, followlinks=True):
+        yield from (os.path.join(place, name) for name in names)
 
 
 def _check_labels(source: Any) -> None:

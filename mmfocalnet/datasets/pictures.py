@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-MAX_BYTES = 2**30
+MAX_BYTES = 2**32
 """Larger files are not opened."""
 
 DARK = 64
@@ -76,7 +76,7 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray | str:
         with Image.open(io.BytesIO(content)) as picture:
             labels = np.array(picture)
     except Exception as error:  # Pillow's decoders raise what they like
-        return f'is damaged or no picture ({" ".join(str(error).split())})'
+        return f'is damaged or not an image ({" ".join(str(error).split())})'
     return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
@@ -200,8 +200,8 @@ def _decode(content: bytes | str) -> np.ndarray | str:
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:  # of more pixels than OpenCV takes
-        return f'is no picture that OpenCV takes ({error.err})'
-    return 'is damaged or no picture' if picture is None else picture
+        return f'cannot be decoded by OpenCV ({error.err})'
+    return 'is damaged or not an image' if picture is None else picture
 
 
 def _content(path: str | os.PathLike) -> bytes | str:

@@ -196,7 +196,8 @@ def _load(load: Callable[[dict], dict], results: dict) -> dict:
             raise  # the files are in order: it is something else
         raise _UnreadableError(path, fault) from error
     if path and not isinstance(load, LoadImageFromFile):
-        _check_map(path, loaded)
+        # A loader of the user's may convert other values.
+        _check_map(path, loaded, is_plain=type(load).__name__ == 'LoadAnnotations')
     return loaded
 
 
@@ -215,10 +216,11 @@ def _local(path: Any) -> str | None:
     return str(path) if is_local else None
 
 
-def _check_map(path: str, loaded: dict) -> None:
-    shape = loaded['gt_seg_map'].shape
-    fault = shape_fault(shape, loaded.get('ori_shape')) or stored_value_fault(path)
-    if fault:
+def _check_map(path: str, loaded: dict, is_plain: bool) -> None:
+    if 'gt_seg_map' not in loaded:
+        return
+    fault = shape_fault(loaded['gt_seg_map'].shape, loaded.get('ori_shape'))
+    if fault := fault or (stored_value_fault(path) if is_plain else None):
         raise DataError(
             f'{path} {fault}: correct this label map; list all such files with python '
             'tools/check_dataset.py CONFIG.'

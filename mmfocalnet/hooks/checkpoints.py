@@ -138,7 +138,7 @@ class AtomicCheckpointHook(CheckpointHook):
         for name in self.key_indicators if self.save_best and metrics else ():
             if name != 'auto':
                 owner = f'save_best of {type(self).__name__}'
-                metrics[name] = find_metric(self._metrics, name, owner)
+                metrics[name] = find_metric(runner, self._metrics, name, owner)
         if isinstance(getattr(self, 'file_backend', None), Outdated):  # a training is under way
             runner.message_hub.update_info(VALIDATED, _done(runner))
         super().after_val_epoch(runner, metrics)

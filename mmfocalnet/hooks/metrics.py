@@ -36,7 +36,7 @@ class TolerantParamSchedulerHook(ParamSchedulerHook):
         for scheduler in _monitoring(runner) if metrics is not None else ():
             name = getattr(scheduler, 'monitor', None)
             owner = f'monitor of {type(scheduler).__name__} (param_scheduler)'
-            if name is None or find_metric(metrics, name, owner) is not None:
+            if name is None or find_metric(runner, metrics, name, owner) is not None:
                 scheduler.step(metrics)
 
 
@@ -49,10 +49,13 @@ def _monitoring(runner: Runner) -> Iterator[_ParamScheduler]:
                 yield scheduler
 
 
-def find_metric(metrics: Mapping[str, float], name: str, owner: str) -> float | None:
+def find_metric(
+    runner: Runner, metrics: Mapping[str, float], name: str, owner: str
+) -> float | None:
     """Find the metric by which a hook decides, and log a warning if it was not measured.
 
     Args:
+        runner: The runner, whose evaluator has measured them.
         metrics: Values by name of a validation.
         name: Name of the metric, such as ``'coco/bbox_mAP'``.
         owner: The setting that specifies it.
@@ -61,17 +64,21 @@ def find_metric(metrics: Mapping[str, float], name: str, owner: str) -> float | 
         The value; None if it is NaN, or if no metric of the same prefix was measured.
 
     Raises:
-        ConfigError: If the evaluator of that prefix measures other metrics only.
+        ConfigError: If the evaluator of that prefix measures other metrics only, or if there is no
+            evaluator of that prefix.
     """
     value = metrics.get(name)
     if value is not None and not math.isnan(value):
         return value
     prefix = name.rpartition('/')[0]
-    others = sorted(other for other in metrics if other.rpartition('/')[0] == prefix)
-    if others and value is None:
+    others = any(other.rpartition('/')[0] == prefix for other in metrics)
+    prefixes = [metric.prefix or '' for metric in runner.val_evaluator.metrics]
+    # Several datasets have a prefix each before that of their metric.
+    known = any(f'/{prefix}'.endswith(f'/{one}') for one in prefixes)
+    if value is None and (others or not known):
         raise ConfigError(
             f'{owner} is {name!r}, which the validation does not measure: take one of '
-            f'{", ".join(others)}.'
+            f'{", ".join(sorted(metrics))}.'
         )
     print_log(
         f'{name} was not measured, as when nothing is detected: {owner} ignores this validation.',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pkgutil
 from argparse import Namespace
@@ -22,14 +23,24 @@ from mmfocalnet.launch.sharding import FSDP, strategy_type
 from mmfocalnet.models.arguments import in_one_line
 from mmfocalnet.registration import type_name
 
+MAX_NODES = 10**6
+"""Values of a YAML config, with those of an alias counted each time."""
+
 
 @register_handler(['yaml', 'yml'])
 class SafeYamlHandler(YamlHandler):
     """Read YAML for MMEngine without the tags that run code."""
 
     def load_from_fileobj(self, file: TextIO, **kwargs: Any) -> Any:
-        """Read a file; MMEngine's ``Loader`` is replaced."""
-        return super().load_from_fileobj(file, Loader=_SafeLoader)
+        """Read a file; MMEngine's ``Loader`` is replaced.
+
+        Raises:
+            ValueError: If aliases expand it beyond `MAX_NODES`, or contain themselves.
+        """
+        content = super().load_from_fileobj(file, Loader=_SafeLoader)
+        if _count_nodes(content, {}) > MAX_NODES:
+            raise ValueError(f'its aliases (*) expand to more than {MAX_NODES} values')
+        return content
 
 
 class _SafeLoader(yaml.SafeLoader):
@@ -37,6 +48,17 @@ class _SafeLoader(yaml.SafeLoader):
 
     def construct_tuple(self, node: yaml.SequenceNode) -> tuple:
         return tuple(self.construct_sequence(node, deep=True))
+
+
+def _count_nodes(node: Any, known: dict[int, float]) -> float:
+    """Number of values in nested dicts and lists, infinite if one contains itself."""
+    if not isinstance(node, (dict, list, tuple)):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted
+        children = node.values() if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_count_nodes(child, known) for child in children)
+    return known[id(node)]
 
 
 _SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', _SafeLoader.construct_tuple)
@@ -97,7 +119,7 @@ def read_config(path: str) -> Config:
             f'{path} cannot be read as a config: it inherits from itself, or from one that does; '
             'correct its _base_.'
         ) from error
-    except SystemExit as error:
+    except (SystemExit, GeneratorExit) as error:
         raise ConfigError(
             f'{path} cannot be read as a config: it calls sys.exit(), which would end the tool '
             'without a result; remove the call.'
@@ -120,12 +142,13 @@ def _find_hidden_classes(cfg: Config) -> None:
     """
     for node in find_dicts(list(cfg.values())):
         kind = node.get('type')
-        if not isinstance(kind, str) or kind.count('.') < 2 or get_object_from_string(kind):
+        if not isinstance(kind, str) or kind.count('.') < 2:
             continue
         module, _, name = kind.rpartition('.')
         with suppress(ImportError, AttributeError, ValueError):  # such names are reported later
-            pkgutil.resolve_name(f'{module}:{name}')
-            node['type'] = LazyObject(module, name)
+            if not get_object_from_string(kind):
+                pkgutil.resolve_name(f'{module}:{name}')
+                node['type'] = LazyObject(module, name)
 
 
 def _set_scope(cfg: Config) -> None:
@@ -136,6 +159,16 @@ def _set_scope(cfg: Config) -> None:
     scope = str(module).partition('.')[0]
     if scope in ('mmdet', 'mmseg') and not cfg.get('default_scope'):
         cfg.default_scope = scope
+
+
+def is_first_process(cfg: Config) -> bool:
+    """Whether this is the first process of a launch, by the environment of its launcher.
+
+    Args:
+        cfg: The config, with ``launcher``.
+    """
+    ranks = dict(slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return os.environ.get(ranks.get(cfg.get('launcher'), 'RANK'), '0') == '0'
 
 
 def override(cfg: Config, options: dict[str, Any] | None) -> None:

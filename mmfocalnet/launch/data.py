@@ -16,7 +16,7 @@ from mmfocalnet.datasets.inspection import check_annotations, find_evaluated
 from mmfocalnet.datasets.label_maps import check_label_maps
 from mmfocalnet.datasets.unreadable import MOST_UNREADABLE
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.launch.configs import find_dicts
+from mmfocalnet.launch.configs import find_dicts, is_first_process
 from mmfocalnet.launch.settings import naming
 
 
@@ -45,7 +45,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
                 check_classes(dataset, cfg.model)
         _check_topk(cfg, split)
     check_image_folders(list(find_dicts(loaders)), cfg.model)
-    if os.environ.get('RANK', '0') != '0':
+    if not is_first_process(cfg):
         return
     for split in splits:
         with _of_split(cfg, split):

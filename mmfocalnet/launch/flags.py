@@ -55,6 +55,8 @@ def check_folder(flag: str, path: str | os.PathLike) -> None:
     """
     with _naming_path(flag, path):
         str(path).encode()  # logs and configs contain it, in UTF-8
+        if not str(path).isprintable():  # MMEngine prints it
+            raise OSError(errno.EINVAL, 'its name has control characters')
         try:
             os.scandir(path).close()
         except FileNotFoundError:

@@ -17,9 +17,11 @@ from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.hooks import CheckLossesHook
+from mmfocalnet.launch.configs import is_first_process
 from mmfocalnet.launch.flags import make_folder
 from mmfocalnet.launch.settings import STUMBLES, naming, naming_any
 from mmfocalnet.launch.sharding import FSDP, strategy_type
+from mmfocalnet.launch.start import check_fits
 from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.arguments import real
 from mmfocalnet.models.channels import check_channels
@@ -38,7 +40,7 @@ def check_model(cfg: Config) -> None:
             FSDP not the weights.
         CheckpointError: If a checkpoint cannot be found, read or fitted.
     """
-    if os.environ.get('RANK', '0') != '0':
+    if not is_first_process(cfg):
         return
     warn_of_namesakes()  # those that came later than our own import
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
@@ -93,9 +95,12 @@ def train(cfg: Config) -> None:
 
     Raises:
         ConfigError: As `build_runner`.
+        CheckpointError: If the checkpoint to resume does not fit the model.
         UserError: If a loss or a weight is no number, or a checkpoint cannot be written.
     """
     runner = build_runner(cfg)
+    if cfg.get('resume') and cfg.get('load_from') and isinstance(runner, Runner):
+        check_fits(runner.model, cfg.load_from)
     with ExitStack() as stack:
         stack.enter_context(naming_any(cfg))
         for hook in runner.hooks:

@@ -175,7 +175,7 @@ def _check_resumable(path: str, content: Any) -> None:
     hub = content.get('message_hub')
     fault = None
     for key in ('epoch', 'iter'):
-        if not is_whole(meta.get(key)) or meta[key] < 0:
+        if not is_whole(meta.get(key)) or not 0 <= meta[key] < 2**31:
             fault = f'meta.{key} is {in_one_line(meta.get(key))}, expected an integer from 0 on'
     for key in ('log_scalars', 'runtime_info', 'resumed_keys'):
         if not isinstance(hub, dict) or not isinstance(hub.get(key), dict):

@@ -53,7 +53,11 @@ class Hosts:
         self.is_local = host == 'localhost' or _is_loopback(host)
         name = socket.gethostname().lower()
         short = name.split('.')[0]
-        others = {'127.0.0.1', '::1'} if self.is_local else {name, short, f'{short}.local'}
+        others = (
+            {'127.0.0.1', '::1'}
+            if self.is_local
+            else {name, socket.getfqdn().lower(), short, f'{short}.local'}
+        )
         self.names = {'localhost', host.lower(), *others}
 
     def __contains__(self, netloc: str) -> bool:

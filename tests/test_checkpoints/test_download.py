@@ -182,7 +182,17 @@ def test_sha256(hub, server, content):
 
 
 @pytest.mark.parametrize(
-    'fragment', ['sha256=12', 'max_gb=much', 'max_gb=-1', 'max_gb=nan', 'md5=12', 'main']
+    'fragment',
+    [
+        'sha256=',
+        'sha256=&max_gb=1',
+        'sha256=12',
+        'max_gb=much',
+        'max_gb=-1',
+        'max_gb=nan',
+        'md5=12',
+        'main',
+    ],
 )
 def test_other_demands(fragment):
     with pytest.raises(CheckpointError, match=fragment):
@@ -206,20 +216,12 @@ def test_redirects_stay_on_the_web(hub, server, target):
     refusal(hub, f'{server.url}/f.pth')
 
 
-def test_a_redirect_to_http_is_refused(tmp_path, monkeypatch):
-    class Answer:
-        url, length = 'http://example.org/f.pth', 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(download.urllib.request, 'urlopen', lambda *_, **__: Answer())
-    transfer = download._Transfer('https://example.org/f.pth', tmp_path / 'f', 1)
-    transfer.run()
-    assert 'http://example.org' in str(transfer.error)
+def test_a_redirect_from_https_to_http_is_refused():
+    request = download.urllib.request.Request('https://example.org/f.pth')
+    follow = download._Redirects().redirect_request
+    with pytest.raises(ValueError, match=r'http://example\.org'):
+        follow(request, None, 302, 'Found', {}, 'http://example.org/f.pth')
+    assert follow(request, None, 302, 'Found', {}, 'https://example.org/g.pth')
 
 
 def test_processes_download_once(hub, server, content):
@@ -253,6 +255,11 @@ def test_what_a_kill_leaves_is_removed_at_the_next_start(hub, server, content):
     assert list(hub.glob(f'{PARTIAL}*'))
     path = fetch(server.send('/f.pth', content))
     assert left_in(hub) == [path.name]
+
+
+def test_all_users_can_lock(hub, server, content):
+    fetch(server.send('/f.pth', content))
+    assert (hub / '.mmfocalnet.lock').stat().st_mode & 0o666 == 0o666
 
 
 def test_a_folder_that_cannot_be_written(hub, server, content):

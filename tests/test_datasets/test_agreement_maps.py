@@ -148,6 +148,19 @@ def assert_named(text, *tokens):
     assert [token for token in tokens if token not in text] == [], text
 
 
+@pytest.mark.parametrize('name', ['FIFO', 'device'])
+def test_images_that_mmseg_does_not_list(data, check, train, name):
+    path = maps(data)[1]
+    image = Path(str(path).replace('annotations', 'images')).with_suffix('.jpg')
+    IRREGULAR[name][0](image)
+    code, out, _ = check()
+    assert code == 1
+    assert_named(out, image.name, 'is not a regular file')
+    code, _, error = train()
+    assert code == 2
+    assert_named(error, image.name, 'is not a regular file')
+
+
 @pytest.mark.parametrize('name', FAULTY_MAPS)
 def test_faulty_maps_stop_a_training(data, check, train, name):
     edit, token = FAULTY_MAPS[name]
@@ -330,7 +343,7 @@ def test_odd_but_sound(data, check, train):
     (data / 'grey.png').rename(grey)
     code, out, _ = check()
     assert code == 0, out
-    assert 'train: 0 errors, 0 warnings' in out
+    assert 'train: errors: 0, warnings: 0' in out
     code, out, error = train()
     assert code == 0, error
     assert 'mIoU' in out and 'left out' not in out
@@ -347,7 +360,7 @@ def test_12_bits_stored_in_16(data, check, channels):
     code, out, _ = check()
     assert code == 0
     assert_named(
-        out, 'train: 0 errors, 1 warnings', f'{path.name} has uint16 values of at most 4095'
+        out, 'train: errors: 0, warnings: 1', f'{path.name} has uint16 values of at most 4095'
     )
 
 

@@ -157,7 +157,7 @@ def test_pictures_that_cannot_be_read(data, kind):
     id_ = '' if kind is Semantic else f' (image {source.images[0]["id"]})'
     halve(source.photograph)
     assert source.only(kinds.DAMAGED_IMAGE) == [
-        f'{source.photograph}{id_} is damaged or no picture'
+        f'{source.photograph}{id_} is damaged or not an image'
     ]
     source.photograph.write_bytes(b'')
     assert source.only(kinds.DAMAGED_IMAGE) == [f'{source.photograph}{id_} is empty']
@@ -190,7 +190,7 @@ def test_missing_and_damaged_maps(data, kind):
     assert str(source.map) in what and f'{MAX_BYTES + 1} bytes' in what
     source.map.write_bytes(bytes(99))
     (what,) = source.only(kinds.DAMAGED_MAP)
-    assert str(source.map) in what and 'is damaged or no picture' in what
+    assert str(source.map) in what and 'is damaged or not an image' in what
     source.map.unlink()
     (what,) = source.only(kinds.MISSING_MAP)
     assert str(source.map) in what and what.endswith('is missing')
@@ -210,7 +210,7 @@ def test_an_image_of_another_size(instances):
     picture = cv2.imread(str(instances.photograph))
     cv2.imwrite(str(instances.photograph), picture[:, :40])
     assert instances.only(kinds.IMAGE_SIZE) == [
-        f'{instances.photograph} (image 1) is 40x64, the annotations say 64x64'
+        f'{instances.photograph} (image 1) is 40x64, the annotations have 64x64'
     ]
 
 
@@ -221,7 +221,7 @@ def test_an_image_that_its_exif_tag_turns(instances):
     picture.save(instances.photograph, exif=exif)
     instances.images[0].update(width=40)
     what = instances.only(kinds.IMAGE_SIZE, kinds.MASK_SIZE, *over_border(instances, width=40))
-    assert 'is 64x40 (as its EXIF tag turns it), the annotations say 40x64' in what[0]
+    assert 'is 64x40 (as its EXIF tag turns it), the annotations have 40x64' in what[0]
 
 
 def over_border(instances, width):
@@ -263,7 +263,7 @@ CHANGES = {
         {'segmentation': {'size': [64, 64], 'counts': 'oooo1'}},
         'has runs of 2097151 pixels, expected 4096',
     ),
-    'category': (kinds.UNKNOWN_CATEGORY, {'category_id': 77}, 'has category_id 77'),
+    'category': (kinds.SKIPPED_CATEGORY, {'category_id': 77}, 'has category_id 77'),
     'image': (kinds.UNKNOWN_IMAGE, {'image_id': 78}, 'has image_id 78'),
     'second': (kinds.DUPLICATE_ANNOTATION, {'id': 'of the second'}, ''),
     'incomplete': (kinds.INCOMPLETE, {'area': None}, 'lacks area'),
@@ -406,7 +406,7 @@ def test_segments_in_segments_info(panoptic):
     area = panoptic.segment['area']
     panoptic.segment['area'] += 7
     (what,) = panoptic.only(kinds.SEGMENT_AREA)
-    assert what.endswith(f'has {area} pixels, segments_info says {area + 7}')
+    assert what.endswith(f'has {area} pixels, {area + 7} in segments_info')
     panoptic.evaluator = dict(type='CocoPanopticMetric', ann_file=str(panoptic.path))
     assert panoptic.only(kinds.EVALUATED_AREA) == [what]
     panoptic.evaluator = None

@@ -91,7 +91,7 @@ def test_each_is_named_once(data, monkeypatch):
     for index in (4, 4, 5, 4, 5):
         guard(dataset)(dataset.get_data_info(index))
     assert said == [
-        f'{path} is damaged or no picture: left out of training.' for path in (first, second)
+        f'{path} is damaged or not an image: left out of training.' for path in (first, second)
     ]
 
 
@@ -105,7 +105,7 @@ def test_more_than_one_percent_stop(data, total, most):
     with pytest.raises(DataError) as error:
         guard(dataset)(dataset.get_data_info(most))
     assert str(error.value).startswith(f'{most + 1} files of the {total} training samples')
-    assert f'{paths[most]}, which is damaged or no picture' in str(error.value)
+    assert f'{paths[most]}, which is damaged or not an image' in str(error.value)
 
 
 def test_workers_count_together(data):
@@ -193,7 +193,7 @@ def test_in_validation_and_test_the_file_is_named(data, name, folder):
         for _ in range(2):  # before each validation
             getattr(hook, f'before_{split}')(runner)
         assert dataset[0]
-        with pytest.raises(DataError, match=f'{path} is damaged or no picture: repair it'):
+        with pytest.raises(DataError, match=f'{path} is damaged or not an image: repair it'):
             dataset[1]
 
 
@@ -230,7 +230,7 @@ def test_faults_of_pictures(tmp_path):
     assert picture_fault(tmp_path) == 'is not a regular file'
     assert picture_fault('a\0b').startswith('cannot be opened (')
     (tmp_path / 'text.png').write_text('text')
-    assert picture_fault(tmp_path / 'text.png') == 'is damaged or no picture'
+    assert picture_fault(tmp_path / 'text.png') == 'is damaged or not an image'
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: f'{p.parent.name}/{p.stem}')

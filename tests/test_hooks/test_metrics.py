@@ -22,6 +22,7 @@ def measure(monkeypatch):
 
     def _measure(*results):
         left = list(results)
+        monkeypatch.setattr(ToyMetric, 'default_prefix', 'coco')
         monkeypatch.setattr(
             ToyMetric, 'evaluate', lambda self, _: dict(left.pop(0) if left[1:] else left[0])
         )
@@ -68,15 +69,16 @@ def test_other_validations_still_count(tmp_path, measure):
     assert [path.name for path in tmp_path.glob('best_*')] == ['best_coco_bbox_mAP_epoch_1.pth']
 
 
+@pytest.mark.parametrize('name', ['coco/bbox_map', 'bbox_mAP', 'cocoo/bbox_mAP'])
 @pytest.mark.parametrize('setting', ['save_best', 'monitor'])
-def test_a_metric_that_no_validation_measures_is_an_error(tmp_path, measure, setting):
+def test_a_metric_that_no_validation_measures_is_an_error(tmp_path, measure, setting, name):
     measure({AP: 0.5, IOU: 50.0})
     cfg = config(tmp_path)
     if setting == 'save_best':
-        cfg.default_hooks.checkpoint.save_best = 'coco/bbox_map'
+        cfg.default_hooks.checkpoint.save_best = name
     else:
-        cfg.param_scheduler[0].monitor = 'coco/bbox_map'
-    with pytest.raises(ConfigError, match=rf"{setting} of .* 'coco/bbox_map'.*{AP}"):
+        cfg.param_scheduler[0].monitor = name
+    with pytest.raises(ConfigError, match=rf"{setting} of .* '{name}'.*{AP}"):
         train(cfg)
 
 

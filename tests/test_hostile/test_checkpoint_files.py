@@ -545,6 +545,40 @@ def test_an_archive_of_several_disks(net, originals, tmp_path, count):
     assert len(refusals(net, path)) == 6
 
 
+def test_torchscript_code(net, tmp_path, count, loads):
+    count()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / 'packed.pth')
+    path = tmp_path / 'script.pth'
+    with zipfile.ZipFile(tmp_path / 'packed.pth') as packed, zipfile.ZipFile(path, 'w') as stored:
+        for name in packed.namelist():
+            stored.writestr(name, packed.read(name))
+    with alarm(), little_memory():
+        assert len(refusals(net, path)) >= 5
+
+
+def test_functions_are_not_changed(net, tmp_path, count):
+    """GETATTR of an allowed method, then BUILD with other defaults for it."""
+    count()
+    before = HistoryBuffer.min.__defaults__
+    pickled = (
+        b'\x80\x02cbuiltins\ngetattr\ncmmengine.logging.history_buffer\nHistoryBuffer\n'
+        b'X\x03\x00\x00\x00min\x86RN}X\x0c\x00\x00\x00__defaults__K\x05\x85s\x86b.'
+    )
+    path = tmp_path / 'build.pth'
+    path.write_bytes(archive(pickled))
+    with alarm(), little_memory():
+        assert len(refusals(net, path)) >= 5
+    assert HistoryBuffer.min.__defaults__ == before
+
+
+@pytest.mark.parametrize('kind', ['u1', 'i1', 'i2', 'u2', 'u8', 'f2', 'f4', '?'])
+def test_arrays_of_any_numbers_are_read(tmp_path, kind):
+    array = np.arange(6).astype(kind).reshape(2, 3)
+    torch.save(dict(state_dict=dict(w=torch.ones(1)), meta=dict(palette=array)), tmp_path / 'a.pth')
+    palette = load_file(tmp_path / 'a.pth').metadata['palette']
+    assert palette.dtype == array.dtype and (palette == array).all()
+
+
 def test_a_tar_archive_in_disguise(net, tmp_path, count):
     count()
     path = tmp_path / 'tar.pth'

@@ -200,6 +200,14 @@ def test_yaml_runs_no_code(tmp_path, config, heir):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_yaml_aliases_are_counted(config):
+    bomb = 'a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n' + ''.join(
+        f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]\n' for n in range(1, 9)
+    )
+    for text in (bomb, 'a: &a [*a]'):
+        assert 'aliases' in said_of(config(text, None, 'bomb.yaml'))
+
+
 def test_yaml_and_json_are_read(config):
     base = str(ROOT / 'configs/demo/mask_rcnn.py')
     for path in (

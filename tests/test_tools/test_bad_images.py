@@ -68,7 +68,7 @@ def test_one_damaged_image_is_named_once_and_left_out(data, train_on):
     # Twice round, so that the second time it is known.
     out = train_on['upernet']('train_dataloader.num_workers=2', 'train_cfg.max_iters=20')
     assert out.count(path.name) == 1
-    assert f'{path} is damaged or no picture: left out of training.' in out
+    assert f'{path} is damaged or not an image: left out of training.' in out
     assert '1 unreadable files were left out of this training' in out
     assert 'mIoU' in out
 
@@ -98,5 +98,5 @@ def test_a_damaged_file_of_validation_is_named(data, train_on, workers):
         'train_cfg.max_iters=1', 'train_cfg.val_interval=1',
         f'val_dataloader.num_workers={workers}', code=2,
     )  # fmt: skip
-    assert f'train.py: {path} is damaged or no picture: repair it' in out
+    assert f'train.py: {path} is damaged or not an image: repair it' in out
     assert 'Traceback' not in out

@@ -76,7 +76,7 @@ def test_a_damaged_image(browse, home, shapes):
     assert code == 0 and '6 images' in out
     code, _, error = browse('mask_rcnn', '--split', 'val')
     assert code == 2
-    assert '000000100001.jpg is damaged or no picture' in error
+    assert '000000100001.jpg is damaged or not an image' in error
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_clean_set(run, data, tmp_path):
     ).stdout  # fmt: skip
     assert '6/6' in out  # of the progress bar
     assert 'CocoDataset data/shapes/coco/annotations/instances_train2017.json, 6 images' in out
-    assert 'train: 0 errors, ' in out and 'val: 0 errors, ' in out
+    assert 'train: errors: 0, ' in out and 'val: errors: 0, ' in out
     assert 'test:' not in out  # the same as val
     number = len(json.loads(annotations(data).read_text())['annotations'])
     table = out.split('class ')[1].split('As a chart')[0].splitlines()[1:]
@@ -82,7 +82,7 @@ def test_errors_end_with_1(check, data):
     id_ = json.loads(annotations(data).read_text())['annotations'][0]['id']
     path = 'data/shapes/coco/annotations/instances_train2017.json'
     assert f'    {path}: annotations[0] (id {id_}) in data/shapes/coco/train2017/' in out
-    assert 'train: 1 errors, ' in out
+    assert 'train: errors: 1, ' in out
     assert 'val:' not in out
     assert check('mask_rcnn', '--split', 'val')[0] == 0
 
@@ -104,7 +104,7 @@ def test_each_of_concatenated_datasets(check, data, tmp_path):
     )
     code, out, _ = check('both.py', '--out', 'charts')
     assert code == 1
-    assert 'train_1: 0 errors' in out and 'train_2: 1 errors' in out
+    assert 'train_1: errors: 0' in out and 'train_2: errors: 1' in out
     assert 'data/shapes/coco/val2017/000000100001.jpg (image 100001) is damaged' in out
     assert sorted(path.name for path in Path('charts').iterdir()) == [
         'train_1.png', 'train_2.png', 'val.png',
@@ -157,7 +157,7 @@ def test_invalid_json_is_an_error_and_the_other_splits_are_checked(check, data):
     code, out, _ = check('mask_rcnn')
     assert code == 1
     assert 'ERROR: data/shapes/coco/annotations/instances_train2017.json is no valid JSON' in out
-    assert 'val: 0 errors' in out
+    assert 'val: errors: 0' in out
 
 
 @pytest.mark.slow

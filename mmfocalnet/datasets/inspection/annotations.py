@@ -216,8 +216,8 @@ class AnnotationFile:
             if self._filter:
                 what += f', filter_cfg={dict(self._filter)}'
             # Most often ids that do not agree, as 1 and "1".
-            for unknown in self.findings.shown(kinds.UNKNOWN_IMAGE)[:1]:
-                what += f'; {unknown}'
+            for kind in (kinds.UNKNOWN_IMAGE, kinds.SKIPPED_CATEGORY):
+                what += ''.join(f'; {unknown}' for unknown in self.findings.shown(kind)[:1])
             self.findings.add(kinds.NO_SAMPLES, f'{self.path}: {what}')
 
     def _uses_image(self, kept: set) -> bool:
@@ -242,7 +242,8 @@ class AnnotationFile:
         """mmdet drops classes that the file lacks, and numbers the others in the file's order."""
         # Objects365 and LVIS number their categories in other ways.
         classes = self.counts.names if self._loads_as_coco else []
-        if [name for name in names if name in classes] == list(classes):
+        known = set(classes)
+        if [name for name in names if name in known] == list(classes):
             return
         missing = [name for name in classes if name not in names]
         twice = [name for name, count in Counter(names).items() if count > 1]

@@ -51,7 +51,9 @@ def inspect_coco(dataset: dict, metrics: Sequence[dict], with_images: bool) -> R
             findings.add(kinds.DUPLICATE_ANNOTATION, str(place))
         seen.add(id_)
         if category not in file.categories:
-            findings.add(kinds.UNKNOWN_CATEGORY, f'{place} has category_id {short(category)}')
+            # mmdet leaves it out, which cannot be intended of "1" for 1.
+            kind = kinds.UNKNOWN_CATEGORY if isinstance(category, str) else kinds.SKIPPED_CATEGORY
+            findings.add(kind, f'{place} has category_id {short(category)}')
         image = file.images.get(record['image_id'])
         if image is None:
             what = f'{place} has image_id {short(record["image_id"])}'
@@ -63,14 +65,15 @@ def inspect_coco(dataset: dict, metrics: Sequence[dict], with_images: bool) -> R
         is_trained = file.check_box(place, record) and not record.get('ignore')
         if category not in file.classes:
             continue
-        kept.add(image.id)
         file.check_flags(place, record)
         if file.evaluated and (id_ == 0 or isinstance(id_, str)):
-            findings.add(kinds.IDS, f'{place}: expected an integer other than 0')
+            findings.add(kinds.IDS, f'{place}: expected an integer from 1 on, number them anew')
         if file.evaluated and record['area'] > _MAX_AREA:
             findings.add(kinds.AREA, f'{place} has area={short(record["area"])}')
         if needs_masks and (file.evaluated or is_trained):
-            _check_mask(file, place, record.get('segmentation'))
+            is_trained &= _check_mask(file, place, record.get('segmentation'))
+        if (is_trained or file.evaluated) and not record.get('iscrowd'):
+            kept.add(image.id)
     file.add_unused(annotated, kept)
     if with_images:
         for image, seen in look_at_each(look_at_photograph, list(file.images.values())):
@@ -97,26 +100,31 @@ def add_photograph(image: Photograph, seen: Seen, findings: Findings) -> None:
         turned = ' (as its EXIF tag turns it)' if seen.size == (image.width, image.height) else ''
         findings.add(
             kinds.IMAGE_SIZE,
-            f'{image} is {width}x{height}{turned}, the annotations say '
+            f'{image} is {width}x{height}{turned}, the annotations have '
             f'{image.width}x{image.height}',
         )
 
 
-def _check_mask(file: AnnotationFile, place: Place, mask: Any) -> None:
+def _check_mask(file: AnnotationFile, place: Place, mask: Any) -> bool:
+    """Check a mask; False if training leaves its object out."""
     if mask is SOUND:
-        return
+        return True
     if not mask:
         file.findings.add(kinds.NO_MASK, str(place))
     elif isinstance(mask, list):
+        used = 0
         for polygon in mask:
             fault = polygon_fault(polygon)
             left_out = isinstance(polygon, list) and is_incomplete(polygon) and not file.evaluated
             if fault:
                 kind = kinds.POLYGON_LEFT_OUT if left_out else kinds.POLYGON
                 file.findings.add(kind, f'{place} {fault}')
+            used += not left_out
+        return bool(used)
     elif isinstance(mask, dict) and isinstance(mask.get('counts'), (str, list)):
         fault = rle_fault(mask, place.image.height, place.image.width)
         if fault:
             file.findings.add(kinds.MASK_SIZE, f'{place} {fault}')
     else:
         file.findings.add(kinds.MASK_FORMAT, f'{place}: {short(mask)}')
+    return True

@@ -12,6 +12,7 @@ from mmfocalnet.datasets.inspection.findings import Report
 from mmfocalnet.datasets.inspection.panoptic import inspect_panoptic
 from mmfocalnet.datasets.inspection.semantic import inspect_semantic
 from mmfocalnet.errors import ConfigError, DataError
+from mmfocalnet.registration import type_name
 
 
 def find_datasets(dataset: dict) -> Iterator[dict]:
@@ -46,8 +47,7 @@ def find_evaluated(datasets: Sequence[dict], evaluator: Any) -> Iterator[dict]:
     known = {'', *map(_path, datasets)}
     first = next((dataset for dataset in datasets if loads_as_coco(dataset)), None)
     for metric in _metrics(evaluator):
-        name = getattr(metric.get('type'), '__name__', str(metric.get('type')))
-        if first and name.endswith('CocoMetric') and _path(metric) not in known:
+        if first and str(type_name(metric)).endswith('CocoMetric') and _path(metric) not in known:
             folder = (first.get('data_prefix') or {}).get('img')
             meta = find_kind(first)._load_metainfo(first.get('metainfo'))
             yield {
@@ -132,7 +132,7 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
     if number:
         summary = findings.summary().replace(f'{path}: ', '')
         raise DataError(
-            f'{path} has {number} errors: {summary}. Correct them; python tools/check_dataset.py '
+            f'{path} has errors ({number}): {summary}. Correct them; python tools/check_dataset.py '
             'CONFIG lists them.'
         )
 

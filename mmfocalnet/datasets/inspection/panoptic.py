@@ -36,7 +36,7 @@ _MAX_ID = 2**24 - 1
 
 @dataclass
 class _Labelled:
-    """An image, its map and what segments_info says of it."""
+    """An image, its map and its segments in segments_info."""
 
     image: Photograph
     map: str
@@ -158,7 +158,7 @@ def _check_map(known: _Labelled, seen: _Looked, file: AnnotationFile) -> None:
         if id_ not in seen.drawn:
             findings.add(kinds.SEGMENT_NOT_DRAWN, f'{place}: {id_}')
         elif area != seen.drawn[id_]:
-            what = f'{place}: {id_} has {seen.drawn[id_]} pixels, segments_info says {short(area)}'
+            what = f'{place}: {id_} has {seen.drawn[id_]} pixels, {short(area)} in segments_info'
             kind = kinds.EVALUATED_AREA if file.evaluated else kinds.SEGMENT_AREA
             findings.add(kind, what)
 

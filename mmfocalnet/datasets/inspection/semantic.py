@@ -11,7 +11,13 @@ import numpy as np
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings, Report
 from mmfocalnet.datasets.inspection.progress import look_at_each
-from mmfocalnet.datasets.label_maps import IGNORED, blank_fault, build_source, label_of
+from mmfocalnet.datasets.label_maps import (
+    IGNORED,
+    blank_fault,
+    build_source,
+    irregular_images,
+    label_of,
+)
 from mmfocalnet.datasets.pictures import (
     FLOATING,
     Seen,
@@ -55,6 +61,8 @@ def inspect_semantic(dataset: dict) -> Report:
         values.update(seen.values)
         if seen.values:
             _count(sample['seg_map_path'], seen.values, source, counts, findings)
+    for path in irregular_images(source):
+        findings.add(kinds.DAMAGED_IMAGE, f'{path} is not a regular file')
     if fault := blank_fault(values, source):
         findings.add(kinds.NO_LABELS, fault)
     _add_unused(source, counts, findings)

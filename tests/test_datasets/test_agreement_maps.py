@@ -17,6 +17,7 @@ from mmfocalnet.datasets import make_shapes
 from mmfocalnet.datasets.inspection import inspect_dataset
 from mmfocalnet.datasets.label_maps import check_label_maps
 from mmfocalnet.datasets.pictures import MAX_BYTES
+from mmfocalnet.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / 'shared'
@@ -146,6 +147,19 @@ IRREGULAR = {
 def assert_named(text, *tokens):
     assert 'Traceback' not in text
     assert [token for token in tokens if token not in text] == [], text
+
+
+def test_other_loaders_may_give_other_labels(data):
+    for path in maps(data):
+        save(path, np.where(read(path) == 1, 255, 0).astype(np.uint8))
+    dataset = Config.fromfile(CONFIG).train_dataloader.dataset
+    plain, other = (
+        dict(dataset, pipeline=[dict(type=name)]) for name in ('LoadAnnotations', 'LoadDrawings')
+    )
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        check_label_maps(other)
+        with pytest.raises(DataError, match='255'):
+            check_label_maps(plain)
 
 
 @pytest.mark.parametrize('name', ['FIFO', 'device'])

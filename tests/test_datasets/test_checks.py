@@ -51,6 +51,24 @@ def test_fitting_datasets_pass(coco):
     check(coco, 'BaseDetDataset', ann_file='none.json')
 
 
+def test_a_class_that_parses_annotations_itself_is_not_checked(coco):
+    from mmdet.datasets import CocoDataset
+
+    class OwnFormat(CocoDataset):
+        def parse_data_info(self, raw_data_info):
+            return None
+
+    path = coco / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    for record in content['annotations']:
+        del record['area']
+    path.write_text(json.dumps(content))
+    things = METAINFO['detection']['classes']
+    check(coco, OwnFormat, classes=things)
+    with pytest.raises(DataError, match='area'):
+        check(coco, classes=things)
+
+
 @pytest.mark.parametrize(
     ('classes', 'fault'),
     [

@@ -200,6 +200,11 @@ def test_yaml_runs_no_code(tmp_path, config, heir):
     assert not (tmp_path / 'ran').exists()
 
 
+@pytest.mark.parametrize('kind', ['./data/x.y.z', '.a.b', '...', 'a..b.c'])
+def test_types_that_are_no_names(config, kind):
+    assert said_of(config(f'extra = dict(type={kind!r})')) is None
+
+
 def test_yaml_aliases_are_counted(config):
     bomb = 'a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n' + ''.join(
         f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]\n' for n in range(1, 9)

@@ -117,7 +117,7 @@ def _parse_demands(text: str, fragment: str) -> _Demands:
     sha256 = given.pop('sha256', None)
     try:
         gigabytes = float(given.pop('max_gb', MAX_GIGABYTES))
-        if given or (fragment and '=' not in fragment) or not gigabytes > 0:
+        if given or not gigabytes > 0:
             raise ValueError
         if sha256 is not None and not re.fullmatch('[0-9a-fA-F]{64}', sha256):
             raise ValueError

@@ -43,6 +43,11 @@ def find_kind(dataset: dict) -> type | None:
         return registry.get(kind)
 
 
+def base_names(kind: type | None) -> set[str]:
+    """Names of a class and of those that it inherits from; none for None."""
+    return {base.__name__ for base in getattr(kind, '__mro__', ())}
+
+
 def loads_as_coco(dataset: dict) -> bool:
     """Whether a dataset reads its annotations as mmdet's ``CocoDataset`` does."""
     kind = find_kind(dataset)

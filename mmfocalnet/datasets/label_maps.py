@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from mmfocalnet.datasets.checks import find_kind
+from mmfocalnet.datasets.checks import base_names, find_kind
 from mmfocalnet.datasets.pictures import read_label_map
 from mmfocalnet.errors import DataError
 
@@ -152,7 +152,7 @@ def blank_fault(values: Iterable[int], source: Any) -> str | None:
 
 def _lists_files(dataset: dict) -> bool:
     kind = find_kind(dataset)
-    if 'BaseSegDataset' not in {base.__name__ for base in getattr(kind, '__mro__', ())}:
+    if 'BaseSegDataset' not in base_names(kind):
         return False
     from mmseg.datasets import BaseSegDataset
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from mmfocalnet.checkpoints import check_finite, check_sums, load_once, read_che
 from mmfocalnet.checkpoints.report import named
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.hooks.checkpoints import MARK
+from mmfocalnet.launch.configs import is_first_process
 from mmfocalnet.launch.sentences import print_error
 from mmfocalnet.models import FocalNetClassifier
 from mmfocalnet.models.arguments import in_one_line, is_whole
@@ -43,7 +43,7 @@ def check_start(cfg: Config) -> None:
         # Not the URL again, under which the server could have another file by now.
         cfg.load_from = str(path)
     elif resume:
-        cfg.load_from, content = _find_checkpoint(Path(cfg.work_dir))
+        cfg.load_from, content = _find_checkpoint(cfg)
     if cfg.get('load_from'):
         _check_state(cfg.load_from, content)
         _check_average(cfg, content)
@@ -97,11 +97,12 @@ def _kind(value: Tensor) -> str:
     return 'floating point' if value.is_floating_point() else 'integer'
 
 
-def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
+def _find_checkpoint(cfg: Config) -> tuple[str | None, Any]:
     """The newest complete checkpoint of a work dir and its content; None if nothing was saved yet.
 
     One that is missing or damaged is skipped with a message, if there is another.
     """
+    work_dir = Path(cfg.work_dir)
     mark = work_dir / MARK
     if not mark.is_file():
         return None, None
@@ -125,7 +126,7 @@ def _find_checkpoint(work_dir: Path) -> tuple[str | None, Any]:
         except CheckpointError as error:
             problems.append(error)
         else:
-            if problems and os.environ.get('RANK', '0') == '0':
+            if problems and is_first_process(cfg):
                 reason = str(problems[0]).rstrip('.')
                 print_error(f'{reason}; resuming from {path} instead.')
             return str(path), content

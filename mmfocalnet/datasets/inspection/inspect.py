@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmfocalnet.datasets.checks import find_kind, join_root, loads_as_coco
+from mmfocalnet.datasets.checks import base_names, find_kind, join_root, loads_as_coco
 from mmfocalnet.datasets.inspection.coco import inspect_coco
 from mmfocalnet.datasets.inspection.findings import Report
 from mmfocalnet.datasets.inspection.panoptic import inspect_panoptic
@@ -102,9 +102,9 @@ def inspect_dataset(dataset: dict, evaluator: Any = None, *, with_images: bool =
             for metric in _metrics(evaluator)
             if _path(metric) == _path(dataset) and not metric.get('format_only')
         ]
-        inspect = inspect_panoptic if 'CocoPanopticDataset' in _bases(kind) else inspect_coco
+        inspect = inspect_panoptic if 'CocoPanopticDataset' in base_names(kind) else inspect_coco
         return inspect(dataset, metrics, with_images)
-    if kind and 'BaseSegDataset' in _bases(kind):
+    if 'BaseSegDataset' in base_names(kind):
         return inspect_semantic(dataset)
     raise ConfigError(
         f'{dataset.get("type")} is a dataset that cannot be checked: expected one in COCO format '
@@ -135,7 +135,3 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
             f'{path} has errors ({number}): {summary}. Correct them; python tools/check_dataset.py '
             'CONFIG lists them.'
         )
-
-
-def _bases(kind: type) -> set[str]:
-    return {base.__name__ for base in kind.__mro__}

@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-
-def escape(text: object, max_letters: int | None = None) -> str:
-    """Replace control characters, which a terminal would obey, by escapes such as ``\\x1b``.
-
-    Letters of any language stay as they are.
-
-    Args:
-        text: A text, path or key.
-        max_letters: Where to cut it. Defaults to None: nowhere.
-    """
-    text = str(text)
-    cut = text[:max_letters]
-    more = '...' if len(cut) < len(text) else ''
-    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in cut) + more
+from mmfocalnet.text import escape
 
 
 class UserError(ValueError):

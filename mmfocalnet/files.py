@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mmfocalnet.errors import UserError
+from mmfocalnet.text import shown
 
 # How the temporary names begin.
 PARTIAL = '.partial-'
@@ -44,3 +48,60 @@ def short_stem(path: Path) -> str:
     File systems allow names of 255 bytes; this one has at most 200.
     """
     return path.stem.encode(errors='surrogateescape')[:200].decode(errors='ignore')
+
+
+def check_folder(flag: str, path: str | os.PathLike) -> None:
+    """Check that a folder can be written to, if it exists. Nothing is made.
+
+    Args:
+        flag: The flag that specifies the folder.
+        path: The folder.
+
+    Raises:
+        UserError: If it is no folder or not writable, or no folder can have its name.
+    """
+    with _naming_path(flag, path):
+        str(path).encode()  # logs and configs contain it, in UTF-8
+        if not str(path).isprintable():  # MMEngine prints it
+            raise OSError(errno.EINVAL, 'its name has control characters')
+        try:
+            os.scandir(path).close()
+        except FileNotFoundError:
+            return
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, 'it is not writable')
+
+
+def make_folder(flag: str, path: str | os.PathLike) -> None:
+    """Make a folder that a tool writes to, unless it exists.
+
+    Args:
+        flag: The flag that specifies the folder.
+        path: The folder.
+
+    Raises:
+        UserError: As `check_folder`, or if it cannot be made.
+    """
+    check_folder(flag, path)
+    with _naming_path(flag, path):
+        os.makedirs(path, exist_ok=True)
+
+
+def check_file(flag: str, path: str | os.PathLike) -> None:
+    """Check that a file can be written, as `check_folder` does. Nothing is made."""
+    check_folder(flag, os.path.dirname(os.path.abspath(path)))
+    with _naming_path(flag, path), suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            raise IsADirectoryError(errno.EISDIR, 'it is a folder')
+
+
+@contextmanager
+def _naming_path(flag: str, path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'its name is not UTF-8 in this locale'
+        raise UserError(
+            f'{flag} {shown(str(path))} cannot be used ({reason}): give a path that can be '
+            'written to.'
+        ) from error

@@ -29,8 +29,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocalnet import ops
+from mmfocalnet.cli import integer, one_sentence_errors
 from mmfocalnet.errors import UserError
-from mmfocalnet.launch import integer, make_folder, one_sentence_errors
+from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import Mlp

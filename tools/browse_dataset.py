@@ -7,16 +7,10 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.launch import (
-    add_cfg_options,
-    check_folder,
-    check_paths,
-    integer,
-    one_sentence_errors,
-    override,
-    print_lines,
-    read_config,
-)
+from mmfocalnet.cli import add_cfg_options, integer, one_sentence_errors, print_lines
+from mmfocalnet.config import override, read_config
+from mmfocalnet.datasets.config_checks import check_paths
+from mmfocalnet.files import check_folder
 from mmfocalnet.visualization.browse import draw_samples
 
 

@@ -10,22 +10,15 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmengine.registry import DefaultScope
 
-from mmfocalnet.datasets.checks import check_classes
+from mmfocalnet.cli import add_cfg_options, one_sentence_errors, print_lines
+from mmfocalnet.config import override, read_config
+from mmfocalnet.datasets.classes import check_classes
+from mmfocalnet.datasets.config_checks import check_paths, find_evaluator
 from mmfocalnet.datasets.inspection import find_datasets, find_evaluated, inspect_dataset
 from mmfocalnet.datasets.inspection.chart import draw_counts
 from mmfocalnet.datasets.inspection.findings import CLASSES
 from mmfocalnet.errors import ConfigError, DataError
-from mmfocalnet.launch import (
-    add_cfg_options,
-    check_folder,
-    check_paths,
-    find_evaluator,
-    make_folder,
-    one_sentence_errors,
-    override,
-    print_lines,
-    read_config,
-)
+from mmfocalnet.files import check_folder, make_folder
 
 SPLITS = ('train', 'val', 'test')
 

@@ -12,9 +12,9 @@ import torch
 from mmengine.utils.dl_utils import collect_env
 
 import mmfocalnet
+from mmfocalnet.cli import one_sentence_errors
 from mmfocalnet.compat import ensure_panopticapi
 from mmfocalnet.compat.mmcv_ops import ops_provider
-from mmfocalnet.launch import one_sentence_errors
 
 STACKS = {
     'maintained forks (onedl)': (

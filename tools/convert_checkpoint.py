@@ -6,9 +6,9 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.checkpoints.command_line import add_source_flags, inspect_source
-from mmfocalnet.checkpoints.convert import DESTINATIONS, Changes, convert
-from mmfocalnet.launch import integer, one_sentence_errors, print_lines
+from mmfocalnet.cli import integer, one_sentence_errors, print_lines
+from mmfocalnet.cli.checkpoint_flags import add_source_flags, inspect_source
+from mmfocalnet.conversion.convert import DESTINATIONS, Changes, convert
 
 
 def parse_args():

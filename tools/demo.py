@@ -9,8 +9,8 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
+from mmfocalnet.cli import one_sentence_errors
 from mmfocalnet.datasets import make_shape_crops, make_shapes
-from mmfocalnet.launch import one_sentence_errors
 from mmfocalnet.visualization import draw_curves, draw_sheet, metrics, read_history
 
 TOOLS = Path(__file__).resolve().parent

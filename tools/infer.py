@@ -9,18 +9,12 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
+from mmfocalnet.cli import add_cfg_options, integer, one_sentence_errors, print_error, print_lines
 from mmfocalnet.errors import UserError
+from mmfocalnet.files import make_folder
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.inference.run import Run
 from mmfocalnet.inference.sources import find_sources
-from mmfocalnet.launch import (
-    add_cfg_options,
-    integer,
-    make_folder,
-    one_sentence_errors,
-    print_error,
-    print_lines,
-)
 
 
 def score(text):

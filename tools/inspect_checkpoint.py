@@ -6,10 +6,10 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.checkpoints.architecture import output_stages
-from mmfocalnet.checkpoints.command_line import add_source_flags, inspect_source
-from mmfocalnet.checkpoints.convert import loading_problem
-from mmfocalnet.launch import one_sentence_errors, print_lines
+from mmfocalnet.cli import one_sentence_errors, print_lines
+from mmfocalnet.cli.checkpoint_flags import add_source_flags, inspect_source
+from mmfocalnet.conversion.architecture import output_stages
+from mmfocalnet.conversion.convert import loading_problem
 
 
 def parse_args():

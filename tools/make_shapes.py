@@ -6,10 +6,11 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
+from mmfocalnet.cli import one_sentence_errors, print_lines
 from mmfocalnet.datasets import make_shape_crops, make_shapes
 from mmfocalnet.datasets.shapes import STAMP
 from mmfocalnet.errors import UserError
-from mmfocalnet.launch import check_folder, one_sentence_errors, print_lines
+from mmfocalnet.files import check_folder
 
 
 def parse_args():

@@ -20,9 +20,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
+from mmfocalnet.cli import one_sentence_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import replacing
-from mmfocalnet.launch import one_sentence_errors
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.counts import classifier_flops, classifier_parameters
 

@@ -8,7 +8,8 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.launch import check_file, integer, one_sentence_errors, print_error, print_lines
+from mmfocalnet.cli import integer, one_sentence_errors, print_error, print_lines
+from mmfocalnet.files import check_file
 from mmfocalnet.visualization.report import write_report
 
 

@@ -9,14 +9,9 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 from mmengine.evaluator import DumpResults
 
 from mmfocalnet.checkpoints import reading_once
-from mmfocalnet.errors import UserError
-from mmfocalnet.launch import (
+from mmfocalnet.cli import (
     add_common_flags,
     build_runner,
-    check_data,
-    check_file,
-    check_fits,
-    check_folder,
     check_start,
     drop_strategy,
     load_config,
@@ -25,6 +20,10 @@ from mmfocalnet.launch import (
     use_drawing,
     use_tta,
 )
+from mmfocalnet.datasets.config_checks import check_data
+from mmfocalnet.errors import UserError
+from mmfocalnet.files import check_file, check_folder
+from mmfocalnet.models.weights import check_fits
 
 
 def parse_args():

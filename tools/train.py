@@ -7,10 +7,8 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet.checkpoints import reading_once
-from mmfocalnet.launch import (
+from mmfocalnet.cli import (
     add_common_flags,
-    check_data,
-    check_folder,
     check_model,
     check_start,
     check_strategy,
@@ -20,6 +18,8 @@ from mmfocalnet.launch import (
     train,
     use_amp,
 )
+from mmfocalnet.datasets.config_checks import check_data
+from mmfocalnet.files import check_folder
 
 
 def parse_args():

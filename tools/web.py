@@ -8,8 +8,8 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet import web
+from mmfocalnet.cli import add_cfg_options, one_sentence_errors
 from mmfocalnet.inference import load_predictor
-from mmfocalnet.launch import add_cfg_options, one_sentence_errors
 from mmfocalnet.web.address import Hosts, listen
 from mmfocalnet.web.guard import read_password
 

@@ -1,6 +1,6 @@
 """Reading checkpoints safely, fitting kernels and levels, loading them into a backbone."""
 
-from mmfocalnet.checkpoints.classifier import name_as_classifier, read_head
+from mmfocalnet.checkpoints.classifier_head import name_as_classifier, read_head
 from mmfocalnet.checkpoints.download import fetch
 from mmfocalnet.checkpoints.fit import (
     FitReport,
@@ -14,6 +14,7 @@ from mmfocalnet.checkpoints.levels import append_levels, insert_levels
 from mmfocalnet.checkpoints.load import fit_checkpoint, load_pretrained
 from mmfocalnet.checkpoints.read import (
     check_finite,
+    check_has_weights,
     load_once,
     open_checkpoint,
     read_checkpoint,
@@ -34,6 +35,7 @@ __all__ = [
     'adapt_input_channels',
     'append_levels',
     'check_finite',
+    'check_has_weights',
     'check_sums',
     'describe',
     'fetch',

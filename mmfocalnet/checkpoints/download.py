@@ -22,10 +22,10 @@ from mmengine.logging import print_log
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from mmfocalnet.checkpoints.report import shown
 from mmfocalnet.checkpoints.safe_load import load_file, no_regular_file
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.text import shown
 
 SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
 FOLDER_WEIGHTS = ('model.safetensors', 'pytorch_model.bin')

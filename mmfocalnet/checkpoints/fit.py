@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mmfocalnet.checkpoints.fit_report import FitReport
 from mmfocalnet.checkpoints.layouts import CLASSIFIER, OUTPUT_NORM, STEM, State
 from mmfocalnet.checkpoints.levels import append_levels, count_levels, insert_levels
-from mmfocalnet.checkpoints.report import FitReport, listed
 from mmfocalnet.checkpoints.resize import (
     adapt_input_channels,
     kernel_energy,
@@ -19,6 +19,7 @@ from mmfocalnet.checkpoints.resize import (
     resize_patch_embedding,
 )
 from mmfocalnet.errors import CheckpointError
+from mmfocalnet.text import listed
 
 _MODULATION = r'layers\.(\d{1,9})\.blocks\.(\d{1,9})\.modulation\.'
 _KERNEL = re.compile(_MODULATION + r'focal_layers\.(\d{1,9})\.0\.weight', re.ASCII)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mmfocalnet.checkpoints.metadata import told_settings
-from mmfocalnet.checkpoints.report import named, shown
 from mmfocalnet.errors import CheckpointError
+from mmfocalnet.text import named, shown
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]

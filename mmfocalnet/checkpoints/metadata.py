@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmfocalnet.archs import find_arch
 from mmfocalnet.errors import ConfigError
 
 # The settings that change what a network computes and leave no trace in its tensors.
@@ -81,8 +82,6 @@ def _backbones(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _with_defaults(constants: dict[str | None, Any]) -> dict[str, Any]:
-    from mmfocalnet.models.archs import find_arch  # which imports this package
-
     try:
         arch = find_arch(constants['arch']) if constants.get('arch') else {}
     except ConfigError:  # of a later version

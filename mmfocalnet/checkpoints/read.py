@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mmfocalnet.checkpoints.download import FOLDER_CONFIG, FOLDER_WEIGHTS, fetch
-from mmfocalnet.checkpoints.report import named
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
+from mmfocalnet.text import named
 
 _WRAPPERS = ('state_dict', 'model', 'teacher')
 _KEPT: ContextVar[dict[Path, Loaded] | None] = ContextVar('kept', default=None)
@@ -118,6 +118,21 @@ def open_checkpoint(source: str | os.PathLike) -> Checkpoint:
     if path.name in FOLDER_WEIGHTS and (path.parent / FOLDER_CONFIG).is_file():
         metadata[FOLDER_CONFIG] = _read_config(path.parent / FOLDER_CONFIG)
     return Checkpoint(path, _unwrap(content, path), metadata)
+
+
+def check_has_weights(path: str | os.PathLike, content: Any) -> None:
+    """Check that what a checkpoint holds is a state dict, or has one as ``state_dict``.
+
+    Args:
+        path: The file, for the message.
+        content: As `load_once` returns it.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    state = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f'{path} holds no weights by name: save model.state_dict() instead.')
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:

@@ -21,9 +21,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 from torch import Tensor
 
-from mmfocalnet.checkpoints.report import shown
 from mmfocalnet.checkpoints.scan import HostilePickleError, check_pickle
 from mmfocalnet.errors import CheckpointError
+from mmfocalnet.text import shown
 
 # The format before PyTorch 1.6: magic number, version, system, content, names of the storages.
 _LEGACY_PICKLES = 5

@@ -17,9 +17,9 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmfocalnet.checkpoints.read import take
-from mmfocalnet.checkpoints.report import shown
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
+from mmfocalnet.text import shown
 
 # Each gives the URLs of its models by name.
 _ZOOS: dict[str, Callable[[], dict[str, str]]] = {

@@ -4,7 +4,7 @@
 panoptic data.
 """
 
-from .mmcv_ops import ensure_mmcv_ops
-from .panoptic import ensure_panopticapi
+from mmfocalnet.compat.mmcv_ops import ensure_mmcv_ops
+from mmfocalnet.compat.panopticapi import ensure_panopticapi
 
 __all__ = ['ensure_mmcv_ops', 'ensure_panopticapi']

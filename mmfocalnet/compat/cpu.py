@@ -14,7 +14,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.registration import register
+from mmfocalnet.registry import register
 
 
 @register(OPTIM_WRAPPERS)

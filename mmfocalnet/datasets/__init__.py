@@ -1,9 +1,18 @@
 """Images in folders per class, and the generated sets that demos and tests train on."""
 
-from .image_folder import ImageFolder
-from .shape_crops import make_shape_crops
-from .shapes import CLASSES, METAINFO, STUFF, THINGS, Sample, Segment, draw_image, make_shapes
-from .transforms import PackImage, RandomResizedCrop
+from mmfocalnet.datasets.image_folder import ImageFolder
+from mmfocalnet.datasets.shape_crops import make_shape_crops
+from mmfocalnet.datasets.shapes import (
+    CLASSES,
+    METAINFO,
+    STUFF,
+    THINGS,
+    Sample,
+    Segment,
+    draw_image,
+    make_shapes,
+)
+from mmfocalnet.datasets.transforms import PackImage, RandomResizedCrop
 
 __all__ = [
     'CLASSES',

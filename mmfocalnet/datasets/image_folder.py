@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from mmfocalnet.errors import ConfigError, DataError
-from mmfocalnet.registration import register, type_name
+from mmfocalnet.registry import register, type_name
 
 SUFFIXES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 """What images end with, in lower or upper case."""

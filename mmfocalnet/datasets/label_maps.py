@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from mmfocalnet.datasets.checks import base_names, find_kind
-from mmfocalnet.datasets.pictures import read_label_map
+from mmfocalnet.datasets.classes import base_names, find_kind
+from mmfocalnet.datasets.image_faults import read_label_map
 from mmfocalnet.errors import DataError
 
 IGNORED = 255

@@ -14,7 +14,7 @@ from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.registration import register
+from mmfocalnet.registry import register
 
 
 @register(TRANSFORMS)

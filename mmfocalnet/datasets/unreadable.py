@@ -21,14 +21,15 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS, TRANSFORMS
 from torch.utils.data import Dataset, get_worker_info
 
-from mmfocalnet.datasets.pictures import (
+from mmfocalnet.datasets.image_faults import (
     file_fault,
     picture_fault,
     shape_fault,
     stored_value_fault,
 )
-from mmfocalnet.errors import DataError, escape
-from mmfocalnet.registration import register
+from mmfocalnet.errors import DataError
+from mmfocalnet.registry import register
+from mmfocalnet.text import escape
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner

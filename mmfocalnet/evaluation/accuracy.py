@@ -8,9 +8,9 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from mmfocalnet.arguments import is_list, whole
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.arguments import is_list, whole
-from mmfocalnet.registration import register
+from mmfocalnet.registry import register
 
 
 @register(METRICS)

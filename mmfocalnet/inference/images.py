@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmfocalnet.datasets.pictures import depth_warning, file_fault
-from mmfocalnet.errors import UserError, escape
+from mmfocalnet.datasets.image_faults import depth_warning, file_fault
+from mmfocalnet.errors import UserError
+from mmfocalnet.text import escape
 
 MAX_PIXELS = 64_000_000
 # What Pillow itself decodes. Its other readers call programs (EPS) or fetch further files.

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.images import ImageError
-from mmfocalnet.registration import type_name
+from mmfocalnet.registry import type_name
 
 
 def find_test_dataset(cfg: Config) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -21,13 +20,14 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmfocalnet.checkpoints import reading_once
-from mmfocalnet.checkpoints.report import shown
-from mmfocalnet.datasets.checks import check_classes, find_kind
+from mmfocalnet.checkpoints import check_has_weights, load_once, reading_once
+from mmfocalnet.config import read_model_config
+from mmfocalnet.datasets.classes import check_classes, find_kind
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
-from mmfocalnet.launch import check_fits, check_start, load_config
+from mmfocalnet.models.weights import check_fits
+from mmfocalnet.text import shown
 
 # How mmdet packs class and instance into one number.
 INSTANCE_OFFSET = 1000
@@ -56,24 +56,16 @@ def load_predictor(
             number than the model has, or the device is not there.
         CheckpointError: If the checkpoint is missing, damaged, unsafe or of another model.
     """
-    cfg = load_config(
-        Namespace(
-            config=str(config),
-            cfg_options=cfg_options,
-            work_dir=None,
-            launcher='none',
-            local_rank=0,
-        )
-    )
+    cfg = read_model_config(str(config), cfg_options)
     if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
         raise ConfigError(
             f'{config} has default_scope={cfg.get("default_scope")!r}; expected a config for '
             "mmdet or mmseg: set default_scope='mmdet' or 'mmseg' in it."
         )
-    cfg.load_from = str(checkpoint)
     with reading_once():
-        check_start(cfg)
-        return Predictor(cfg, cfg.load_from, device)
+        path, content, _ = load_once(checkpoint)
+        check_has_weights(path, content)
+        return Predictor(cfg, str(path), device)
 
 
 def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:

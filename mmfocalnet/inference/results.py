@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmfocalnet.compat.panoptic import id2rgb
+from mmfocalnet.compat.panopticapi import id2rgb
 from mmfocalnet.files import replacing
 from mmfocalnet.inference.pipeline import find_test_dataset
 from mmfocalnet.inference.prediction import Prediction

@@ -1,6 +1,6 @@
 """The operator, the FocalNet backbone and its architectures, a classifier and a neck."""
 
-from mmfocalnet.models.archs import ARCHS, find_arch
+from mmfocalnet.archs import ARCHS, find_arch
 from mmfocalnet.models.classifier import FocalNetClassifier
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import FocalNet, FocalNetBlock

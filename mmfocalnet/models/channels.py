@@ -7,7 +7,7 @@ from typing import Any
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focalnet import FocalNet
-from mmfocalnet.registration import type_name
+from mmfocalnet.registry import type_name
 
 # What may stand right behind a backbone; those of mmseg choose features by `in_index`.
 _HEADS = ('panoptic_head', 'decode_head', 'auxiliary_head')

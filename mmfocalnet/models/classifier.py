@@ -12,12 +12,12 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmfocalnet.arguments import rate, whole
 from mmfocalnet.checkpoints import fit_checkpoint, load_pretrained, name_as_classifier, read_head
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.arguments import rate, whole
 from mmfocalnet.models.focalnet import FocalNet, pretrained_options
 from mmfocalnet.models.mixup import BatchMix
-from mmfocalnet.registration import register
+from mmfocalnet.registry import register
 
 MOST_CLASSES = 2**24
 

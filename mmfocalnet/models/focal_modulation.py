@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmfocalnet.arguments import choice, is_whole, rate, switch, whole
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.arguments import choice, in_one_line, is_whole, rate, switch, whole
 from mmfocalnet.ops import (
     ModulationWeights,
     gated_sum,
@@ -17,6 +17,7 @@ from mmfocalnet.ops import (
     modulate,
     runs_as_it_stands,
 )
+from mmfocalnet.text import in_one_line
 
 
 class FocalModulation(nn.Module):

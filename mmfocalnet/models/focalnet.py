@@ -14,38 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mmfocalnet.archs import DEFAULTS, find_arch
+from mmfocalnet.arguments import is_list, is_whole, rate, real, switch, whole
 from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.archs import find_arch
-from mmfocalnet.models.arguments import (
-    in_one_line,
-    is_list,
-    is_whole,
-    rate,
-    real,
-    switch,
-    whole,
-)
 from mmfocalnet.models.focal_modulation import kernel_sizes
 from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.ops import feed_forward, is_exact_gelu, keep_path, runs_as_it_stands
-from mmfocalnet.registration import register, type_name
+from mmfocalnet.registry import register, type_name
+from mmfocalnet.text import in_one_line
 
 # More than any network has, and few enough to be built in a minute.
 MOST_BLOCKS = 4096
-# What the named architectures may set; the constructor's own defaults of these are None.
-DEFAULTS: dict[str, Any] = dict(
-    patch_size=4,
-    embed_dim=96,
-    depths=(2, 2, 6, 2),
-    focal_levels=2,
-    focal_windows=9,
-    use_conv_embed=False,
-    use_postln=False,
-    use_layerscale=False,
-    use_postln_in_modulation=False,
-    normalize_modulator=False,
-)
 
 
 class Mlp(nn.Module):

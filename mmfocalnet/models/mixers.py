@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmfocalnet.arguments import rate, whole
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.arguments import in_one_line, rate, whole
 from mmfocalnet.models.focal_modulation import (
     FocalModulation,
     focal_layer,
     global_context,
     kernel_sizes,
 )
+from mmfocalnet.text import in_one_line
 
 HEAD_DIM = 32  # of attention, as in Swin; the paper names none, and no count depends on it
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmfocalnet.arguments import real
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.arguments import real
 
 
 class BatchMix:

@@ -9,9 +9,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmfocalnet.arguments import is_list, is_whole, whole
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.arguments import in_one_line, is_list, is_whole, whole
-from mmfocalnet.registration import register
+from mmfocalnet.registry import register
+from mmfocalnet.text import in_one_line
 
 SCALES = (4, 2, 1, 0.5)  # of the levels' maps, beside the input's
 

@@ -19,9 +19,9 @@ from mmengine.utils import track_iter_progress
 from mmfocalnet.datasets.inspection import check_annotations, find_datasets
 from mmfocalnet.datasets.unreadable import name_unreadable
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.files import make_folder
 from mmfocalnet.inference.predictor import find_palette
-from mmfocalnet.launch import make_folder
-from mmfocalnet.registration import type_name
+from mmfocalnet.registry import type_name
 
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample

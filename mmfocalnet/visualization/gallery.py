@@ -19,12 +19,12 @@ from mmengine.structures import BaseDataElement
 from mmengine.utils import track_iter_progress
 from PIL import Image
 
-from mmfocalnet.checkpoints import reading_once
+from mmfocalnet.checkpoints import check_has_weights, load_once, reading_once
+from mmfocalnet.datasets.config_checks import check_data
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.inference import Prediction, read_image
 from mmfocalnet.inference.predictor import INSTANCE_OFFSET, Predictor
-from mmfocalnet.launch import check_data, check_start
-from mmfocalnet.registration import type_name
+from mmfocalnet.registry import type_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,7 +132,7 @@ def _newest_checkpoint(work_dir: Path) -> tuple[Path | None, list[str]]:
     damaged = []
     for path in sorted(Path(work_dir).glob('*.pth'), key=_age, reverse=True):
         try:
-            check_start(Config({'load_from': str(path), 'work_dir': str(work_dir)}))
+            check_has_weights(path, load_once(path).content)
         except CheckpointError as error:
             damaged.append(f'Not used for the gallery: {error}')
         else:

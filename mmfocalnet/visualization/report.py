@@ -14,9 +14,9 @@ from jinja2 import Environment
 from markupsafe import Markup
 from mmengine.config import Config
 
+from mmfocalnet.config import read_config
 from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.files import replacing
-from mmfocalnet.launch import read_config
 from mmfocalnet.visualization.curves import (
     Curve,
     History,

@@ -15,9 +15,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mmfocalnet.archs import DEFAULTS
 from mmfocalnet.datasets import CLASSES, draw_image
 from mmfocalnet.inference import ImageError, Prediction, Predictor, draw, read_image
-from mmfocalnet.models.focalnet import DEFAULTS
 from mmfocalnet.visualization import (
     ModulationMaps,
     draw_gates,

@@ -9,9 +9,9 @@ import torch
 
 from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import CheckpointError, load_pretrained, open_checkpoint
-from mmfocalnet.checkpoints.architecture import deduce
-from mmfocalnet.checkpoints.convert import convert, inspect
 from mmfocalnet.checkpoints.layouts import select_network, to_timm, to_transformers
+from mmfocalnet.conversion.architecture import deduce
+from mmfocalnet.conversion.convert import convert, inspect
 
 DATA = Path(__file__).parents[1] / 'data'
 SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)

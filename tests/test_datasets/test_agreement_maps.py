@@ -14,9 +14,9 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmfocalnet.datasets import make_shapes
+from mmfocalnet.datasets.image_faults import MAX_BYTES
 from mmfocalnet.datasets.inspection import inspect_dataset
 from mmfocalnet.datasets.label_maps import check_label_maps
-from mmfocalnet.datasets.pictures import MAX_BYTES
 from mmfocalnet.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]

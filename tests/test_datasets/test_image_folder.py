@@ -9,13 +9,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 
-from mmfocalnet.datasets import (
-    THINGS,
-    ImageFolder,
-    PackImage,
-    RandomResizedCrop,
-    make_shape_crops,
-)
+from mmfocalnet.datasets import THINGS, ImageFolder, PackImage, RandomResizedCrop, make_shape_crops
 from mmfocalnet.datasets.image_folder import check_image_folders
 from mmfocalnet.errors import ConfigError, DataError, UserError
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmfocalnet import SkipUnreadable, UnreadableFilesHook
 from mmfocalnet.datasets import make_shapes, unreadable
-from mmfocalnet.datasets.pictures import picture_fault
+from mmfocalnet.datasets.image_faults import picture_fault
 from mmfocalnet.errors import DataError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

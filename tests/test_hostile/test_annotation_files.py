@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 
-from mmfocalnet.compat.panoptic import rgb2id
+from mmfocalnet.compat.panopticapi import rgb2id
 from mmfocalnet.datasets import METAINFO, make_shapes
 from mmfocalnet.datasets.inspection import inspect_dataset
 from mmfocalnet.errors import DataError

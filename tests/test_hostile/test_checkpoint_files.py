@@ -26,9 +26,10 @@ from mmengine.logging import HistoryBuffer
 
 from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import CheckpointError, load_file, load_pretrained, open_checkpoint
-from mmfocalnet.checkpoints.convert import convert, inspect
 from mmfocalnet.checkpoints.layouts import to_transformers
-from mmfocalnet.launch import check_fits, check_start
+from mmfocalnet.cli import check_start
+from mmfocalnet.conversion.convert import convert, inspect
+from mmfocalnet.models.weights import check_fits
 
 safetensors_torch = pytest.importorskip('safetensors.torch')
 

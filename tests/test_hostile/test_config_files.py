@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from said import said_by
 
+from mmfocalnet.cli import check_model, check_strategy, load_config, one_sentence_errors
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.launch import check_model, check_strategy, load_config, one_sentence_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ('mask_rcnn', 'atss', 'upernet')

@@ -17,10 +17,10 @@ from said import said_by
 from torch._utils import ExceptionWrapper
 from toy import ToyModel, toy_config
 
+from mmfocalnet.cli import train
+from mmfocalnet.cli.origins import message
+from mmfocalnet.cli.settings import ABOUT
 from mmfocalnet.errors import ConfigError, OneProcessError, UserError
-from mmfocalnet.launch import train
-from mmfocalnet.launch.origins import message
-from mmfocalnet.launch.settings import ABOUT
 
 JUNK = (
     *(None, 0, -1, 3.5, True, '', 'x', b'x', math.nan, math.inf, [], [None], {}, (), [{}], [[1]]),

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.mask import decode
 
-from mmfocalnet.compat.panoptic import rgb2id
+from mmfocalnet.compat.panopticapi import rgb2id
 from mmfocalnet.inference import read_image
 from mmfocalnet.inference.results import Results
 from mmfocalnet.inference.run import Run

@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(
-    ['mmfocalnet.launch', 'mmdet.models', 'mmdet.datasets', 'mmdet.engine', 'mmdet.evaluation']
+    ['mmfocalnet.cli', 'mmdet.models', 'mmdet.datasets', 'mmdet.engine', 'mmdet.evaluation']
 )
 CLOCKS = ('time', 'data_time', 'memory')
 

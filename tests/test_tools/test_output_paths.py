@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mmfocalnet.errors import UserError
-from mmfocalnet.launch import check_file, check_folder, make_folder
+from mmfocalnet.files import check_file, check_folder, make_folder
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/demo/mask_rcnn.py'
 LONG = 'x' * 300

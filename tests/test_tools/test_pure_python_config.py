@@ -8,9 +8,10 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.visualization import Visualizer
 
+from mmfocalnet.cli import use_tta
+from mmfocalnet.config import read_config
 from mmfocalnet.inference import load_predictor
-from mmfocalnet.launch import read_config, use_tta
-from mmfocalnet.registration import type_name
+from mmfocalnet.registry import type_name
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRIES = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry)]

@@ -13,7 +13,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmfocalnet.checkpoints import CheckpointError, read, safe_load
-from mmfocalnet.launch import check_start, runs
+from mmfocalnet.cli import check_start
+from mmfocalnet.cli import runner as runs
 from mmfocalnet.visualization.gallery import make_gallery
 
 ROOT = Path(__file__).resolve().parents[2]

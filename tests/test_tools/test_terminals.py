@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmfocalnet.launch import one_sentence_errors, print_error, print_lines
+from mmfocalnet.cli import one_sentence_errors, print_error, print_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = 'rose\N{LATIN SMALL LETTER E WITH ACUTE}\udcff\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}.jpg'

@@ -1,7 +1,12 @@
 """Inspection of a dataset before training."""
 
-from .findings import ClassCounts, Findings, Kind, Report
-from .inspect import check_annotations, find_datasets, find_evaluated, inspect_dataset
+from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings, Kind, Report
+from mmfocalnet.datasets.inspection.inspect import (
+    check_annotations,
+    find_datasets,
+    find_evaluated,
+    inspect_dataset,
+)
 
 __all__ = [
     'ClassCounts',

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfocalnet.datasets.checks import find_classes, join_root, loads_as_coco, some
+from mmfocalnet.datasets.classes import find_classes, join_root, loads_as_coco, some
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings, short
 from mmfocalnet.datasets.inspection.masks import SOUND, are_sound_polygons

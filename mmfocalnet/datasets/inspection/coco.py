@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmfocalnet.datasets.image_faults import Seen, look_at_image
 from mmfocalnet.datasets.inspection import findings as kinds
-from mmfocalnet.datasets.inspection.annotations import (
-    ID,
-    NUMBER,
-    AnnotationFile,
-    Photograph,
-    Place,
-)
+from mmfocalnet.datasets.inspection.annotations import ID, NUMBER, AnnotationFile, Photograph, Place
 from mmfocalnet.datasets.inspection.findings import Findings, Report, short
 from mmfocalnet.datasets.inspection.masks import SOUND, is_incomplete, polygon_fault, rle_fault
 from mmfocalnet.datasets.inspection.progress import look_at_each
-from mmfocalnet.datasets.pictures import Seen, look_at_image
 
 # pycocotools ignores larger objects.
 _MAX_AREA = 1e10

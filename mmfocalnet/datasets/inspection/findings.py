@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfocalnet.datasets.pictures import Seen
-from mmfocalnet.errors import escape
+from mmfocalnet.datasets.image_faults import Seen
+from mmfocalnet.text import escape
 
 MOST_SHOWN = 10
 """Findings of a kind that are kept; the others are counted."""

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mmfocalnet.datasets.checks import base_names, find_kind, join_root, loads_as_coco
+from mmfocalnet.datasets.classes import base_names, find_kind, join_root, loads_as_coco
 from mmfocalnet.datasets.inspection.coco import inspect_coco
 from mmfocalnet.datasets.inspection.findings import Report
 from mmfocalnet.datasets.inspection.panoptic import inspect_panoptic
 from mmfocalnet.datasets.inspection.semantic import inspect_semantic
 from mmfocalnet.errors import ConfigError, DataError
-from mmfocalnet.registration import type_name
+from mmfocalnet.registry import type_name
 
 
 def find_datasets(dataset: dict) -> Iterator[dict]:

@@ -11,19 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfocalnet.datasets.checks import join_root
+from mmfocalnet.datasets.classes import join_root
+from mmfocalnet.datasets.image_faults import Seen, read_photograph
 from mmfocalnet.datasets.inspection import findings as kinds
-from mmfocalnet.datasets.inspection.annotations import (
-    ID,
-    NUMBER,
-    AnnotationFile,
-    Photograph,
-    Place,
-)
+from mmfocalnet.datasets.inspection.annotations import ID, NUMBER, AnnotationFile, Photograph, Place
 from mmfocalnet.datasets.inspection.coco import add_photograph, look_at_photograph
 from mmfocalnet.datasets.inspection.findings import Findings, Report, short
 from mmfocalnet.datasets.inspection.progress import look_at_each
-from mmfocalnet.datasets.pictures import Seen, read_photograph
 
 _ANNOTATION = {'image_id': ID, 'segments_info': (list,)}
 # mmdet looks categories up by integers only.

@@ -8,6 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from mmfocalnet.datasets.image_faults import (
+    FLOATING,
+    Seen,
+    look_at_image,
+    read_label_map,
+    shape_fault,
+)
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings, Report
 from mmfocalnet.datasets.inspection.progress import look_at_each
@@ -17,13 +24,6 @@ from mmfocalnet.datasets.label_maps import (
     build_source,
     irregular_images,
     label_of,
-)
-from mmfocalnet.datasets.pictures import (
-    FLOATING,
-    Seen,
-    look_at_image,
-    read_label_map,
-    shape_fault,
 )
 
 

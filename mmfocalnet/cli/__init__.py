@@ -1,0 +1,30 @@
+"""What the tools share: flags, checks before a run, the run, how errors are printed."""
+
+from mmfocalnet.cli.config_flags import load_config, scale_lr, use_amp, use_drawing, use_tta
+from mmfocalnet.cli.error_handling import one_sentence_errors, print_error, print_lines
+from mmfocalnet.cli.flags import add_cfg_options, add_common_flags, integer
+from mmfocalnet.cli.initial_checkpoint import check_start
+from mmfocalnet.cli.runner import build_runner, check_model, train
+from mmfocalnet.cli.settings import naming_any
+from mmfocalnet.cli.strategy import check_strategy, drop_strategy
+
+__all__ = [
+    'add_cfg_options',
+    'add_common_flags',
+    'build_runner',
+    'check_model',
+    'check_start',
+    'check_strategy',
+    'drop_strategy',
+    'integer',
+    'load_config',
+    'naming_any',
+    'one_sentence_errors',
+    'print_error',
+    'print_lines',
+    'scale_lr',
+    'train',
+    'use_amp',
+    'use_drawing',
+    'use_tta',
+]

@@ -1,0 +1,209 @@
+"""Reading config files, and looking through them."""
+
+from __future__ import annotations
+
+import math
+import os
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+import yaml
+from mmengine.config import Config
+from mmengine.config.lazy import LazyObject
+from mmengine.fileio import YamlHandler, register_handler
+from mmengine.utils import get_object_from_string
+
+from mmfocalnet.errors import ConfigError, UserError
+from mmfocalnet.text import in_one_line
+
+MAX_NODES = 10**6
+"""Values of a YAML config, with those of an alias counted each time."""
+
+
+@register_handler(['yaml', 'yml'])
+class SafeYamlHandler(YamlHandler):
+    """Read YAML for MMEngine without the tags that run code."""
+
+    def load_from_fileobj(self, file: TextIO, **kwargs: Any) -> Any:
+        """Read a file; MMEngine's ``Loader`` is replaced.
+
+        Raises:
+            ValueError: If aliases expand it beyond `MAX_NODES`, or contain themselves.
+        """
+        content = super().load_from_fileobj(file, Loader=_SafeLoader)
+        if _count_nodes(content, {}) > MAX_NODES:
+            raise ValueError(f'its aliases (*) expand to more than {MAX_NODES} values')
+        return content
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, and the tuples that MMEngine's configs are dumped with."""
+
+    def construct_tuple(self, node: yaml.SequenceNode) -> tuple:
+        return tuple(self.construct_sequence(node, deep=True))
+
+
+_SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', _SafeLoader.construct_tuple)
+
+
+def _count_nodes(node: Any, known: dict[int, float]) -> float:
+    """Number of values in nested dicts and lists, infinite if one contains itself."""
+    if not isinstance(node, (dict, list, tuple)):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is counted
+        children = node.values() if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_count_nodes(child, known) for child in children)
+    return known[id(node)]
+
+
+def read_config(path: str) -> Config:
+    """Read a config file.
+
+    Raises:
+        ConfigError: If it, or a file it inherits from, is missing or cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(
+            f'There is no config file {in_one_line(path)}: give the path of one, such as '
+            'configs/mask_rcnn/focalnet_t_1x.py.'
+        )
+    try:
+        cfg = Config.fromfile(path)
+        _find_hidden_classes(cfg)
+    except RecursionError as error:
+        raise ConfigError(
+            f'{path} cannot be read as a config: it inherits from itself, or from one that does; '
+            'correct its _base_.'
+        ) from error
+    except (SystemExit, GeneratorExit) as error:
+        raise ConfigError(
+            f'{path} cannot be read as a config: it calls sys.exit(), which would end the tool '
+            'without a result; remove the call.'
+        ) from error
+    except Exception as error:
+        reason = ' '.join(str(error).split())
+        raise ConfigError(
+            f'{path} cannot be read as a config ({type(error).__name__}: {reason}): '
+            'compare it with those in configs/.'
+        ) from error
+    _set_scope(cfg)
+    return cfg
+
+
+def read_model_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Read the config of a model.
+
+    Args:
+        path: The file.
+        options: Values to override, by dotted key. Defaults to None: none.
+
+    Returns:
+        The config, with a ``model`` that is a dict with a ``type``.
+
+    Raises:
+        ConfigError: As `read_config`, or if an override does not fit or there is no such model.
+    """
+    cfg = read_config(path)
+    override(cfg, options)
+    if 'model' not in cfg:
+        raise ConfigError(
+            f'{path} has no model: it is no config to train or test, or lacks its _base_.'
+        )
+    if not isinstance(cfg.model, dict) or 'type' not in cfg.model:
+        raise ConfigError(
+            f'model of {path} must be a dict with a type, got {in_one_line(cfg.model)}: see those '
+            'in configs/_base_/models.'
+        )
+    return cfg
+
+
+@contextmanager
+def error_context(part: str, cfg: Config) -> Iterator[None]:
+    """Map exceptions that a malformed part of a config causes to an error that names the part.
+
+    Args:
+        part: Key of the part, such as ``'train_dataloader'``.
+        cfg: The config.
+
+    Raises:
+        ConfigError: Instead of what a value of a wrong type raises.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        raise ConfigError(
+            f'{part} of {cfg.filename} is malformed ({type(error).__name__}: {error}): compare it '
+            'with that of a config in configs/.'
+        ) from error
+
+
+def _find_hidden_classes(cfg: Config) -> None:
+    """Import the classes of a config, also where MMEngine does not find them in its own dumps.
+
+    It dumps classes by module, and takes ``mmdet.models.losses.smooth_l1_loss.L1Loss`` for an
+    attribute of the function of the module's name.
+    """
+    for node in find_dicts(list(cfg.values())):
+        kind = node.get('type')
+        if not isinstance(kind, str) or kind.count('.') < 2:
+            continue
+        module, _, name = kind.rpartition('.')
+        with suppress(ImportError, AttributeError, ValueError):  # such names are reported later
+            if not get_object_from_string(kind):
+                pkgutil.resolve_name(f'{module}:{name}')
+                node['type'] = LazyObject(module, name)
+
+
+def _set_scope(cfg: Config) -> None:
+    """Take the scope from the model's class where a pure Python config specifies none."""
+    model = cfg.get('model')
+    kind = model.get('type') if isinstance(model, dict) else None
+    module = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
+    scope = str(module).partition('.')[0]
+    if scope in ('mmdet', 'mmseg') and not cfg.get('default_scope'):
+        cfg.default_scope = scope
+
+
+def is_first_process(cfg: Config) -> bool:
+    """Whether this is the first process of a launch, by the environment of its launcher.
+
+    Args:
+        cfg: The config, with ``launcher``.
+    """
+    ranks = dict(slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return os.environ.get(ranks.get(cfg.get('launcher'), 'RANK'), '0') == '0'
+
+
+def override(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Merge what ``--cfg-options`` gave into a config.
+
+    Args:
+        cfg: The config.
+        options: Values by dotted key; None: none.
+
+    Raises:
+        ConfigError: If a key does not fit.
+    """
+    try:
+        cfg.merge_from_dict(options or {})
+    except Exception as error:
+        raise ConfigError(
+            f'--cfg-options {options} does not fit {cfg.filename} ({error}): '
+            'give KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
+        ) from error
+
+
+def find_dicts(node: Any) -> Iterator[dict]:
+    """Go through all dicts in a part of a config."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from find_dicts(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from find_dicts(value)

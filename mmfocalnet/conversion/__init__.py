@@ -1,0 +1,1 @@
+"""Converting checkpoints: deducing the architecture and writing other layouts."""

@@ -1,0 +1,1 @@
+"""What MMEngine's runner uses: hooks, the optimizer constructor, samplers, seeds, strategies."""

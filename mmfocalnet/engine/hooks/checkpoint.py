@@ -1,0 +1,326 @@
+"""Checkpoints that a run can always go on from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import (
+    all_gather_object,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from mmfocalnet.arguments import whole
+from mmfocalnet.engine.hooks.early_stopping import restore_patience, save_patience
+from mmfocalnet.engine.hooks.outdated import Outdated
+from mmfocalnet.engine.hooks.param_scheduler import find_metric
+from mmfocalnet.errors import CheckpointError, UserError
+from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.registry import register
+from mmfocalnet.text import named
+
+BACKEND = 'mmfocalnet.atomic'
+# MMEngine's name for the file that says which checkpoint is the newest.
+MARK = 'last_checkpoint'
+GRADIENTS = 'accumulated_gradients'
+# What the message hub, which is part of every checkpoint, keeps of this hook.
+VALIDATED, OUTDATED = 'validated', 'outdated_ckpts'
+
+
+@register_backend(BACKEND, force=True)
+class AtomicBackend(LocalBackend):
+    """MMEngine's files on disk, which here are written whole or not at all."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file; its folder is made where it is missing.
+
+        Raises:
+            UserError: If it cannot be written; nothing of it is left then, and a file of that
+                name is as it was.
+        """
+        path = Path(filepath)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as part, part.open('wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut could leave the new name without content
+        except OSError as error:
+            raise UserError(
+                f'{path} cannot be written ({error.strerror}): make room or mend its folder, then '
+                'go on from the checkpoint before it with --resume.'
+            ) from error
+
+
+@register(HOOKS)
+class AtomicCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook``, which loses nothing when a run ends at any moment.
+
+    - A checkpoint is written under a temporary name, then renamed, and those that it replaces,
+      the best one too, are removed after that, not before.
+    - Weights that are NaN or infinite are not saved; the run ends.
+    - Gradients of an accumulation under way are part of it
+      (``optim_wrapper.accumulative_counts``), and so is what ``EarlyStoppingHook`` has counted.
+    - A resumed run first makes up for the validation that its checkpoint lacks, on which
+      ``save_best``, ``EarlyStoppingHook`` and ``ReduceOnPlateauLR`` depend.
+
+    Args:
+        out_dir: Where checkpoints go. Defaults to None: the work dir.
+        backend_args: Of MMEngine's storage, for ``out_dir`` elsewhere than on disk. Defaults to
+            None.
+        **settings: Those of ``CheckpointHook``, such as ``interval`` and ``max_keep_ckpts``.
+
+    Raises:
+        ConfigError: If one of these two is no whole number.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | None = None,
+        backend_args: dict | None = None,
+        **settings: Any,
+    ) -> None:
+        for name in ('interval', 'max_keep_ckpts'):
+            whole(f'{name} of {type(self).__name__}', settings.get(name, -1), least=-1, most=2**31)
+        if not backend_args and '://' not in str(out_dir):
+            backend_args = dict(backend=BACKEND)
+        super().__init__(out_dir=out_dir, backend_args=backend_args, **settings)
+        self._gradients: list[dict[str, Tensor]] | None = None
+        self._metrics: dict[str, float] = {}
+        self._place: dict[str, int] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Clear away what a killed run was writing or removing; validate what it could not."""
+        # MMEngine would remove by them at once, wherever the checkpoint comes from.
+        kept = runner.message_hub.pop_info('keep_ckpt_ids', [])
+        super().before_train(runner)
+        if runner._resume and runner._load_from:  # it may have been moved since
+            runner.message_hub.update_info('last_ckpt', runner._load_from)
+        self.last_ckpt = runner.message_hub.get_info('last_ckpt')
+        self.file_backend = Outdated(self.file_backend, str(self.out_dir))
+        here = self._goes_on_here(runner)
+        self._take_over_best(here)
+        if here:
+            for step in kept if isinstance(kept, list) else ():
+                if isinstance(step, int) and step >= 0:
+                    self._count(runner, step)
+            names = runner.message_hub.get_info(OUTDATED)
+            self.file_backend.take_over(names, self.filename_tmpl)
+        self._remove_outdated()
+        if is_main_process():
+            for folder in (runner.work_dir, Path(self.out_dir, self.filename_tmpl).parent):
+                for part in Path(folder).glob(f'{PARTIAL}*'):
+                    part.unlink(missing_ok=True)
+        if self._lacks_validation(runner):
+            runner.val_loop.run()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Wait with the best checkpoint until all hooks have seen the metrics."""
+        self._metrics = metrics
+
+    def after_val(self, runner: Runner) -> None:
+        """Save the best checkpoint, and once more the newest, which then knows of it.
+
+        Raises:
+            ConfigError: If ``save_best`` names a metric that the validation does not measure.
+        """
+        metrics = dict(self._metrics)
+        for name in self.key_indicators if self.save_best and metrics else ():
+            if name != 'auto':
+                owner = f'save_best of {type(self).__name__}'
+                metrics[name] = find_metric(runner, self._metrics, name, owner)
+        if isinstance(getattr(self, 'file_backend', None), Outdated):  # a training is under way
+            runner.message_hub.update_info(VALIDATED, _done(runner))
+        super().after_val_epoch(runner, metrics)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the gradients of an accumulation under way, and the patience that is left."""
+        # MMEngine's runner for strategies takes every saving for one before the validation.
+        checkpoint['meta'].update(self._place)
+        if self._gradients:
+            checkpoint[GRADIENTS] = self._gradients
+        save_patience(runner, checkpoint)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take up an accumulation, with as many processes as before, and the patience.
+
+        Raises:
+            CheckpointError: If a checkpoint that is resumed holds something else in their place.
+        """
+        if not runner._resume:
+            return
+        try:
+            restore_patience(runner, checkpoint)
+            _restore_gradients(runner, checkpoint.pop(GRADIENTS, []))
+        except Exception as error:
+            raise CheckpointError(
+                f'{runner._load_from} cannot be resumed: what it holds of accumulated gradients or '
+                f'early stopping is not as it was saved ({type(error).__name__}); take another '
+                'checkpoint, or start from this one with load_from and without --resume.'
+            ) from error
+
+    def _goes_on_here(self, runner: Runner) -> bool:
+        """Whether the checkpoint that is resumed is one of this folder."""
+        if runner._load_from is None:
+            return runner._resume
+        here = Path(self.out_dir, self.filename_tmpl).parent.resolve()
+        return runner._resume and Path(runner._load_from).parent.resolve() == here
+
+    def _take_over_best(self, here: bool) -> None:
+        """Look for the best checkpoints in this folder, which may have been moved.
+
+        Those of another folder are of another run.
+        """
+        if not self.save_best:
+            return
+
+        def found(path: Any) -> str | None:
+            known = here and isinstance(path, str) and path
+            return (
+                self.file_backend.join_path(self.out_dir, os.path.basename(path)) if known else None
+            )
+
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = found(self.best_ckpt_path)
+        for name in getattr(self, 'best_ckpt_path_dict', ()):
+            self.best_ckpt_path_dict[name] = found(self.best_ckpt_path_dict[name])
+
+    def _newest_and_best(self) -> list[str | None]:
+        best = getattr(self, 'best_ckpt_path_dict', {}).values()
+        return [self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best]
+
+    def _lacks_validation(self, runner: Runner) -> bool:
+        loop = runner.train_loop
+        done = _done(runner)
+        validated = runner.message_hub.get_info(VALIDATED)
+        if (
+            not done
+            or runner.val_loop is None
+            or (isinstance(validated, int) and validated == done)
+        ):
+            return False
+        if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+            return False
+        end = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+        loop._decide_current_val_interval()
+        return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Save a better one, then remove the one before; MMEngine removes first."""
+        self._place = dict(epoch=runner.epoch, iter=runner.iter)
+        super()._save_best_checkpoint(runner, metrics)
+        self._place = {}
+        if self.save_best:
+            self._remove_outdated()  # where no newest one was saved after it
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """Save, say so, then remove what is too old; MMEngine removes first."""
+        _check_weights(runner)
+        name = self.filename_tmpl.format(step)
+        self._count(runner, step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        # A run that is killed before they are removed leaves that to the one that goes on.
+        outdated = self.file_backend.left_of(keep=self._newest_and_best())
+        runner.message_hub.update_info(OUTDATED, outdated)
+        self._gradients = _accumulated_gradients(runner)
+        self._place = dict(meta)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        self._gradients, self._place = None, {}  # others may save as well, at other places
+        if is_main_process():
+            AtomicBackend().put(self.last_ckpt.encode(), os.path.join(runner.work_dir, MARK))
+        self._remove_outdated()
+
+    def _count(self, runner: Runner, step: int) -> None:
+        """Count a checkpoint among those that are kept."""
+        if self.max_keep_ckpts <= 0:
+            return
+        kept = [*(other for other in self.keep_ckpt_ids if other != step), step]
+        self.keep_ckpt_ids.clear()
+        self.keep_ckpt_ids.extend(kept)  # a deque, which forgets the oldest
+        runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        for old in kept[: -self.max_keep_ckpts]:
+            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+            self.file_backend.remove(path)
+
+    def _remove_outdated(self) -> None:
+        if is_main_process():
+            self.file_backend.remove_noted(keep=self._newest_and_best())
+        self.file_backend.names = []
+
+
+def _done(runner: Runner) -> int:
+    """Epochs or iterations that are through, as the loop counts them for its validations."""
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    return runner.epoch if by_epoch else runner.iter
+
+
+def way_back(runner: Runner) -> str:
+    """What to do where a run has ended in numbers that are none: the end of a sentence."""
+    last = runner.message_hub.get_info('last_ckpt')
+    kept = (
+        f'{last} is from before: start from it with load_from and without --resume, which would '
+        'come back to the same losses'
+        if last
+        else 'nothing was saved yet'
+    )
+    return f'lower the learning rate or clip the gradients (optim_wrapper.clip_grad); {kept}.'
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _check_weights(runner: Runner) -> None:
+    """Refuse to save weights that are no numbers in any process; under FSDP each has its own."""
+    bad = [
+        name
+        for name, weight in _bare(runner.model).named_parameters()
+        if not torch.isfinite(weight).all()
+    ]
+    if get_world_size() > 1:
+        bad = sorted({name for names in all_gather_object(bad) for name in names})
+    if bad:
+        raise UserError(
+            f'{len(bad)} weights are NaN or infinite after iteration {runner.iter + 1} '
+            f'({named(bad)}): {way_back(runner)}'
+        )
+
+
+def _restore_gradients(runner: Runner, gradients: list[dict[str, Tensor]]) -> None:
+    if len(gradients) != get_world_size():
+        return
+    parameters = dict(_bare(runner.model).named_parameters())
+    for name, gradient in gradients[get_rank()].items():
+        parameters[name].grad = gradient.to(parameters[name].device)
+
+
+def _accumulated_gradients(runner: Runner) -> list[dict[str, Tensor]] | None:
+    """Of each process, the gradients of an accumulation under way; None between two steps."""
+    # Without accumulation the last step has emptied them.
+    gradients = {
+        name: weight.grad.cpu().clone()  # not a view of a shard, all of which would be saved
+        for name, weight in _bare(runner.model).named_parameters()
+        if weight.grad is not None
+    }
+    return all_gather_object(gradients) if gradients else None

@@ -1,0 +1,57 @@
+"""Whether a checkpoint holds the weights of a model."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from mmfocalnet.checkpoints import check_finite, read_checkpoint
+from mmfocalnet.errors import CheckpointError
+from mmfocalnet.models.classifier import FocalNetClassifier
+from mmfocalnet.text import named
+
+
+def check_fits(model: nn.Module, checkpoint: str) -> None:
+    """Make sure that a checkpoint holds every weight of a model that is to be tested.
+
+    Args:
+        model: The model as MMEngine built it.
+        checkpoint: Its checkpoint, as for `mmfocalnet.checkpoints.fetch`.
+
+    Raises:
+        CheckpointError: If weights are missing, have other shapes, are not numbers of the same
+            kind (floating point, integer, ...), or are NaN or infinite.
+    """
+    state = {
+        key.removeprefix('module.'): value for key, value in read_checkpoint(checkpoint).items()
+    }
+    bare = model.module if is_model_wrapper(model) else model
+    if isinstance(bare, FocalNetClassifier):
+        state = bare.rename(state)
+    own = {key.removeprefix('module.'): value for key, value in model.state_dict().items()}
+    wrong = [k for k, value in own.items() if k not in state or state[k].shape != value.shape]
+    if wrong:
+        raise CheckpointError(
+            f'{checkpoint} is not a checkpoint of this config: {len(wrong)} weights are '
+            f'missing or have another shape ({named(wrong)}); give the one that was trained with '
+            'it.'
+        )
+    odd = [f'{k} {state[k].dtype}' for k, value in own.items() if _kind(state[k]) != _kind(value)]
+    if odd:
+        raise CheckpointError(
+            f'{checkpoint} has {len(odd)} weights of another type than the model '
+            f'({named(odd)}): save the weights as floating-point numbers.'
+        )
+    try:
+        check_finite({key: state[key] for key, value in own.items() if torch.isfinite(value).all()})
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint} {error}') from None
+
+
+def _kind(value: Tensor) -> str:
+    if value.dtype == torch.bool:
+        return 'boolean'
+    if value.is_complex():
+        return 'complex'
+    return 'floating point' if value.is_floating_point() else 'integer'

@@ -25,11 +25,11 @@ from mmfocalnet.engine.layer_decay import FocalNetLayerDecayOptimizerConstructor
 from mmfocalnet.engine.seeding import SeededInfiniteSampler, SeededSampler, SeedIterationsHook
 from mmfocalnet.evaluation import TopKAccuracy
 from mmfocalnet.models import FocalModulation, FocalNet, FocalNetClassifier
-from mmfocalnet.registry import warn_of_namesakes
+from mmfocalnet.registry import warn_if_shadowed
 from mmfocalnet.version import __version__
 
 register_schemes()
-warn_of_namesakes()
+warn_if_shadowed()
 
 if find_spec('mmengine._strategy'):  # MMEngine 0.8 and later
     import mmfocalnet.engine.strategies  # noqa: F401

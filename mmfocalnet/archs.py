@@ -10,7 +10,7 @@ import difflib
 from typing import Any
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 _SRF = dict(focal_levels=2, focal_windows=3)  # kernels 3, 5: the small receptive field
 _LRF = dict(focal_levels=3, focal_windows=3)  # kernels 3, 5, 7: the large one
@@ -90,6 +90,6 @@ def find_arch(name: str) -> dict[str, Any]:
     """
     if isinstance(name, str) and name in ARCHS:
         return dict(ARCHS[name])
-    near = difflib.get_close_matches(in_one_line(name), ARCHS, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(short_repr(name), ARCHS, n=3, cutoff=0.4)
     hint = f'did you mean {" or ".join(map(repr, near))}?' if near else 'choose one.'
-    raise ConfigError(f'Unknown arch {in_one_line(name)}: {hint} The names are {", ".join(ARCHS)}.')
+    raise ConfigError(f'Unknown arch {short_repr(name)}: {hint} The names are {", ".join(ARCHS)}.')

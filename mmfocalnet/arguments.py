@@ -9,74 +9,74 @@ from typing import Any
 import numpy as np
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 # Far beyond any network, and small enough that nothing is laid out in memory before a slip of the
 # finger is noticed.
-MOST = 2**16
+MAX_INTEGER = 2**16
 
 
-def whole(name: str, value: Any, least: int, most: int = MOST) -> int:
-    """Take a whole number, Python's or NumPy's.
+def integer(name: str, value: Any, minimum: int, maximum: int = MAX_INTEGER) -> int:
+    """Check an integer, Python's or NumPy's.
 
     Args:
-        name: Of the argument.
-        value: What was given.
-        least: The least that it may be.
-        most: The most that it may be. Defaults to `MOST`.
+        name: Name of the argument.
+        value: Its value.
+        minimum: The smallest value allowed.
+        maximum: The largest value allowed. Defaults to `MAX_INTEGER`.
 
     Returns:
-        It as an int.
+        The value as an int.
 
     Raises:
         ConfigError: If it is of another type or out of range.
     """
-    if not is_whole(value) or value < least:
+    if not is_integer(value) or value < minimum:
         raise ConfigError(
-            f'{name} must be a whole number, {least} or more, got {in_one_line(value)}.'
+            f'{name} must be an integer of at least {minimum}, got {short_repr(value)}.'
         )
-    if value > most:
-        raise ConfigError(f'{name} must be at most {most}, got {in_one_line(value)}.')
+    if value > maximum:
+        raise ConfigError(f'{name} must be at most {maximum}, got {short_repr(value)}.')
     return int(value)
 
 
-def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, Python's or NumPy's; True and False are none."""
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, Python's or NumPy's, and not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def real(name: str, value: Any) -> float:
-    """Take a finite number of at most `MOST` either way.
+def finite_number(name: str, value: Any) -> float:
+    """Take a finite number of at most `MAX_INTEGER` either way.
 
     Raises:
         ConfigError: If it is of another type or out of range.
     """
-    if not _is_real(value) or not -MOST <= value <= MOST:  # NaN is neither
+    if not _is_real(value) or not -MAX_INTEGER <= value <= MAX_INTEGER:  # NaN is neither
         raise ConfigError(
-            f'{name} must be a finite number, {MOST} at most, got {in_one_line(value)}.'
+            f'{name} must be a finite number, {MAX_INTEGER} at most, got {short_repr(value)}.'
         )
     return float(value)
 
 
-def rate(name: str, value: Any) -> float:
+def probability(name: str, value: Any) -> float:
     """Take a probability below 1.
 
     Raises:
         ConfigError: If it is of another type or out of range.
     """
     if not _is_real(value) or not 0 <= value < 1:
-        raise ConfigError(f'{name} must be at least 0 and below 1, got {in_one_line(value)}.')
+        raise ConfigError(f'{name} must be at least 0 and below 1, got {short_repr(value)}.')
     return float(value)
 
 
-def switch(name: str, value: Any) -> bool:
+def boolean(name: str, value: Any) -> bool:
     """Take True or False, Python's or NumPy's.
 
     Raises:
         ConfigError: If it is anything else.
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise ConfigError(f'{name} must be True or False, got {in_one_line(value)}.')
+        raise ConfigError(f'{name} must be True or False, got {short_repr(value)}.')
     return bool(value)
 
 
@@ -88,7 +88,7 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(
-            f'{name} must be {" or ".join(map(repr, choices))}, got {in_one_line(value)}.'
+            f'{name} must be {" or ".join(map(repr, choices))}, got {short_repr(value)}.'
         )
     return value
 

@@ -16,7 +16,7 @@ from mmengine.fileio import YamlHandler, register_handler
 from mmengine.utils import get_object_from_string
 
 from mmfocalnet.errors import ConfigError, UserError
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 MAX_NODES = 10**6
 """Values of a YAML config, with those of an alias counted each time."""
@@ -67,7 +67,7 @@ def read_config(path: str) -> Config:
     """
     if not os.path.isfile(path):
         raise ConfigError(
-            f'There is no config file {in_one_line(path)}: give the path of one, such as '
+            f'There is no config file {short_repr(path)}: give the path of one, such as '
             'configs/mask_rcnn/focalnet_t_1x.py.'
         )
     try:
@@ -114,7 +114,7 @@ def read_model_config(path: str, options: dict[str, Any] | None = None) -> Confi
         )
     if not isinstance(cfg.model, dict) or 'type' not in cfg.model:
         raise ConfigError(
-            f'model of {path} must be a dict with a type, got {in_one_line(cfg.model)}: see those '
+            f'model of {path} must be a dict with a type, got {short_repr(cfg.model)}: see those '
             'in configs/_base_/models.'
         )
     return cfg

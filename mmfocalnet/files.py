@@ -42,6 +42,11 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def is_url(path: object) -> bool:
+    """Whether a path is an address such as ``http://...`` or ``s3://...``, not a local path."""
+    return '://' in str(path)
+
+
 def short_stem(path: Path) -> str:
     """A file's name without suffix, cut so that numbers and suffixes fit behind it.
 

@@ -52,7 +52,7 @@ def type_name(node: Any) -> str | None:
     return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', None)
 
 
-def warn_of_namesakes(name: str = 'FocalNet') -> None:
+def warn_if_shadowed(name: str = 'FocalNet') -> None:
     """Say so where mmdet or mmseg have a model of the same name, which goes before ours there.
 
     Args:

@@ -20,7 +20,7 @@ def escape(text: object, max_letters: int | None = None) -> str:
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in cut) + more
 
 
-def in_one_line(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Show a value as Python writes it, in one line and cut where it is long."""
     try:
         text = ' '.join(repr(value).split())

@@ -11,7 +11,7 @@ from torch import nn
 import mmfocalnet
 from mmfocalnet.cli import check_model
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.registry import register, warn_of_namesakes
+from mmfocalnet.registry import register, warn_if_shadowed
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_namesake_is_said_and_ours_is_reached_by_its_scope(namesake, said):
     with DefaultScope.overwrite_default_scope('mmdet'):
         assert type(MODELS.build(dict(type='FocalNet'))) is namesake
         assert type(MODELS.build(dict(type='mmengine.FocalNet', **tiny))) is mmfocalnet.FocalNet
-    warn_of_namesakes()
+    warn_if_shadowed()
     [text] = said
     assert "In mmdet's configs type='FocalNet' is that of projects.XDecoder.xdecoder" in text
     assert "type='mmengine.FocalNet'" in text
@@ -62,7 +62,7 @@ def test_tools_say_it_before_they_build(namesake, said):
 def test_without_one_nothing_is_said(said):
     import mmdet.models  # noqa: F401
 
-    warn_of_namesakes()
+    warn_if_shadowed()
     assert not said
 
 

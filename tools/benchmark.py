@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocalnet import ops
-from mmfocalnet.cli import integer, one_sentence_errors
+from mmfocalnet.cli import integer, report_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet
@@ -471,7 +471,7 @@ def prepare(args):
     torch.manual_seed(0)
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     if args.out:

@@ -7,7 +7,7 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.cli import add_cfg_options, integer, one_sentence_errors, print_lines
+from mmfocalnet.cli import add_cfg_options, integer, print_lines, report_errors
 from mmfocalnet.config import override, read_config
 from mmfocalnet.datasets.config_checks import check_paths
 from mmfocalnet.files import check_folder
@@ -46,7 +46,7 @@ def parse_args():
     return parser.parse_args()
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     cfg = read_config(args.config)

@@ -10,7 +10,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmengine.registry import DefaultScope
 
-from mmfocalnet.cli import add_cfg_options, one_sentence_errors, print_lines
+from mmfocalnet.cli import add_cfg_options, print_lines, report_errors
 from mmfocalnet.config import override, read_config
 from mmfocalnet.datasets.classes import check_classes
 from mmfocalnet.datasets.config_checks import check_paths, find_evaluator
@@ -96,7 +96,7 @@ def check(name, arguments, cfg, out):
     return errors
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     cfg = read_config(args.config)

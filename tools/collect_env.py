@@ -12,7 +12,7 @@ import torch
 from mmengine.utils.dl_utils import collect_env
 
 import mmfocalnet
-from mmfocalnet.cli import one_sentence_errors
+from mmfocalnet.cli import report_errors
 from mmfocalnet.compat import ensure_panopticapi
 from mmfocalnet.compat.mmcv_ops import ops_provider
 
@@ -44,7 +44,7 @@ def stacks():
     return found
 
 
-@one_sentence_errors
+@report_errors
 def main():
     argparse.ArgumentParser(description=__doc__).parse_args()
     info = {

@@ -6,7 +6,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.cli import integer, one_sentence_errors, print_lines
+from mmfocalnet.cli import integer, print_lines, report_errors
 from mmfocalnet.cli.checkpoint_flags import add_source_flags, inspect_source
 from mmfocalnet.conversion.convert import DESTINATIONS, Changes, convert
 
@@ -39,7 +39,7 @@ def numbers(text):
     return tuple(map(integer(1), text.split(',')))
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     found = inspect_source(args)

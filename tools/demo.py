@@ -9,7 +9,7 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.cli import one_sentence_errors
+from mmfocalnet.cli import report_errors
 from mmfocalnet.datasets import make_shape_crops, make_shapes
 from mmfocalnet.visualization import draw_curves, draw_sheet, metrics, read_history
 
@@ -43,7 +43,7 @@ def run(tool, *arguments):
         sys.exit(code)
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     name = 'demo' if args.model == 'mask_rcnn' else f'demo_{args.model}'

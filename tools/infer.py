@@ -9,7 +9,7 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.cli import add_cfg_options, integer, one_sentence_errors, print_error, print_lines
+from mmfocalnet.cli import add_cfg_options, integer, print_error, print_lines, report_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import make_folder
 from mmfocalnet.inference import load_predictor
@@ -71,7 +71,7 @@ def meaning_of_ids(results):
     return 'category_id counts the classes from 1 (no annotation file): see categories.json.'
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     sources, problems = find_sources(args.images)

@@ -6,7 +6,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.cli import one_sentence_errors, print_lines
+from mmfocalnet.cli import print_lines, report_errors
 from mmfocalnet.datasets import make_shape_crops, make_shapes
 from mmfocalnet.datasets.shapes import STAMP
 from mmfocalnet.errors import UserError
@@ -28,7 +28,7 @@ def parse_args():
     return args
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     check_folder('--out', args.out)

@@ -20,7 +20,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from mmfocalnet.cli import one_sentence_errors
+from mmfocalnet.cli import report_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import replacing
 from mmfocalnet.models import FocalNet
@@ -337,7 +337,7 @@ def parse_args():
     return args
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     warnings.simplefilter('ignore')  # of mmdet, mmseg and torch about each other

@@ -8,7 +8,7 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.cli import integer, one_sentence_errors, print_error, print_lines
+from mmfocalnet.cli import integer, print_error, print_lines, report_errors
 from mmfocalnet.files import check_file
 from mmfocalnet.visualization.report import write_report
 
@@ -30,7 +30,7 @@ def parse_args():
     return parser.parse_args()
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     out = args.out or args.work_dir / 'report.html'

@@ -16,7 +16,7 @@ from mmfocalnet.cli import (
     drop_strategy,
     load_config,
     naming_any,
-    one_sentence_errors,
+    report_errors,
     use_drawing,
     use_tta,
 )
@@ -48,7 +48,7 @@ def dump_metric(path, scope):
     return DumpResults(out_file_path=path)
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):

@@ -13,7 +13,7 @@ from mmfocalnet.cli import (
     check_start,
     check_strategy,
     load_config,
-    one_sentence_errors,
+    report_errors,
     scale_lr,
     train,
     use_amp,
@@ -39,7 +39,7 @@ def parse_args():
     return parser.parse_args()
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     cfg = load_config(args)

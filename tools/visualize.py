@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
 from mmfocalnet.checkpoints import load_pretrained
-from mmfocalnet.cli import add_cfg_options, integer, load_config, one_sentence_errors, print_lines
+from mmfocalnet.cli import add_cfg_options, integer, load_config, print_lines, report_errors
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import check_folder, short_stem
 from mmfocalnet.inference import read_image
@@ -126,7 +126,7 @@ def file_name(what, args, place):
     return f'{what}_{where}.png' if window is None else f'{what}_{where}_window{window}.png'
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     cfg = load_config(args)

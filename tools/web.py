@@ -8,7 +8,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
 from mmfocalnet import web
-from mmfocalnet.cli import add_cfg_options, one_sentence_errors
+from mmfocalnet.cli import add_cfg_options, report_errors
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.web.address import Hosts, listen
 from mmfocalnet.web.guard import read_password
@@ -30,7 +30,7 @@ def parse_args():
     return parser.parse_args()
 
 
-@one_sentence_errors
+@report_errors
 def main():
     args = parse_args()
     # A closed terminal or kill must remove the temporary folder too.

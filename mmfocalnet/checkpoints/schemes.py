@@ -19,6 +19,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from mmfocalnet.checkpoints.read import take
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
+from mmfocalnet.files import is_url
 from mmfocalnet.text import shown
 
 # Each gives the URLs of its models by name.
@@ -82,7 +83,7 @@ def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
             f'{shown(filename)} is not a model that {scheme} has: correct its name, or give the '
             'path or URL of a checkpoint.'
         )
-    if '://' not in url:
+    if not is_url(url):
         url = os.path.join(mmengine_checkpoint._get_mmengine_home(), url)
     content = load_from_source(url, map_location)
     return mmengine_checkpoint._process_mmcls_checkpoint(content) if scheme == 'mmcls' else content

@@ -1,7 +1,7 @@
 """What the tools share: flags, checks before a run, the run, how errors are printed."""
 
 from mmfocalnet.cli.config_flags import load_config, scale_lr, use_amp, use_drawing, use_tta
-from mmfocalnet.cli.error_handling import one_sentence_errors, print_error, print_lines
+from mmfocalnet.cli.error_handling import print_error, print_lines, report_errors
 from mmfocalnet.cli.flags import add_cfg_options, add_common_flags, integer
 from mmfocalnet.cli.initial_checkpoint import check_start
 from mmfocalnet.cli.runner import build_runner, check_model, train
@@ -19,9 +19,9 @@ __all__ = [
     'integer',
     'load_config',
     'naming_any',
-    'one_sentence_errors',
     'print_error',
     'print_lines',
+    'report_errors',
     'scale_lr',
     'train',
     'use_amp',

@@ -13,7 +13,7 @@ from mmfocalnet.cli.strategy import FSDP, strategy_type
 from mmfocalnet.config import find_dicts, read_model_config
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import type_name
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 
 def load_config(args: Namespace) -> Config:
@@ -34,7 +34,7 @@ def load_config(args: Namespace) -> Config:
     for key, kind in (('work_dir', str), ('strategy', dict)):
         if not isinstance(cfg.get(key), (kind, type(None))):
             raise ConfigError(
-                f'{key} of {args.config} must be a {kind.__name__}, got {in_one_line(cfg[key])}: '
+                f'{key} of {args.config} must be a {kind.__name__}, got {short_repr(cfg[key])}: '
                 'correct it, or leave it out.'
             )
     cfg.launcher = args.launcher

@@ -26,7 +26,7 @@ USER_ERROR, UNEXPECTED = 2, 3
 INTERRUPTED, CLOSED_STDOUT = 128 + 2, 128 + 13  # as shells report SIGINT and SIGPIPE
 
 
-def one_sentence_errors(main: Callable[[], None]) -> Callable[[], None]:
+def report_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Let a command end mistakes of the user with an error message on stderr and exit code 2.
 
     These are `UserError`, a full disk, and what MMEngine raises itself for a setting that a class

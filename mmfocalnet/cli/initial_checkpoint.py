@@ -8,14 +8,15 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmfocalnet.arguments import is_whole
+from mmfocalnet.arguments import is_integer
 from mmfocalnet.checkpoints import check_has_weights, check_sums, load_once
 from mmfocalnet.cli.error_handling import print_error
 from mmfocalnet.config import is_first_process
 from mmfocalnet.engine.hooks.checkpoint import MARK
 from mmfocalnet.errors import CheckpointError
+from mmfocalnet.files import is_url
 from mmfocalnet.registry import type_name
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 
 def check_start(cfg: Config) -> None:
@@ -58,7 +59,7 @@ def _find_checkpoint(cfg: Config) -> tuple[str | None, Any]:
     if not mark.is_file():
         return None, None
     newest = mark.read_text().strip()
-    if '://' in newest:
+    if is_url(newest):
         raise CheckpointError(
             f'{mark} names {newest}, in a storage from which --resume does not read: copy '
             'it to this machine and give it as --resume PATH.'
@@ -121,8 +122,8 @@ def _check_resumable(path: str, content: Any) -> None:
     hub = content.get('message_hub')
     fault = None
     for key in ('epoch', 'iter'):
-        if not is_whole(meta.get(key)) or not 0 <= meta[key] < 2**31:
-            fault = f'meta.{key} is {in_one_line(meta.get(key))}, expected an integer from 0 on'
+        if not is_integer(meta.get(key)) or not 0 <= meta[key] < 2**31:
+            fault = f'meta.{key} is {short_repr(meta.get(key))}, expected an integer from 0 on'
     for key in ('log_scalars', 'runtime_info', 'resumed_keys'):
         if not isinstance(hub, dict) or not isinstance(hub.get(key), dict):
             fault = f'message_hub.{key} is not a dict'
@@ -143,7 +144,7 @@ def _take_seed(cfg: Config, content: Any) -> None:
     meta = content['meta']
     if 'seed' not in meta:
         return
-    if not is_whole(meta['seed']) or not 0 <= meta['seed'] < 2**32:
+    if not is_integer(meta['seed']) or not 0 <= meta['seed'] < 2**32:
         meta['seed'] = None  # MMEngine would pass it on to NumPy
     else:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=meta['seed'])

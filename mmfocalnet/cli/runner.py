@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from mmfocalnet.arguments import real
+from mmfocalnet.arguments import finite_number
 from mmfocalnet.checkpoints import fit_checkpoint
 from mmfocalnet.cli.settings import STUMBLES, naming, naming_any
 from mmfocalnet.cli.strategy import FSDP, strategy_type
@@ -26,7 +26,7 @@ from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet import pretrained_options
 from mmfocalnet.models.weights import check_fits
-from mmfocalnet.registry import type_name, warn_of_namesakes
+from mmfocalnet.registry import type_name, warn_if_shadowed
 
 
 def check_model(cfg: Config) -> None:
@@ -42,7 +42,7 @@ def check_model(cfg: Config) -> None:
     """
     if not is_first_process(cfg):
         return
-    warn_of_namesakes()  # those that came later than our own import
+    warn_if_shadowed()  # those that came later than our own import
     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
     with naming('model', cfg, (*STUMBLES, RuntimeError)), scope, torch.device('meta'):
         # The backbone first: necks and heads assert that their channels fit.
@@ -127,4 +127,4 @@ def _check_epoch(runner: Runner) -> None:
 def _check_clipping(wrapper: BaseOptimWrapper) -> None:
     for name, value in (getattr(wrapper, 'clip_grad_kwargs', None) or {}).items():
         if name in ('max_norm', 'norm_type', 'clip_value'):
-            real(f'{name} of optim_wrapper.clip_grad', value)
+            finite_number(f'{name} of optim_wrapper.clip_grad', value)

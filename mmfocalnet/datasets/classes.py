@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.registry import DATASETS
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 
 def check_classes(dataset: dict, model: dict) -> None:
@@ -73,7 +73,7 @@ def find_classes(dataset: dict) -> Sequence[str]:
     metainfo = dataset.get('metainfo')
     if not isinstance(metainfo, (dict, type(None))):
         raise ConfigError(
-            f'metainfo={in_one_line(metainfo)} must be a dict, such as dict(classes=(...)).'
+            f'metainfo={short_repr(metainfo)} must be a dict, such as dict(classes=(...)).'
         )
     classes = kind._load_metainfo(metainfo).get('classes') or ()
     if isinstance(classes, str):
@@ -82,7 +82,7 @@ def find_classes(dataset: dict) -> Sequence[str]:
         )
     if not isinstance(classes, Sequence) or not all(isinstance(name, str) for name in classes):
         raise ConfigError(
-            f'metainfo has classes={in_one_line(classes)}, expected strings: put each name in '
+            f'metainfo has classes={short_repr(classes)}, expected strings: put each name in '
             "quotes, such as classes=('1', '2')."
         )
     return classes

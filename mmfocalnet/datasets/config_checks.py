@@ -15,8 +15,9 @@ from mmfocalnet.datasets.classes import check_classes
 from mmfocalnet.datasets.image_folder import check_image_folders
 from mmfocalnet.datasets.inspection import check_annotations, find_evaluated
 from mmfocalnet.datasets.label_maps import check_label_maps
-from mmfocalnet.datasets.unreadable import MOST_UNREADABLE
+from mmfocalnet.datasets.unreadable import MAX_UNREADABLE
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.files import is_url
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -52,7 +53,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
             for dataset in (*datasets, *find_evaluated(datasets, evaluator)):
                 check_annotations(dataset, evaluator)
             for dataset in datasets:
-                check_label_maps(dataset, MOST_UNREADABLE if split == 'train' else 0.0)
+                check_label_maps(dataset, MAX_UNREADABLE if split == 'train' else 0.0)
 
 
 def find_evaluator(cfg: Config, split: str) -> dict | list | None:
@@ -86,7 +87,7 @@ def check_paths(cfg: Config, part: str) -> None:
     with error_context(part, cfg):
         paths = list(_data_paths(cfg.get(part) or {}))
     for path in paths:
-        if '://' not in path and not Path(path).exists():
+        if not is_url(path) and not Path(path).exists():
             raise ConfigError(
                 f'{path} is missing ({part} of {cfg.filename}): put or link the data there, or '
                 'change data_root in a config of yours that inherits this one.'
@@ -116,4 +117,4 @@ def _data_paths(part: dict | list) -> Iterator[str]:
         for path in (node.get('ann_file'), node.get('seg_prefix'), *prefixes.values()):
             if isinstance(path, str) and path:
                 # Both may be addresses of a storage that MMEngine reads from.
-                yield path if '://' in path else os.path.join(root, path)
+                yield path if is_url(path) else os.path.join(root, path)

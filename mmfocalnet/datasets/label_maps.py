@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS
 from mmfocalnet.datasets.classes import base_names, find_kind
 from mmfocalnet.datasets.image_faults import read_label_map
 from mmfocalnet.errors import DataError
+from mmfocalnet.files import is_url
 
 IGNORED = 255
 """The value of pixels that loss and score leave out."""
@@ -157,7 +158,7 @@ def _lists_files(dataset: dict) -> bool:
     from mmseg.datasets import BaseSegDataset
 
     prefixes = [dataset.get('data_root'), *(dataset.get('data_prefix') or {}).values()]
-    elsewhere = dataset.get('backend_args') or any('://' in str(prefix) for prefix in prefixes)
+    elsewhere = dataset.get('backend_args') or any(is_url(prefix) for prefix in prefixes)
     return kind.load_data_list is BaseSegDataset.load_data_list and not elsewhere
 
 

@@ -28,13 +28,14 @@ from mmfocalnet.datasets.image_faults import (
     stored_value_fault,
 )
 from mmfocalnet.errors import DataError
+from mmfocalnet.files import is_url
 from mmfocalnet.registry import register
 from mmfocalnet.text import escape
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
 
-MOST_UNREADABLE = 0.01
+MAX_UNREADABLE = 0.01
 """Share of a training set's files beyond which a training stops."""
 
 _SLOTS = 2**16
@@ -93,10 +94,10 @@ class SkipUnreadable(BaseTransform):
     def _stop_if_many(self, path: str, fault: str) -> None:
         worker = get_worker_info()
         total = _count_samples(worker.dataset) if worker else self.total
-        if total is not None and self.count > max(1, MOST_UNREADABLE * total):
+        if total is not None and self.count > max(1, MAX_UNREADABLE * total):
             raise DataError(
                 f'{self.count} files of the {total} training samples cannot be read, more than '
-                f'{MOST_UNREADABLE:.0%}, the last being {path}, which {fault}: list them with '
+                f'{MAX_UNREADABLE:.0%}, the last being {path}, which {fault}: list them with '
                 'python tools/check_dataset.py CONFIG and repair them or leave them out.'
             )
 
@@ -213,7 +214,7 @@ def _path(load: Callable[[dict], dict], results: dict) -> str | None:
 
 def _local(path: Any) -> str | None:
     # Other storages than the local one have troubles of their own.
-    is_local = isinstance(path, (str, os.PathLike)) and '://' not in str(path)
+    is_local = isinstance(path, (str, os.PathLike)) and not is_url(path)
     return str(path) if is_local else None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from mmfocalnet.arguments import is_list, whole
+from mmfocalnet.arguments import integer, is_list
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import register
 
@@ -36,7 +36,7 @@ class TopKAccuracy(BaseMetric):
             raise ConfigError(
                 f'topk of TopKAccuracy must list numbers such as (1, 5), got {topk!r}.'
             )
-        self.topk = tuple(whole('topk', k, least=1) for k in topk)
+        self.topk = tuple(integer('topk', k, minimum=1) for k in topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Note of each image at which place its class came, counted from 0."""

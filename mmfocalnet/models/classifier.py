@@ -12,14 +12,14 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfocalnet.arguments import rate, whole
+from mmfocalnet.arguments import integer, probability
 from mmfocalnet.checkpoints import fit_checkpoint, load_pretrained, name_as_classifier, read_head
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focalnet import FocalNet, pretrained_options
 from mmfocalnet.models.mixup import BatchMix
 from mmfocalnet.registry import register
 
-MOST_CLASSES = 2**24
+MAX_CLASSES = 2**24
 
 
 @register(MODELS)
@@ -57,8 +57,8 @@ class FocalNetClassifier(BaseModel):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
-        num_classes = whole('num_classes', num_classes, least=1, most=MOST_CLASSES)
-        label_smoothing = rate('label_smoothing', label_smoothing)
+        num_classes = integer('num_classes', num_classes, minimum=1, maximum=MAX_CLASSES)
+        label_smoothing = probability('label_smoothing', label_smoothing)
         if not isinstance(mix, (dict, type(None))):
             raise ConfigError(f'mix must be a dict such as dict(mixup=0.8), or None, got {mix!r}.')
         self.backbone = MODELS.build(backbone)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfocalnet.arguments import choice, is_whole, rate, switch, whole
+from mmfocalnet.arguments import boolean, choice, integer, is_integer, probability
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.ops import (
     ModulationWeights,
@@ -17,7 +17,7 @@ from mmfocalnet.ops import (
     modulate,
     runs_as_it_stands,
 )
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 
 class FocalModulation(nn.Module):
@@ -73,10 +73,10 @@ class FocalModulation(nn.Module):
         use_gates: bool = True,
     ) -> None:
         super().__init__()
-        dim = whole('dim', dim, least=1)
+        dim = integer('dim', dim, minimum=1)
         sizes = kernel_sizes(focal_window, focal_level, focal_factor)
-        focal_level, bias = len(sizes), switch('bias', bias)
-        use_global_context = switch('use_global_context', use_global_context)
+        focal_level, bias = len(sizes), boolean('bias', bias)
+        use_global_context = boolean('use_global_context', use_global_context)
         if not focal_level and not use_global_context:
             raise ConfigError(
                 'focal_level=0 with use_global_context=False leaves no context to modulate by: '
@@ -84,11 +84,11 @@ class FocalModulation(nn.Module):
             )
         self.dim = dim
         self.focal_level = focal_level
-        self.normalize_modulator = switch('normalize_modulator', normalize_modulator)
+        self.normalize_modulator = boolean('normalize_modulator', normalize_modulator)
         self.modulation = choice('modulation', modulation, ('multiply', 'add'))
         self.use_global_context = use_global_context
         self.aggregate = choice('aggregate', aggregate, ('all', 'top'))
-        self.use_gates = switch('use_gates', use_gates)
+        self.use_gates = boolean('use_gates', use_gates)
         levels = focal_level if aggregate == 'all' else min(focal_level, 1)
         self.num_contexts = levels + int(use_global_context)
 
@@ -98,9 +98,9 @@ class FocalModulation(nn.Module):
         self.f = nn.Linear(dim, 2 * dim + self.num_gates, bias=bias)
         self.h = nn.Conv2d(dim, dim, kernel_size=1, bias=bias)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(rate('proj_drop', proj_drop))
+        self.proj_drop = nn.Dropout(probability('proj_drop', proj_drop))
         self.focal_layers = nn.ModuleList(focal_layer(dim, size) for size in sizes)
-        normalizes = switch('use_postln_in_modulation', use_postln_in_modulation)
+        normalizes = boolean('use_postln_in_modulation', use_postln_in_modulation)
         self.ln = nn.LayerNorm(dim) if normalizes else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,19 +194,19 @@ def kernel_sizes(focal_window: int, focal_level: int, focal_factor: int = 2) -> 
         ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
             negative.
     """
-    focal_level = whole('focal_level', focal_level, least=0)
-    if not is_whole(focal_window) or focal_window < 1 or focal_window % 2 == 0:
+    focal_level = integer('focal_level', focal_level, minimum=0)
+    if not is_integer(focal_window) or focal_window < 1 or focal_window % 2 == 0:
         raise ConfigError(
-            f'focal_window must be an odd positive number, got {in_one_line(focal_window)}: '
+            f'focal_window must be an odd positive number, got {short_repr(focal_window)}: '
             'an even kernel has no centre; use e.g. 3, 5, 7 or 9.'
         )
-    if not is_whole(focal_factor) or focal_factor < 0 or focal_factor % 2:
+    if not is_integer(focal_factor) or focal_factor < 0 or focal_factor % 2:
         raise ConfigError(
-            f'focal_factor must be an even number, 0 or more, got {in_one_line(focal_factor)}: '
+            f'focal_factor must be an even number, 0 or more, got {short_repr(focal_factor)}: '
             'an odd step makes every second kernel even.'
         )
-    window = whole('focal_window', focal_window, least=1)
-    factor = whole('focal_factor', focal_factor, least=0)
+    window = integer('focal_window', focal_window, minimum=1)
+    factor = integer('focal_factor', focal_factor, minimum=0)
     return tuple(window + factor * level for level in range(focal_level))
 
 

@@ -15,17 +15,17 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mmfocalnet.archs import DEFAULTS, find_arch
-from mmfocalnet.arguments import is_list, is_whole, rate, real, switch, whole
+from mmfocalnet.arguments import boolean, finite_number, integer, is_integer, is_list, probability
 from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focal_modulation import kernel_sizes
 from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.ops import feed_forward, is_exact_gelu, keep_path, runs_as_it_stands
 from mmfocalnet.registry import register, type_name
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 # More than any network has, and few enough to be built in a minute.
-MOST_BLOCKS = 4096
+MAX_BLOCKS = 4096
 
 
 class Mlp(nn.Module):
@@ -293,13 +293,13 @@ class FocalNet(BaseModule):
         depths = _check_depths(cfg['depths'])
         self.num_features = _check_widths(cfg['embed_dim'], len(depths))
         mlp_ratio = _check_mlp_ratio(mlp_ratio, self.num_features[0])
-        in_chans = whole('in_chans', in_chans, least=1)
-        patch_size = whole('patch_size', cfg['patch_size'], least=1)
-        drop_rate = rate('drop_rate', drop_rate)
-        drop_path_rate = rate('drop_path_rate', drop_path_rate)
-        layerscale_value = real('layerscale_value', layerscale_value)
+        in_chans = integer('in_chans', in_chans, minimum=1)
+        patch_size = integer('patch_size', cfg['patch_size'], minimum=1)
+        drop_rate = probability('drop_rate', drop_rate)
+        drop_path_rate = probability('drop_path_rate', drop_path_rate)
+        layerscale_value = finite_number('layerscale_value', layerscale_value)
         for name in ('use_conv_embed', 'use_postln', 'use_layerscale'):
-            cfg[name] = switch(name, cfg[name])
+            cfg[name] = boolean(name, cfg[name])
         levels = _per_stage('focal_levels', cfg['focal_levels'], depths)
         windows = _per_stage('focal_windows', cfg['focal_windows'], depths)
         for window, level in zip(windows, levels, strict=True):
@@ -320,11 +320,11 @@ class FocalNet(BaseModule):
             self.num_features[0],
             patch_size,
             overlap=7 if cfg['use_conv_embed'] else None,
-            norm=switch('patch_norm', patch_norm),
+            norm=boolean('patch_norm', patch_norm),
         )
         self.pos_drop = nn.Dropout(drop_rate)
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
-        use_checkpoint = switch('use_checkpoint', use_checkpoint)
+        use_checkpoint = boolean('use_checkpoint', use_checkpoint)
         self.layers = nn.ModuleList()
         for i, dim in enumerate(self.num_features):
             blocks = [
@@ -440,7 +440,7 @@ def pretrained_options(init_cfg: Any) -> dict[str, Any]:
     if type_name(init_cfg) not in ('Pretrained', 'PretrainedInit'):
         raise ConfigError(
             f"FocalNet takes init_cfg=None or dict(type='Pretrained', checkpoint=...), "
-            f'got {in_one_line(init_cfg)}.'
+            f'got {short_repr(init_cfg)}.'
         )
     options = {key: value for key, value in init_cfg.items() if key != 'type'}
     unknown = options.keys() - {'checkpoint', 'prefix', 'map_location'}
@@ -476,22 +476,22 @@ def _init_module(module: nn.Module) -> None:
 def _check_depths(depths: Sequence[int]) -> tuple[int, ...]:
     if not is_list(depths) or not depths:
         raise ConfigError(
-            f'depths must list the number of blocks per stage, got {in_one_line(depths)}.'
+            f'depths must list the number of blocks per stage, got {short_repr(depths)}.'
         )
-    checked = tuple(whole('depths', depth, least=1) for depth in depths)
-    whole('The sum of depths', sum(checked), least=1, most=MOST_BLOCKS)
+    checked = tuple(integer('depths', depth, minimum=1) for depth in depths)
+    integer('The sum of depths', sum(checked), minimum=1, maximum=MAX_BLOCKS)
     return checked
 
 
 def _check_widths(embed_dim: int, num_stages: int) -> list[int]:
     """Channels of the stages, which double."""
-    widest = whole('embed_dim', embed_dim, least=1) << (num_stages - 1)
-    whole(f'embed_dim * 2**{num_stages - 1}, the width of the last stage,', widest, least=1)
+    widest = integer('embed_dim', embed_dim, minimum=1) << (num_stages - 1)
+    integer(f'embed_dim * 2**{num_stages - 1}, the width of the last stage,', widest, minimum=1)
     return [int(embed_dim) << stage for stage in range(num_stages)]
 
 
 def _check_mlp_ratio(mlp_ratio: float, narrowest: int) -> float:
-    if int(narrowest * real('mlp_ratio', mlp_ratio)) < 1:
+    if int(narrowest * finite_number('mlp_ratio', mlp_ratio)) < 1:
         raise ConfigError(
             f'mlp_ratio must give {narrowest} channels one hidden unit or more, got {mlp_ratio}.'
         )
@@ -503,7 +503,7 @@ def _per_stage(name: str, value: int | Sequence[int], depths: Sequence[int]) -> 
     if len(values) != len(depths):
         raise ConfigError(
             f'{name} has {len(values)} values but depths has {len(depths)}: give one per stage, '
-            f'got {name}={in_one_line(list(values))} and depths={in_one_line(list(depths))}.'
+            f'got {name}={short_repr(list(values))} and depths={short_repr(list(depths))}.'
         )
     return values
 
@@ -512,19 +512,19 @@ def _check_out_indices(out_indices: Sequence[int] | None, num_stages: int) -> tu
     if out_indices is None:
         return tuple(range(num_stages))
     given = tuple(out_indices) if is_list(out_indices) else (out_indices,)
-    in_range = all(is_whole(index) and 0 <= index < num_stages for index in given)
+    in_range = all(is_integer(index) and 0 <= index < num_stages for index in given)
     if not given or not in_range or sorted(set(given)) != list(given):
         raise ConfigError(
             f'out_indices must be increasing stage numbers from 0 to {num_stages - 1}, '
-            f'got {in_one_line(out_indices)}.'
+            f'got {short_repr(out_indices)}.'
         )
     return tuple(map(int, given))
 
 
 def _check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
-    if not is_whole(frozen_stages) or not -1 <= frozen_stages <= num_stages:
+    if not is_integer(frozen_stages) or not -1 <= frozen_stages <= num_stages:
         raise ConfigError(
             f'frozen_stages must be from -1 (nothing) to {num_stages} (all), '
-            f'got {in_one_line(frozen_stages)}.'
+            f'got {short_repr(frozen_stages)}.'
         )
     return int(frozen_stages)

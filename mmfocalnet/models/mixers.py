@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfocalnet.arguments import rate, whole
+from mmfocalnet.arguments import integer, probability
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focal_modulation import (
     FocalModulation,
@@ -23,7 +23,7 @@ from mmfocalnet.models.focal_modulation import (
     global_context,
     kernel_sizes,
 )
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 HEAD_DIM = 32  # of attention, as in Swin; the paper names none, and no count depends on it
 
@@ -55,13 +55,13 @@ class DepthwiseConv(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        dim = whole('dim', dim, least=1)
+        dim = integer('dim', dim, minimum=1)
         self.f = nn.Linear(dim, dim)
         self.focal_layers = _focal_layers(dim, focal_window, focal_level, focal_factor)
         self.h = nn.Conv2d(dim, dim, kernel_size=1)
         self.q = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(rate('proj_drop', proj_drop))
+        self.proj_drop = nn.Dropout(probability('proj_drop', proj_drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, H, W, C) into (B, H, W, C)."""
@@ -130,11 +130,11 @@ class _MultiscaleAttention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        dim = whole('dim', dim, least=1)
+        dim = integer('dim', dim, minimum=1)
         self.num_heads = _num_heads(dim)
         self.focal_layers = _focal_layers(dim, focal_window, focal_level, focal_factor)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(rate('proj_drop', proj_drop))
+        self.proj_drop = nn.Dropout(probability('proj_drop', proj_drop))
 
     def _scales(self, x: Tensor) -> Tensor:
         """Stack z^0 to z^{L+1}: (B, H, W, C) to (B, H, W, L + 2, C)."""
@@ -225,11 +225,11 @@ class SlidingWindowAttention(nn.Module):
 
     def __init__(self, dim: int, proj_drop: float = 0.0) -> None:
         super().__init__()
-        dim = whole('dim', dim, least=1)
+        dim = integer('dim', dim, minimum=1)
         self.num_heads = _num_heads(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(rate('proj_drop', proj_drop))
+        self.proj_drop = nn.Dropout(probability('proj_drop', proj_drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix (B, H, W, C) into (B, H, W, C)."""
@@ -282,9 +282,7 @@ def build_mixer(name: str, dim: int, settings: dict[str, Any]) -> nn.Module:
             the settings do not fit.
     """
     if not isinstance(name, str) or name not in MIXERS:
-        raise ConfigError(
-            f'There is no mixer {in_one_line(name)}: choose from {", ".join(MIXERS)}.'
-        )
+        raise ConfigError(f'There is no mixer {short_repr(name)}: choose from {", ".join(MIXERS)}.')
     mixer = MIXERS[name]
     if issubclass(mixer, FocalModulation):
         return mixer(dim, **settings)
@@ -299,7 +297,7 @@ def _check_unchanged(name: str, settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         if key not in _COMMON and value != parameters[key].default:
             raise ConfigError(
-                f'mixer={name!r} has no {key}, got {in_one_line(value)}: leave it at '
+                f'mixer={name!r} has no {key}, got {short_repr(value)}: leave it at '
                 f"{parameters[key].default!r}, or use mixer='focal_modulation'."
             )
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfocalnet.arguments import real
+from mmfocalnet.arguments import finite_number
 from mmfocalnet.errors import ConfigError
 
 
@@ -30,8 +30,8 @@ class BatchMix:
     """
 
     def __init__(self, mixup: float = 0.8, cutmix: float = 1.0, switch_prob: float = 0.5) -> None:
-        mixup, cutmix = real('mixup', mixup), real('cutmix', cutmix)
-        switch_prob = real('switch_prob', switch_prob)
+        mixup, cutmix = finite_number('mixup', mixup), finite_number('cutmix', cutmix)
+        switch_prob = finite_number('switch_prob', switch_prob)
         if min(mixup, cutmix) < 0 or mixup == cutmix == 0:
             raise ConfigError(
                 f'mix takes mixup and cutmix of 0 (off) or more, one of them above 0, got '

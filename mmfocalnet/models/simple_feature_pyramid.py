@@ -9,10 +9,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfocalnet.arguments import is_list, is_whole, whole
+from mmfocalnet.arguments import integer, is_integer, is_list
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import register
-from mmfocalnet.text import in_one_line
+from mmfocalnet.text import short_repr
 
 SCALES = (4, 2, 1, 0.5)  # of the levels' maps, beside the input's
 
@@ -56,8 +56,8 @@ class SimpleFeaturePyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.in_channels = _check_in_channels(in_channels)
-        self.out_channels = whole('out_channels', out_channels, least=1)
-        self.num_outs = whole('num_outs', num_outs, least=len(SCALES))
+        self.out_channels = integer('out_channels', out_channels, minimum=1)
+        self.num_outs = integer('num_outs', num_outs, minimum=len(SCALES))
         self.levels = nn.ModuleList(
             nn.Sequential(*_rescale(self.in_channels, scale), *_refine(channels, self.out_channels))
             for scale, channels in zip(SCALES, _widths(self.in_channels), strict=True)
@@ -116,10 +116,10 @@ def _refine(channels: int, out_channels: int) -> list[nn.Module]:
 
 def _check_in_channels(in_channels: Sequence[int]) -> int:
     values = list(in_channels) if is_list(in_channels) else []
-    if len(values) != 1 or not is_whole(values[0]) or values[0] < 1:
+    if len(values) != 1 or not is_integer(values[0]) or values[0] < 1:
         raise ConfigError(
             'SimpleFeaturePyramid takes one map: in_channels must list its channels, such as '
-            f'[768], got {in_one_line(in_channels)}; choose one stage in '
+            f'[768], got {short_repr(in_channels)}; choose one stage in '
             'model.backbone.out_indices.'
         )
     if values[0] % 4:
@@ -127,4 +127,4 @@ def _check_in_channels(in_channels: Sequence[int]) -> int:
             f'in_channels of SimpleFeaturePyramid must be a multiple of 4, got {values[0]}: two '
             'transposed convolutions halve it.'
         )
-    return whole('in_channels', values[0], least=4)
+    return integer('in_channels', values[0], minimum=4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmfocalnet.cli import check_start, one_sentence_errors, use_drawing
+from mmfocalnet.cli import check_start, report_errors, use_drawing
 from mmfocalnet.datasets.config_checks import check_data
 from mmfocalnet.errors import CheckpointError, ConfigError, DataError
 
@@ -106,7 +106,7 @@ def test_the_seed_is_that_of_the_run(work_dir):
     ],
 )
 def test_a_full_disk_ends_in_one_sentence(capsys, error, said):
-    @one_sentence_errors
+    @report_errors
     def main():
         raise error
 
@@ -117,7 +117,7 @@ def test_a_full_disk_ends_in_one_sentence(capsys, error, said):
 
 
 def test_other_errors_of_files_keep_their_traceback(capsys):
-    @one_sentence_errors
+    @report_errors
     def main():
         raise PermissionError(errno.EACCES, 'Permission denied', 'a.log')
 
@@ -162,7 +162,7 @@ def test_mmpretrain_draws_by_its_own_hook():
 def test_a_fault_that_one_process_meets_is_said_by_it(monkeypatch, capsys):
     monkeypatch.setenv('LOCAL_RANK', '1')
 
-    @one_sentence_errors
+    @report_errors
     def main():
         raise DataError('map.png holds the label 200.')
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from said import said_by
 
-from mmfocalnet.cli import check_model, check_strategy, load_config, one_sentence_errors
+from mmfocalnet.cli import check_model, check_strategy, load_config, report_errors
 from mmfocalnet.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,7 +230,7 @@ def test_options_that_do_not_fit(config, count):
 
 
 def test_a_bug_keeps_its_traceback(capsys):
-    @one_sentence_errors
+    @report_errors
     def main():
         raise TypeError('of our own')
 

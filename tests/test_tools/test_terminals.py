@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmfocalnet.cli import one_sentence_errors, print_error, print_lines
+from mmfocalnet.cli import print_error, print_lines, report_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = 'rose\N{LATIN SMALL LETTER E WITH ACUTE}\udcff\x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}.jpg'
@@ -29,7 +29,7 @@ def stdout(monkeypatch):
 def code_of(main):
     """The exit code of a command."""
     try:
-        one_sentence_errors(main)()
+        report_errors(main)()
     except SystemExit as end:
         return end.code
     return 0

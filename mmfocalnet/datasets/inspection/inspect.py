@@ -12,6 +12,7 @@ from mmfocalnet.datasets.inspection.findings import Report
 from mmfocalnet.datasets.inspection.panoptic import inspect_panoptic
 from mmfocalnet.datasets.inspection.semantic import inspect_semantic
 from mmfocalnet.errors import ConfigError, DataError
+from mmfocalnet.files import is_url
 from mmfocalnet.registry import type_name
 
 
@@ -69,7 +70,7 @@ def _metrics(evaluator: Any) -> list[dict]:
 def _path(part: dict) -> str:
     """The annotation file of a dataset or metric, always in the same form; empty if none."""
     path = join_root(part, part.get('ann_file'))
-    return os.path.abspath(path) if path and '://' not in path else path
+    return os.path.abspath(path) if path and not is_url(path) else path
 
 
 def inspect_dataset(dataset: dict, evaluator: Any = None, *, with_images: bool = True) -> Report:
@@ -94,7 +95,7 @@ def inspect_dataset(dataset: dict, evaluator: Any = None, *, with_images: bool =
     """
     kind = find_kind(dataset)
     path = join_root(dataset, dataset.get('ann_file'))
-    if '://' in path:
+    if is_url(path):
         raise ConfigError(f'{path} is not on this machine: only files can be checked.')
     if hasattr(kind, 'COCOAPI'):
         metrics = [
@@ -125,7 +126,7 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
         DataError: If there are errors in the file.
     """
     path = join_root(dataset, dataset.get('ann_file'))
-    if not loads_as_coco(dataset) or not path or '://' in path:
+    if not loads_as_coco(dataset) or not path or is_url(path):
         return
     findings = inspect_dataset(dataset, evaluator, with_images=False).findings
     number = findings.count(errors=True)

@@ -20,12 +20,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from mmfocalnet.arguments import whole
+from mmfocalnet.arguments import integer
 from mmfocalnet.engine.hooks.early_stopping import restore_patience, save_patience
 from mmfocalnet.engine.hooks.outdated import Outdated
 from mmfocalnet.engine.hooks.param_scheduler import find_metric
 from mmfocalnet.errors import CheckpointError, UserError
-from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.files import PARTIAL, is_url, replacing
 from mmfocalnet.registry import register
 from mmfocalnet.text import named
 
@@ -91,8 +91,13 @@ class AtomicCheckpointHook(CheckpointHook):
         **settings: Any,
     ) -> None:
         for name in ('interval', 'max_keep_ckpts'):
-            whole(f'{name} of {type(self).__name__}', settings.get(name, -1), least=-1, most=2**31)
-        if not backend_args and '://' not in str(out_dir):
+            integer(
+                f'{name} of {type(self).__name__}',
+                settings.get(name, -1),
+                minimum=-1,
+                maximum=2**31,
+            )
+        if not backend_args and not is_url(out_dir):
             backend_args = dict(backend=BACKEND)
         super().__init__(out_dir=out_dir, backend_args=backend_args, **settings)
         self._gradients: list[dict[str, Tensor]] | None = None

@@ -1,0 +1,3 @@
+from agreement import configs, data, made
+
+__all__ = ['configs', 'data', 'made']

@@ -106,7 +106,11 @@ CONTENT = {
         every('images', id=str),
         'annotations[0] (id 16) has image_id 1',
     ),
-    'categories that are not classes': (TRAIN, every('annotations', category_id=lambda _: 99), 'category_id 99'),
+    'categories that are not classes': (
+        TRAIN,
+        every('annotations', category_id=lambda _: 99),
+        'category_id 99',
+    ),
     'crowds only': (TRAIN, every('annotations', iscrowd=lambda _: 1), '0 with "annotations"'),
     'crowds only, evaluated': (
         VAL,
@@ -129,7 +133,11 @@ CONTENT = {
     ),
     'a space after a name': (TRAIN, first_category(name='circle '), '"circle "', 'spaces'),
     'a capital letter': (TRAIN, first_category(name='Circle'), '"Circle"', 'case'),
-    'an image that is a list': (TRAIN, lambda content: content['images'].append([]), 'images[4] is'),
+    'an image that is a list': (
+        TRAIN,
+        lambda content: content['images'].append([]),
+        'images[4] is',
+    ),
     'annotation ids from 0': (
         VAL,
         lambda content: content['annotations'][0].update(id=0),
@@ -147,7 +155,11 @@ CONTENT = {
         'images',
         'strings',
     ),
-    'no annotations to evaluate': (VAL, lambda content: content.update(annotations=[]), '"annotations"'),
+    'no annotations to evaluate': (
+        VAL,
+        lambda content: content.update(annotations=[]),
+        '"annotations"',
+    ),
     'a polygon of two points to evaluate': (
         VAL,
         lambda content: content['annotations'][0].update(polygon(5, 5, 15, 13)),
@@ -182,8 +194,14 @@ TEXT = {
         replace_once('"annotations":', '"annotations":[],"annotations":'),
         '"annotations" of the object with keys',
     ),
-    'two boxes': (replace_once('"bbox":', '"bbox":[1,1,2,2],"bbox":'), '"bbox" of the object with id 16'),
-    'two names': (replace_once('"name":', '"name":"line","name":'), '"name" of the object with id 1'),
+    'two boxes': (
+        replace_once('"bbox":', '"bbox":[1,1,2,2],"bbox":'),
+        '"bbox" of the object with id 16',
+    ),
+    'two names': (
+        replace_once('"name":', '"name":"line","name":'),
+        '"name" of the object with id 1',
+    ),
     'an empty file': (lambda path: path.write_text(''), 'JSON'),
     'a truncated file': (lambda path: os.truncate(path, path.stat().st_size // 2), 'JSON'),
     'a list as content': (lambda path: path.write_text('[]'), 'COCO format'),

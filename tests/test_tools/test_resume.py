@@ -1,4 +1,4 @@
-"""A training that is killed at any moment and resumed ends like an uninterrupted one, bit for bit."""
+"""Trainings that are killed at any moment and resumed end bit for bit like uninterrupted ones."""
 
 import os
 import random

@@ -179,6 +179,7 @@ class Classifier(Network):
 
     @cached_property
     def net(self):
+        """The backbone, on the meta device."""
         with torch.device('meta'):
             return FocalNet(**self.settings)
 

@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmfocalnet.datasets import make_shapes
-from mmfocalnet.datasets.image_faults import MAX_BYTES
+from mmfocalnet.datasets.image_files import MAX_BYTES
 from mmfocalnet.datasets.inspection import inspect_dataset
 from mmfocalnet.datasets.label_maps import check_label_maps
 from mmfocalnet.errors import DataError

@@ -8,7 +8,7 @@ import pytest
 from mmengine.registry import DefaultScope
 
 from mmfocalnet.datasets import METAINFO, make_shapes
-from mmfocalnet.datasets.classes import check_classes
+from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.inspection import check_annotations
 from mmfocalnet.errors import ConfigError, DataError
 
@@ -124,7 +124,7 @@ THREE = dict(type='CocoDataset', metainfo=dict(classes=('a', 'b', 'c')))
 )
 def test_heads_with_the_classes_of_the_dataset_pass(model):
     with DefaultScope.overwrite_default_scope('mmdet'):
-        check_classes(THREE, model)
+        check_num_classes(THREE, model)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_heads_with_another_number_of_classes(model, message):
         DefaultScope.overwrite_default_scope('mmdet'),
         pytest.raises(ConfigError, match=message),
     ):
-        check_classes(THREE, model)
+        check_num_classes(THREE, model)
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"images": []}', '{"categories": [1]}', 'text'])

@@ -83,7 +83,7 @@ def test_splits_and_model_are_compared_before_anything_is_built(root):
 
 def test_random_parts_keep_to_area_and_aspect(monkeypatch):
     crop = RandomResizedCrop(24, area=(0.2, 0.5), aspect=(0.5, 2.0))
-    places = [crop._place(60, 100) for _ in range(300)]
+    places = [crop._sample_region(60, 100) for _ in range(300)]
     for top, left, height, width in places:
         assert 0 <= top <= 60 - height
         assert 0 <= left <= 100 - width
@@ -100,8 +100,8 @@ def test_random_parts_keep_to_area_and_aspect(monkeypatch):
 
 def test_the_middle_of_what_no_part_fits_into():
     crop = RandomResizedCrop(8, area=(1.0, 1.0))
-    assert crop._place(10, 1000) == (0, 493, 10, 13)
-    assert crop._place(1000, 10) == (493, 0, 13, 10)
+    assert crop._sample_region(10, 1000) == (0, 493, 10, 13)
+    assert crop._sample_region(1000, 10) == (493, 0, 13, 10)
     with pytest.raises(ConfigError, match=r'area=\(least, most\)'):
         RandomResizedCrop(8, area=(0.5, 0.1))
 

@@ -12,8 +12,9 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmfocalnet.datasets import METAINFO, make_shapes
-from mmfocalnet.datasets.image_faults import MAX_BYTES
-from mmfocalnet.datasets.inspection import find_datasets, inspect_dataset
+from mmfocalnet.datasets.image_files import MAX_BYTES
+from mmfocalnet.datasets.dataset_configs import find_datasets
+from mmfocalnet.datasets.inspection import inspect_dataset
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.errors import ConfigError, DataError
 

@@ -93,7 +93,7 @@ def test_shapes_overlap_and_stay_visible():
 
 def test_labels_sit_on_what_is_painted(monkeypatch):
     """Without blur, grain and textures, each label's region has one colour."""
-    monkeypatch.setattr(shapes, '_photograph', lambda rng, canvas: canvas)
+    monkeypatch.setattr(shapes, '_add_camera_noise', lambda rng, canvas: canvas)
     monkeypatch.setattr(
         shapes, '_two_tone', lambda rng, base, tone: np.broadcast_to(base, (*tone.shape, 3))
     )

@@ -15,8 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmfocalnet import SkipUnreadable, UnreadableFilesHook
-from mmfocalnet.datasets import make_shapes, unreadable
-from mmfocalnet.datasets.image_faults import picture_fault
+from mmfocalnet.datasets import make_shapes, skip_unreadable as unreadable
+from mmfocalnet.datasets.image_files import image_fault
 from mmfocalnet.errors import DataError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -226,11 +226,11 @@ def test_with_augmentation_at_test_time(data):
 
 
 def test_faults_of_pictures(tmp_path):
-    assert picture_fault(tmp_path / 'none.png') == 'is missing'
-    assert picture_fault(tmp_path) == 'is not a regular file'
-    assert picture_fault('a\0b').startswith('cannot be opened (')
+    assert image_fault(tmp_path / 'none.png') == 'is missing'
+    assert image_fault(tmp_path) == 'is not a regular file'
+    assert image_fault('a\0b').startswith('cannot be opened (')
     (tmp_path / 'text.png').write_text('text')
-    assert picture_fault(tmp_path / 'text.png') == 'is damaged or not an image'
+    assert image_fault(tmp_path / 'text.png') == 'is damaged or not an image'
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: f'{p.parent.name}/{p.stem}')

@@ -55,15 +55,11 @@ def panoptic_map(made: Path, split: str, file_name: str) -> np.ndarray:
     return blue_green_red @ (256**2, 256, 1)
 
 
-def test_every_pixel_belongs_to_one_listed_segment(samples):
+def test_segments_describe_the_panoptic_map(samples):
     for sample in samples:
         ids, areas = np.unique(sample.panoptic, return_counts=True)
         assert dict(zip(ids, areas, strict=True)) == {s.id: s.area for s in sample.segments}
         assert set(np.unique(sample.semantic)) == {s.category_id for s in sample.segments}
-
-
-def test_boxes_are_tight(samples):
-    for sample in samples:
         for segment in sample.segments:
             rows, columns = np.nonzero(sample.panoptic == segment.id)
             x, y, width, height = segment.bbox
@@ -71,17 +67,14 @@ def test_boxes_are_tight(samples):
             assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
 
 
-def test_number_and_size_of_shapes(samples):
+def test_number_size_and_balance_of_shapes(samples):
     for sample in samples:
         things = [segment for segment in sample.segments if segment.is_thing]
         assert 2 <= len(things) <= 6
         assert min(thing.area for thing in things) >= 48
         assert 1 <= len(sample.segments) - len(things) <= 2
-
-
-def test_classes_are_balanced(samples):
-    segments = [segment for sample in samples for segment in sample.segments]
-    counts = np.bincount([s.category_id for s in segments], minlength=len(CLASSES) + 1)[1:]
+    categories = [segment.category_id for sample in samples for segment in sample.segments]
+    counts = np.bincount(categories, minlength=len(CLASSES) + 1)[1:]
     for group in (counts[: len(THINGS)], counts[len(THINGS) :]):
         assert group.min() > 0.7 * group.mean()
 
@@ -187,18 +180,17 @@ def test_every_image_has_its_files(made, split):
         assert cv2.imread(str(coco)).shape == (image['height'], image['width'], 3) == (96, 128, 3)
 
 
-def test_ids_are_unique_over_both_splits(made):
-    image_ids, segment_ids = [], []
-    for split in SPLITS:
-        panoptic = annotation(made, 'panoptic', split)
-        image_ids += [image['id'] for image in panoptic['images']]
-        for record in panoptic['annotations']:
-            segment_ids += [segment['id'] for segment in record['segments_info']]
+def test_ids_are_unique_and_fit_into_24_bits(made):
+    files = [annotation(made, 'panoptic', split) for split in SPLITS]
+    image_ids = [image['id'] for file in files for image in file['images']]
+    segment_ids = [
+        segment['id']
+        for file in files
+        for record in file['annotations']
+        for segment in record['segments_info']
+    ]
     for ids in (image_ids, segment_ids):
         assert len(set(ids)) == len(ids)
-
-
-def test_largest_id_fits_in_the_png():
     last = draw_image(shapes.MAX_COUNT - 1, 'val', size=64)
     assert last.panoptic.max() < 256**3
 

@@ -82,7 +82,7 @@ def draw_samples(
         set_random_seed(seed)
         chosen = np.random.permutation(len(dataset))[:number]
         interval = show_interval if _has_display() else None
-        for index in track(np.sort(chosen).tolist(), disable=not sys.stdout.isatty()):
+        for index in track(np.sort(chosen).tolist(), 'Drawing', disable=not sys.stdout.isatty()):
             path = out / f'{index}.jpg'
             item = dataset[index]
             image = _image(item, original_size=late)

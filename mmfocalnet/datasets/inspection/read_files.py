@@ -42,7 +42,9 @@ def read_each(
     """
     # Leaving the block, also by Ctrl-C, drops the remaining items.
     with ThreadPool(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        results = track(pool.imap(read, items), total=len(items), disable=not sys.stdout.isatty())
+        results = track(
+            pool.imap(read, items), 'Reading', len(items), disable=not sys.stdout.isatty()
+        )
         yield from zip(items, results, strict=True)
 
 

@@ -156,7 +156,7 @@ def _check_init_cfg(init_cfg: Any, settings: dict[str, Any]) -> None:
 def _check_depths(depths: Any) -> tuple[int, ...]:
     if not is_list(depths) or not depths:
         raise ConfigError(
-            f'depths must be a list with the number of blocks per stage, got {short_repr(depths)}.'
+            f'depths must list the number of blocks of each stage, got {short_repr(depths)}.'
         )
     return tuple(integer('depths', depth, minimum=1) for depth in depths)
 

@@ -34,7 +34,7 @@ def check_channels(model: dict, backbone: FocalNet) -> None:
         expected = _expected_channels(key, module, widths)
         if expected is not None and _as_list(module['in_channels']) != expected:
             raise ConfigError(
-                f'model.{key}.in_channels is {module["in_channels"]}, but the backbone outputs '
+                f'model.{key}.in_channels is {module["in_channels"]}, but the backbone gives '
                 f'{expected} channels (stages {list(backbone.out_indices)}, embed_dim '
                 f'{backbone.num_features[0]}): set it to {expected}.'
             )
@@ -92,7 +92,7 @@ def _expected_channels(key: str, module: dict, widths: list[int]) -> int | list[
     indices = index if isinstance(index, list) else [index]
     if not all(-len(widths) <= i < len(widths) for i in indices):
         raise ConfigError(
-            f'model.{key}.in_index is {module["in_index"]}, but the backbone outputs '
+            f'model.{key}.in_index is {module["in_index"]}, but the backbone gives '
             f'{len(widths)} features: choose from 0 to {len(widths) - 1}.'
         )
     selected = [widths[i] for i in indices]

@@ -136,8 +136,8 @@ def pretrained_options(init_cfg: Any) -> dict[str, Any]:
     options = {k: v for k, v in init_cfg.items() if k not in ('type', 'map_location')}
     if 'checkpoint' not in options or options.keys() - {'checkpoint', 'prefix'}:
         raise ConfigError(
-            'init_cfg of type Pretrained must have checkpoint= and may have prefix=, '
-            f'got {", ".join(sorted(map(str, options))) or "neither"}.'
+            'init_cfg of type Pretrained takes checkpoint= and prefix=, '
+            f'got {", ".join(sorted(map(str, options))) or "none"}.'
         )
     return options
 

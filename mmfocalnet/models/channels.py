@@ -51,7 +51,7 @@ def _check_single_map(model: dict, backbone: FocalNet) -> None:
         fix = f'out_indices={fitting}' if fitting else "an iso architecture, such as 'base_iso'"
         raise ConfigError(
             f'The SimpleFeaturePyramid of model.neck requires one map of stride {required}, but '
-            f'the backbone outputs strides {[strides[stage] for stage in backbone.out_indices]}: '
+            f'the backbone gives strides {[strides[stage] for stage in backbone.out_indices]}: '
             f'set {fix} in model.backbone.'
         )
 

@@ -112,7 +112,7 @@ class FocalModulation(nn.Module):
             context = context.contiguous().permute(0, 3, 1, 2)
             gates = gates.permute(0, 3, 1, 2).split(1, dim=1)  # L + 1 times [B, 1, H, W]
             gates = iter(gates) if self.use_gates else itertools.repeat(1)
-            total = 0
+            total = 0.0
             for level, layer in enumerate(self.focal_layers, start=1):
                 context = layer(context)  # Eq. 4: z^l from z^{l-1}.
                 if self.aggregate == 'all' or level == self.focal_level:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,7 +179,7 @@ def _check_mlp_ratio(mlp_ratio: Any, embed_dim: int) -> float:
     return mlp_ratio
 
 
-def _per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
+def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:
     values = tuple(value) if is_list(value) else (value,) * stages
     if len(values) != stages:
         raise ConfigError(

@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mmfocalnet.archs import DEFAULTS, find_arch
 from mmfocalnet.arguments import boolean, finite_number, integer, is_integer, is_list, probability
-from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focal_modulation import kernel_sizes
 from mmfocalnet.models.mixers import build_mixer
+from mmfocalnet.models.pretrained import load_pretrained
 from mmfocalnet.ops import feed_forward, is_exact_gelu, keep_path, runs_as_it_stands
 from mmfocalnet.registry import register, type_name
 from mmfocalnet.text import short_repr
@@ -233,7 +233,7 @@ class FocalNet(BaseModule):
         use_checkpoint: Activation checkpointing: less memory for more time, same numbers.
             Defaults to False.
         init_cfg: None for random weights, or ``dict(type='Pretrained', checkpoint=...,
-            prefix=...)``; see `mmfocalnet.checkpoints.load_pretrained`. Defaults to None.
+            prefix=...)``; see `mmfocalnet.models.load_pretrained`. Defaults to None.
 
     Raises:
         ConfigError: If an argument does not fit; the sentence names it.
@@ -426,7 +426,7 @@ class FocalNet(BaseModule):
 
 
 def pretrained_options(init_cfg: Any) -> dict[str, Any]:
-    """Read the arguments of `mmfocalnet.checkpoints.load_pretrained` off an ``init_cfg``.
+    """Read the arguments of `mmfocalnet.models.load_pretrained` off an ``init_cfg``.
 
     Args:
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``.

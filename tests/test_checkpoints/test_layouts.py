@@ -89,7 +89,7 @@ def log(monkeypatch):
     """The lines logged while loading."""
     lines = []
     monkeypatch.setattr(
-        'mmfocalnet.checkpoints.load.print_log', lambda line, **kwargs: lines.append(line)
+        'mmfocalnet.models.pretrained.print_log', lambda line, **kwargs: lines.append(line)
     )
     return lines
 

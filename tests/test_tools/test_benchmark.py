@@ -56,7 +56,7 @@ def test_operator(main):
     rows = [line.split('|')[1].strip() for line in out.splitlines() if line.startswith('| ')]
     assert rows[-4:] == [
         'published layout',
-        *(f'mmfocalnet, {path} path' for path in ('numba', 'pytorch', 'plain')),
+        *(f'mmfocalnet, {path} path' for path in ('numba', 'pytorch', 'reference')),
     ]
 
 
@@ -76,7 +76,7 @@ def test_backbone(main, tool, monkeypatch):
     out = main('backbone', '--size', '32', '40', '--rounds', '1')
     for name in kept:
         assert f'| {name} ' in out
-    assert 'The floor: ' in out
+    assert 'Lower bound: ' in out
 
 
 def test_a_detector_takes_a_training_step(tool):
@@ -120,7 +120,7 @@ def test_without_a_gpu_cuda_is_refused_in_a_sentence(main, capsys):
     with pytest.raises(SystemExit) as error:
         main('backbone', '--device', 'cuda')
     assert error.value.code == 2
-    assert 'PyTorch sees no GPU here; use --device cpu' in capsys.readouterr().err
+    assert '--device cpu' in capsys.readouterr().err
 
 
 def test_sizes_must_be_positive(main):

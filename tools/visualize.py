@@ -11,12 +11,12 @@ import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
-from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.cli import add_cfg_options, integer, load_config, print_lines, report_errors
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import check_folder, short_stem
 from mmfocalnet.inference import read_image
 from mmfocalnet.inference.predictor import move_to
+from mmfocalnet.models import load_pretrained
 from mmfocalnet.models.focalnet_arguments import pretrained_options
 from mmfocalnet.visualization import (
     draw_gates,

@@ -116,7 +116,7 @@ def resolve_arguments(arch: str | None, init_cfg: dict | None, **given: Any) -> 
 
 
 def pretrained_options(init_cfg: Any) -> dict[str, Any]:
-    """Extract the arguments of `mmfocalnet.checkpoints.load_pretrained` from an ``init_cfg``.
+    """Extract the arguments of `mmfocalnet.models.load_pretrained` from an ``init_cfg``.
 
     Args:
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``.

@@ -19,7 +19,7 @@ from mmengine.structures import BaseDataElement
 from mmengine.utils import track_iter_progress
 from PIL import Image
 
-from mmfocalnet.checkpoints import check_has_weights, load_once, reading_once
+from mmfocalnet.checkpoints import cached_reads, check_has_weights, load_once
 from mmfocalnet.datasets.config_checks import check_data
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.inference import Prediction, read_image
@@ -75,7 +75,7 @@ def make_gallery(work_dir: Path, cfg: Config | None, images: int) -> Gallery:
                 'No gallery: of a classifier, tools/test.py --show-dir draws the predictions.'
             )
             return gallery
-        with reading_once():
+        with cached_reads():
             _fill(gallery, work_dir, cfg, images)
     except UserError as error:
         gallery.skipped.append(f'No gallery: {error}')

@@ -85,16 +85,5 @@ def feed_forward(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
 ) -> Tensor:
-    """Apply the MLP of a block: Linear, GELU, Linear.
-
-    Args:
-        x: Features (..., C).
-        fc1_weight: (D, C), where D is the hidden width.
-        fc1_bias: (D) or None.
-        fc2_weight: (C, D).
-        fc2_bias: (C) or None.
-
-    Returns:
-        Features (..., C).
-    """
+    """Apply Linear, GELU, Linear to features (..., C); see `mmfocalnet.ops.feed_forward`."""
     return F.linear(F.gelu(F.linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)

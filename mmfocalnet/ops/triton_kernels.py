@@ -49,9 +49,6 @@ def _convolve(
     source,
     stride,
     taps,
-    pixel,
-    first_row,
-    channel,
     height,
     width,
     channels,
@@ -59,6 +56,8 @@ def _convolve(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    """Convolve this program's tile of a source whose rows are ``stride`` apart."""
+    pixel, first_row, channel, _ = _place(height * width, channels, PIXELS, CHANNELS)
     row, column, in_channels = pixel // width, pixel % width, channel < channels
     origin = source + (first_row + pixel)[:, None] * stride + channel[None, :]
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
@@ -89,20 +88,7 @@ def level_forward(
 ):
     """pre^l = kernel_l * z^{l-1} and z^l = GELU(pre^l) (Eq. 4)."""
     pixel, first_row, channel, mask = _place(height * width, channels, PIXELS, CHANNELS)
-    value = _convolve(
-        source,
-        stride,
-        taps,
-        pixel,
-        first_row,
-        channel,
-        height,
-        width,
-        channels,
-        K,
-        PIXELS,
-        CHANNELS,
-    )
+    value = _convolve(source, stride, taps, height, width, channels, K, PIXELS, CHANNELS)
     # Rounded before GELU, so that backward recomputes the same activation.
     value = value.to(pre.dtype.element_ty)
     at = (first_row + pixel)[:, None] * channels + channel[None, :]
@@ -238,20 +224,7 @@ def level_backward(
     """Gradient of pre^l: (flipped kernel_{l+1} * pre_grad + grad gate_l) GELU'(pre^l)."""
     pixels = height * width
     pixel, first_row, channel, mask = _place(pixels, channels, PIXELS, CHANNELS)
-    grad = _convolve(
-        pre_grad,
-        channels,
-        taps,
-        pixel,
-        first_row,
-        channel,
-        height,
-        width,
-        channels,
-        K,
-        PIXELS,
-        CHANNELS,
-    )
+    grad = _convolve(pre_grad, channels, taps, height, width, channels, K, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
     weight = tl.load(gate + row * gate_stride, mask=pixel < pixels, other=0.0).to(tl.float32)
@@ -276,20 +249,7 @@ def context_backward(
 ):
     """Gradient of the context: flipped kernel_1 * pre_grad."""
     pixel, first_row, channel, mask = _place(height * width, channels, PIXELS, CHANNELS)
-    grad = _convolve(
-        pre_grad,
-        channels,
-        taps,
-        pixel,
-        first_row,
-        channel,
-        height,
-        width,
-        channels,
-        K,
-        PIXELS,
-        CHANNELS,
-    )
+    grad = _convolve(pre_grad, channels, taps, height, width, channels, K, PIXELS, CHANNELS)
     at = (first_row + pixel)[:, None] * channels + channel[None, :]
     tl.store(context_grad + at, grad.to(context_grad.dtype.element_ty), mask=mask)
 

@@ -254,6 +254,7 @@ def test_wrong_paths_exit_with_2(tool, write_run, tmp_path, monkeypatch):
         assert error.startswith('report.py: ') and token in error and error.count('\n') == 1
 
 
+@pytest.mark.e2e
 def test_from_the_shell(run, write_run):
     work_dir = write_run('1', [training(10)])
     result = run(sys.executable, 'tools/report.py', work_dir, '--images', '0')

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment
 from markupsafe import Markup
 from mmengine.config import Config
 
@@ -66,13 +66,9 @@ def write_report(work_dir: Path, out: Path, images: int = 16) -> Missing:
     config_path, config_text, cfg = _read_run_config(work_dir, run)
     notes = _notes(history, environment, cfg)
     gallery = make_gallery(work_dir, cfg, images) if images else Gallery()
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = templates.get_template('report.html').render(
+    template = Path(__file__).with_name('report.html').read_text()
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    html = page.render(
         name=Path(work_dir).resolve().name,
         facts=_facts(history, environment, cfg),
         notes=notes,
@@ -208,20 +204,13 @@ def _progress(history: History, cfg: Config | None) -> str:
     return f'logged up to {unit} {done}' + (f' of {total}' if total else '')
 
 
-def _results(history: History) -> list[dict[str, str]]:
-    """Last and best value of each metric."""
+def _results(history: History) -> list[tuple[str, float, float, str]]:
+    """Name, last and best value of each metric, and when it was best."""
     unit = 'epoch' if history.by_epoch else 'iteration'
     rows = []
     for key, (steps, values) in metrics(history.validation).items():
         best = max(range(len(values)), key=lambda i, v=values: (math.isfinite(v[i]), v[i], -i))
-        rows.append(
-            {
-                'metric': key,
-                'last': f'{values[-1]:.1f}',
-                'best': f'{values[best]:.1f}',
-                'at': f'{unit} {steps[best]}',
-            }
-        )
+        rows.append((key, values[-1], values[best], f'{unit} {steps[best]}'))
     return rows
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from mmfocalnet.errors import UserError
 
@@ -15,11 +16,9 @@ from mmfocalnet.errors import UserError
 Curve = tuple[list[float], list[float]]
 
 
-@dataclass(frozen=True)
-class Resumption:
-    """A run and the iteration and epoch (0: none) after which it resumed an older one."""
+class Resumption(NamedTuple):
+    """The iteration and epoch (0: none) after which a run resumed an older one."""
 
-    run: str
     iteration: int
     epoch: int
 
@@ -130,7 +129,7 @@ def _find_start(folder: Path, training: list[dict], older: list[dict]) -> Resump
     else:
         # Without a log, the first entry gives the latest possible start.
         epoch, iteration = training[0].get('epoch', 1) - 1, training[0]['step'] - 1
-    return Resumption(folder.name, iteration, epoch)
+    return Resumption(iteration, epoch)
 
 
 def _join(older: list[dict], newer: list[dict], last: int) -> list[dict[str, float]]:

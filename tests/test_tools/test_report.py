@@ -79,7 +79,8 @@ def test_resumed_run_is_joined(write_run):
         (10, 1), (20, 1), (30, 2), (45, 2),
     ]  # fmt: skip
     assert metrics(history.validation) == {'coco/bbox_mAP': ([20, 45], [10, 20])}
-    assert [(past.run, past.iteration) for past in history.resumed] == [('2', 20)]
+    assert [run.name for run in history.runs] == ['1', '2']
+    assert [past.iteration for past in history.resumed] == [20]
 
 
 def test_resumed_run_of_epochs_is_joined(write_run):

@@ -14,9 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ['--cfg-options', 'model.backbone.embed_dim=8', 'model.backbone.depths=[1,1,2,1]']
 CONFIGS = [
     'mask_rcnn/focalnet_t_1x',
-    'cascade_rcnn/focalnet_t_srf_3x',
     'atss/focalnet_t_3x',
-    'sparse_rcnn/focalnet_t_3x',
     'upernet/focalnet_s_160k_ade20k',
     'mask2former/focalnet_l_160k_ade20k_640',
     'mask2former/focalnet_t_coco_panoptic',

@@ -5,12 +5,11 @@ On its demo config, with a narrow backbone and a few small images.
 
 import re
 
+import narrow
 import pytest
 from forked import ROOT, end, start_two_trainings
 
-CHANNELS = '[8,16,32,64]'
 TINY = [
-    'model.backbone.embed_dim=8',
     'train_dataloader.batch_size=2',
     'train_cfg.max_iters=2',
     'train_cfg.val_interval=2',
@@ -18,39 +17,16 @@ TINY = [
     'default_hooks.logger.interval=1',
 ]
 FAMILIES = {
-    'mask_rcnn': ('coco/segm_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
-    'mask_rcnn-one_map': (
-        'coco/segm_mAP_50',
-        [
-            'model.backbone.patch_size=16',
-            'model.backbone.depths=[1]',
-            'model.backbone.focal_windows=9',
-            'model.neck._delete_=True',
-            'model.neck.type=SimpleFeaturePyramid',
-            'model.neck.in_channels=[8]',
-            'model.neck.out_channels=64',
-            'model.neck.num_outs=4',
-        ],
-    ),
-    'cascade_rcnn': ('coco/segm_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
-    'atss': (
-        'coco/bbox_mAP_50',
-        # After two iterations no score reaches the threshold.
-        ['model.neck.in_channels=[16,32,64]', 'model.test_cfg.score_thr=0'],
-    ),
-    'sparse_rcnn': ('coco/bbox_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
-    'upernet': (
-        'mIoU',
-        [f'model.decode_head.in_channels={CHANNELS}', 'model.auxiliary_head.in_channels=32'],
-    ),
-    'mask2former': ('coco_panoptic/PQ', [f'model.panoptic_head.in_channels={CHANNELS}']),
-    'mask2former_semantic': (
-        'mIoU',
-        [f'model.decode_head.in_channels={CHANNELS}', 'model.auxiliary_head.in_channels=32'],
-    ),
+    'mask_rcnn': ('coco/segm_mAP_50', narrow.MASK_RCNN),
+    'mask_rcnn-isotropic': ('coco/segm_mAP_50', narrow.ISOTROPIC),
+    'cascade_rcnn': ('coco/segm_mAP_50', narrow.CASCADE_RCNN),
+    # After two iterations no score reaches the threshold.
+    'atss': ('coco/bbox_mAP_50', [*narrow.ATSS, 'model.test_cfg.score_thr=0']),
+    'sparse_rcnn': ('coco/bbox_mAP_50', narrow.SPARSE_RCNN),
+    'upernet': ('mIoU', narrow.UPERNET),
+    'mask2former': ('coco_panoptic/PQ', narrow.MASK2FORMER),
+    'mask2former_semantic': ('mIoU', narrow.MASK2FORMER_SEMANTIC),
 }
-
-
 # One detector with masks, one segmentor, one model with queries; the others take minutes more.
 DEFAULT = ('mask_rcnn', 'upernet', 'mask2former')
 CASES = [
@@ -70,9 +46,9 @@ def test_every_demo_is_listed():
 
 @pytest.mark.parametrize('name', CASES)
 def test_trains_evaluates_saves_resumes_and_tests(name, forked_tool, home):
-    metric, narrow = FAMILIES[name]
+    metric, model = FAMILIES[name]
     config = demo(name)
-    options = ['--work-dir', home / 'work', '--cfg-options', *TINY, *narrow]
+    options = ['--work-dir', home / 'work', '--cfg-options', *TINY, *model]
 
     first = forked_tool('train', config, '--amp', '--auto-scale-lr', *options, cwd=home).stdout
     assert 'AmpOptimWrapper' in first
@@ -90,8 +66,8 @@ def test_trains_evaluates_saves_resumes_and_tests(name, forked_tool, home):
 
 @pytest.mark.parametrize('name', CASES)
 def test_two_processes(name, home):
-    metric, narrow = FAMILIES[name]
-    both = start_two_trainings(demo(name), home / 'work', options=[*TINY, *narrow], cwd=home)
+    metric, model = FAMILIES[name]
+    both = start_two_trainings(demo(name), home / 'work', options=[*TINY, *model], cwd=home)
     codes = [end(process) for process in both]
     out = (home / 'work.log').read_text()
     assert codes == [0, 0], out

@@ -3,22 +3,18 @@
 import pickle
 import re
 
+import narrow
 import pytest
 import torch
 from forked import ROOT
 
 ATSS = ROOT / 'configs/demo/atss.py'
-NARROW = [
-    'model.backbone.embed_dim=8',
-    'model.neck.in_channels=[16,32,64]',
-    'train_cfg.val_interval=2',
-]
 
 
 @pytest.fixture
 def options(tiny_options):
     options = [o for o in tiny_options if not o.startswith(('model.', 'train_cfg.val'))]
-    return [*options, *NARROW]
+    return [*options, *narrow.ATSS, 'train_cfg.val_interval=2']
 
 
 def load(path):

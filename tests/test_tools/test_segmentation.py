@@ -3,6 +3,7 @@
 import pickle
 import re
 
+import narrow
 import pytest
 from forked import ROOT
 
@@ -19,9 +20,7 @@ def options(shapes):
         'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2',
         'default_hooks.logger.interval=1',
-        'model.backbone.embed_dim=8',
-        'model.decode_head.in_channels=[8,16,32,64]',
-        'model.auxiliary_head.in_channels=32',
+        *narrow.UPERNET,
     ]
 
 

@@ -13,13 +13,14 @@ ensure_panopticapi()  # mmdet looks for it when imported
 
 from mmfocalnet.checkpoints.schemes import register_schemes
 from mmfocalnet.datasets import ImageFolder
-from mmfocalnet.datasets.unreadable import SkipUnreadable, UnreadableFilesHook
+from mmfocalnet.datasets.skip_unreadable import SkipUnreadable
 from mmfocalnet.engine.hooks import (
     AtomicCheckpointHook,
     CheckLabelsHook,
     CheckLossesHook,
     ClassVisualizationHook,
     TolerantParamSchedulerHook,
+    UnreadableFilesHook,
 )
 from mmfocalnet.engine.layer_decay import FocalNetLayerDecayOptimizerConstructor
 from mmfocalnet.engine.seeding import SeededInfiniteSampler, SeededSampler, SeedIterationsHook

@@ -17,7 +17,7 @@ from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import check_folder, short_stem
 from mmfocalnet.inference import read_image
 from mmfocalnet.inference.predictor import move_to
-from mmfocalnet.models.focalnet import pretrained_options
+from mmfocalnet.models.focalnet_arguments import pretrained_options
 from mmfocalnet.visualization import (
     draw_gates,
     draw_kernels,

@@ -24,7 +24,7 @@ from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.channels import check_channels
-from mmfocalnet.models.focalnet import pretrained_options
+from mmfocalnet.models.focalnet_arguments import pretrained_options
 from mmfocalnet.models.weights import check_fits
 from mmfocalnet.registry import type_name, warn_if_shadowed
 

@@ -22,7 +22,8 @@ from torch import nn
 
 from mmfocalnet.checkpoints import check_has_weights, load_once, reading_once
 from mmfocalnet.config import read_model_config
-from mmfocalnet.datasets.classes import check_classes, find_kind
+from mmfocalnet.datasets.category_names import check_num_classes
+from mmfocalnet.datasets.dataset_configs import dataset_class
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
@@ -221,7 +222,7 @@ def _dataset_meta(cfg: Config, checkpoint_meta: Any) -> dict[str, Any]:
     """Classes and palette: the checkpoint knows what it was trained on, else the config."""
     dataset = find_test_dataset(cfg)
     meta = {
-        **getattr(find_kind(dataset), 'METAINFO', {}),
+        **getattr(dataset_class(dataset), 'METAINFO', {}),
         **(dataset.get('metainfo') or {}),
         **_trained_on(checkpoint_meta),
     }
@@ -230,7 +231,7 @@ def _dataset_meta(cfg: Config, checkpoint_meta: Any) -> dict[str, Any]:
             f'{cfg.filename} names no classes: add metainfo=dict(classes=(...)) to the dataset of '
             'its test_dataloader.'
         )
-    check_classes(dict(dataset, metainfo=dict(classes=meta['classes'])), cfg.model)
+    check_num_classes(dict(dataset, metainfo=dict(classes=meta['classes'])), cfg.model)
     return meta
 
 

@@ -1,4 +1,4 @@
-"""The operator, the FocalNet backbone and its architectures, a classifier and a neck."""
+"""Focal modulation, the FocalNet backbone, an image classifier and a neck."""
 
 from mmfocalnet.archs import ARCHS, find_arch
 from mmfocalnet.models.classifier import FocalNetClassifier

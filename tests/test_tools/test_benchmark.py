@@ -56,7 +56,7 @@ def test_operator(main):
     rows = [line.split('|')[1].strip() for line in out.splitlines() if line.startswith('| ')]
     assert rows[-4:] == [
         'published layout',
-        *(f'mmfocalnet, {path} path' for path in ('numba', 'pytorch', 'plain')),
+        *(f'mmfocalnet, {path} path' for path in ('numba', 'pytorch', 'reference')),
     ]
 
 
@@ -74,7 +74,7 @@ def test_backbone(main, tool, monkeypatch):
     out = main('backbone', '--size', '32', '40', '--rounds', '1')
     for name in kept:
         assert f'| {name} ' in out
-    assert 'The floor: ' in out
+    assert 'Lower bound: ' in out
 
 
 def test_a_detector_takes_a_training_step(tool):

@@ -1,9 +1,8 @@
 """Inspection of a dataset before training."""
 
 from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings, Kind, Report
-from mmfocalnet.datasets.inspection.inspect import (
+from mmfocalnet.datasets.inspection.inspect_dataset import (
     check_annotations,
-    find_datasets,
     find_evaluated,
     inspect_dataset,
 )
@@ -14,7 +13,6 @@ __all__ = [
     'Kind',
     'Report',
     'check_annotations',
-    'find_datasets',
     'find_evaluated',
     'inspect_dataset',
 ]

@@ -1,4 +1,4 @@
-"""What the stand-ins for missing modules share: a finder that says where their code comes from."""
+"""A finder and loader for the replacements of missing modules."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import Any
 
 
-class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds modules that are not installed, so that `find_spec` and `reload` work on them too.
+class ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Provides modules that are not installed, so that `find_spec` and `reload` work on them too.
 
-    A subclass names them in ``names`` and fills one in ``exec_module``.
+    A subclass lists them in ``names`` and fills a module in ``exec_module``.
     """
 
     names: tuple[str, ...]

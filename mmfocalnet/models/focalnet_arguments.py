@@ -180,7 +180,7 @@ def _check_mlp_ratio(mlp_ratio: Any, embed_dim: int) -> float:
 
 
 def _per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    values = tuple(value) if is_list(value) else (value,) * stages
+    values: tuple[Any, ...] = tuple(value) if is_list(value) else (value,) * stages
     if len(values) != stages:
         raise ConfigError(
             f'{name} must have one value per stage, {stages} as depths has, '

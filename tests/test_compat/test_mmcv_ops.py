@@ -449,6 +449,12 @@ def test_replacement_reloads_and_its_ops_pickle(no_ext):
     assert not hasattr(ext, '__path__')
 
 
+def test_other_ops_raise_with_their_name(no_ext):
+    ensure_mmcv_ops()
+    with pytest.raises(NotImplementedError, match='softnms'):
+        sys.modules['mmcv._ext'].softnms(torch.zeros(1, 4))
+
+
 def test_torchvision_provides_missing_ops(monkeypatch, fake_torchvision):
     hide_ext(monkeypatch)
     assert ensure_mmcv_ops() == 'torchvision'
@@ -526,6 +532,7 @@ def test_provider_is_logged_once_by_the_main_process(no_ext, monkeypatch, rank, 
         assert 'PyTorch' in message and options == dict(logger='current', level=logging.INFO)
 
 
+@pytest.mark.e2e
 def test_new_process_imports_mmdet_and_raises_on_missing_ops():
     printed = run_python(
         NO_EXT

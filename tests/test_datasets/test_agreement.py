@@ -61,13 +61,6 @@ ANNOTATION = {
 }
 
 
-@pytest.mark.parametrize('name', ANNOTATION)
-def test_errors_of_an_annotation(tool, configs, coco, name):
-    edit, *tokens = ANNOTATION[name]
-    change(coco / TRAIN, lambda content: content['annotations'][0].update(edit))
-    assert_refused(tool, configs['mask_rcnn'], named(TRAIN), 'annotations[0] (id ', *tokens)
-
-
 def every(part, **fields):
     """Edit each record: functions from the old to the new value of fields."""
 
@@ -183,13 +176,6 @@ CONTENT = {
 }
 
 
-@pytest.mark.parametrize('name', CONTENT)
-def test_errors_of_a_file(tool, configs, coco, name):
-    file, edit, *tokens = CONTENT[name]
-    change(coco / file, edit)
-    assert_refused(tool, configs['mask_rcnn'], named(file), *tokens)
-
-
 # Edits of the text of the file, and what both tools must print.
 TEXT = {
     'two lists of annotations': (
@@ -224,13 +210,6 @@ TEXT = {
     'a device': (lambda path: (path.unlink(), path.symlink_to('/dev/zero')), 'regular file'),
     'a folder': (lambda path: (path.unlink(), path.mkdir()), 'regular file'),
 }
-
-
-@pytest.mark.parametrize('name', TEXT)
-def test_errors_of_the_text(tool, configs, coco, name):
-    edit, *tokens = TEXT[name]
-    edit(coco / TRAIN)
-    assert_refused(tool, configs['mask_rcnn'], named(TRAIN), *tokens)
 
 
 def first_segment(**fields):
@@ -278,11 +257,34 @@ PANOPTIC = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('name', PANOPTIC)
-def test_errors_of_a_panoptic_file(tool, configs, coco, name):
-    file, edit, *tokens = PANOPTIC[name]
-    change(coco / file, edit)
-    assert_refused(tool, configs['mask2former'], named(file), *tokens)
+def edit_json(edit):
+    return lambda path: change(path, edit)
+
+
+def update_first(fields):
+    return edit_json(lambda content: content['annotations'][0].update(fields))
+
+
+CASES = [
+    *(
+        ('mask_rcnn', TRAIN, update_first(fields), ['annotations[0] (id ', *tokens], name)
+        for name, (fields, *tokens) in ANNOTATION.items()
+    ),
+    *(('mask_rcnn', TRAIN, edit, tokens, name) for name, (edit, *tokens) in TEXT.items()),
+    *(
+        (config, file, edit_json(edit), tokens, name)
+        for config, table in (('mask_rcnn', CONTENT), ('mask2former', PANOPTIC))
+        for name, (file, edit, *tokens) in table.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ('config', 'file', 'edit', 'tokens'), [case[:4] for case in CASES], ids=[c[4] for c in CASES]
+)
+def test_errors_are_reported_by_both_tools(tool, configs, coco, config, file, edit, tokens):
+    edit(coco / file)
+    assert_refused(tool, configs[config], named(file), *tokens)
 
 
 def test_browse_dataset_refuses_invalid_annotations(tool, configs, coco):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import narrow
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,7 @@ SHORT = {
     'configs/my_data/mask_rcnn.py': (
         'coco/segm_mAP_50',
         [
+            *narrow.MASK_RCNN,
             'train_cfg.max_epochs=1',
             'val_dataloader.dataset.pipeline.1.scale=(160,160)',
             *(
@@ -35,11 +37,7 @@ SHORT = {
     'configs/my_data/upernet.py': (
         'mIoU',
         [
-            'model.backbone.embed_dim=8',
-            'model.decode_head.in_channels=[8,16,32,64]',
-            'model.decode_head.channels=16',
-            'model.auxiliary_head.in_channels=32',
-            'model.auxiliary_head.channels=16',
+            *narrow.UPERNET,
             'model.data_preprocessor.size=(64,64)',
             'train_dataloader.dataset.pipeline.2.scale=(256,64)',
             'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
@@ -65,12 +63,10 @@ def test_the_page_has_two_complete_configs():
 
 
 @pytest.mark.parametrize('name', SHORT)
-def test_configs_of_the_page_train(name, forked_tool, checkout, tiny_options):
+def test_configs_of_the_page_train(name, forked_tool, checkout):
     (checkout / name).write_text(CONFIGS[name])
     metric, options = SHORT[name]
-    narrow = [option for option in tiny_options if option.startswith('model.')]
-    options = [*TINY, *(narrow if 'mask_rcnn' in name else []), *options]
-    result = forked_tool('train', name, '--cfg-options', *options, cwd=checkout)
+    result = forked_tool('train', name, '--cfg-options', *TINY, *options, cwd=checkout)
     assert re.search(rf'\(val\).* {metric}: +\d', result.stdout)
 
 

@@ -42,7 +42,9 @@ def parse_args():
     parser.add_argument('image', help='image file, such as JPEG or PNG')
     parser.add_argument('config', help='config file, such as configs/mask_rcnn/focalnet_t_1x.py')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint of the model or of its backbone')
-    parser.add_argument('--what', choices=[*KINDS, 'all'], default='all')
+    parser.add_argument(
+        '--what', choices=[*KINDS, 'all'], default='all', help='what to draw (default: all)'
+    )
     parser.add_argument(
         '--stage', type=int, default=-1, help='from 0; negative: from the end (default: last)'
     )

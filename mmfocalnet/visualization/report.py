@@ -66,7 +66,7 @@ def write_report(work_dir: Path, out: Path, images: int = 16) -> Missing:
     config_path, config_text, cfg = _read_run_config(work_dir, run)
     notes = _notes(history, environment, cfg)
     gallery = make_gallery(work_dir, cfg, images) if images else Gallery()
-    template = Path(__file__).with_name('report.html').read_text()
+    template = Path(__file__).with_name('report.html').read_text('utf-8')
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     html = page.render(
         name=Path(work_dir).resolve().name,

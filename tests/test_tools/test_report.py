@@ -5,17 +5,24 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
+from PIL import Image
 
 from mmfocalnet.errors import UserError
-from mmfocalnet.visualization.curves import draw_panel
+from mmfocalnet.visualization.curves import draw_curves, draw_panel
+from mmfocalnet.visualization.gallery import make_gallery
 from mmfocalnet.visualization.image_scores import box_quality, mean_iou
 from mmfocalnet.visualization.report import write_report
 from mmfocalnet.visualization.training_log import loss_terms, metrics, read_history
 
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = """2026/01/01 00:00:00 - mmengine - INFO -
 ------------------------------------------------------------
 System environment:
@@ -67,7 +74,7 @@ def report(tmp_path):
     return _report
 
 
-def test_resumed_run_is_joined(write_run):
+def test_resumed_run_is_joined(write_run, report):
     first = [training(step, loss=1) for step in (10, 20, 30, 40)]
     write_run('1', [*first, validation(20, 0.1), validation(40, 0.9)], log='')
     log = 'resumed epoch: 0, iter: 20\n'
@@ -81,6 +88,7 @@ def test_resumed_run_is_joined(write_run):
     assert metrics(history.validation) == {'coco/bbox_mAP': ([20, 45], [10, 20])}
     assert [run.name for run in history.runs] == ['1', '2']
     assert [past.iteration for past in history.resumed] == [20]
+    assert 'after iteration 20' in report(work_dir)[0]
 
 
 def test_resumed_run_of_epochs_is_joined(write_run):
@@ -101,6 +109,12 @@ def test_run_from_scratch_replaces_older_runs(write_run, report):
     assert [entry['step'] for entry in read_history(work_dir).training] == [20]
     assert any('scratch: 1.' in note for note in notes)
     assert 'Resumed' not in html
+
+
+def test_curves_of_the_demo_are_written(write_run, tmp_path):
+    work_dir = write_run('1', [training(10), training(20, 0.5), validation(20, 0.3)])
+    draw_curves(read_history(work_dir), {'coco/bbox_mAP': 'AP'}, tmp_path / 'curves.png')
+    assert np.asarray(Image.open(tmp_path / 'curves.png').convert('L')).std() > 10
 
 
 def test_later_test_run_is_ignored(write_run):
@@ -213,7 +227,7 @@ def test_folder_of_several_work_dirs_raises(write_run, tmp_path):
 
 
 def test_output_that_cannot_be_written_raises(write_run, tmp_path):
-    work_dir = write_run('1', [training(10)])
+    work_dir = write_run('1')
     (tmp_path / 'folder').mkdir()
     os.mkfifo(tmp_path / 'pipe')
     for name in ('missing/report.html', 'folder', 'pipe'):
@@ -278,6 +292,27 @@ def test_trained_model_is_shown_without_damaged_files(work_dir, tool):
     assert 'System environment' not in html
     assert 'PyTorch compiling details' in html
     assert not list(work_dir.glob('*partial*'))
+
+
+@pytest.mark.parametrize(('name', 'note'), [('upernet', 'IoU'), ('mask2former', 'Instances')])
+def test_label_maps_are_shown(home, monkeypatch, name, note):
+    monkeypatch.chdir(home)
+    cfg = Config.fromfile(ROOT / f'configs/demo/{name}.py')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    torch.save({'state_dict': model.state_dict()}, home / 'iter_1.pth')
+    gallery = make_gallery(home, cfg, 2)
+    assert len(gallery.images) == 2, gallery.skipped
+    assert gallery.images[0].score >= gallery.images[1].score >= 0
+    assert note in gallery.caption
+    assert set(gallery.classes) == set().union(*(image.classes for image in gallery.images))
+
+
+def test_classifiers_and_missing_files_have_no_gallery(tmp_path):
+    classifier = Config(dict(model=dict(type='FocalNetClassifier')))
+    assert make_gallery(tmp_path, classifier, 2).missing
+    assert make_gallery(tmp_path, None, 2).skipped
+    assert make_gallery(tmp_path, Config(dict(model=dict(type='MaskRCNN'))), 2).skipped
 
 
 def test_damaged_and_missing_images_are_left_out(work_dir, tool, report, shapes, tmp_path):

@@ -125,11 +125,12 @@ def check_image_folders(datasets: Sequence[dict], model: dict) -> None:
 
 
 def _difference(folder: Path, classes: list[str], other: Path, others: list[str]) -> str:
-    missing = sorted(set(classes) - set(others))
-    extra = sorted(set(others) - set(classes))
     faults = [
-        f'{len(names)} only in {place}, such as {names[0]!r}'
-        for names, place in ((missing, folder), (extra, other))
+        f'{len(names)} only in {place}, such as {min(names)!r}'
+        for names, place in (
+            (set(classes) - set(others), folder),
+            (set(others) - set(classes), other),
+        )
         if names
     ]
     return (

@@ -25,7 +25,7 @@ LEAVES = sorted(p for p in CONFIGS.glob('*/*.py') if not p.parent.name.startswit
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-    return make_shapes(tmp_path_factory.mktemp('data') / 'shapes', 110, 2, size=64)
+    return make_shapes(tmp_path_factory.mktemp('data') / 'shapes', 12, 2, size=64)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_workers_count_together(data):
     call_hook('train', dataset)
     # One damaged image for each worker.
     loader = DataLoader(dataset, num_workers=2, collate_fn=list, sampler=[0, 1])
-    with pytest.raises(DataError, match='2 of 110'):
+    with pytest.raises(DataError, match='2 of 12'):
         list(loader)
     assert loader_of(dataset).count == 2
 

@@ -53,7 +53,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def changing_server(hub):
-    """A server that sends each of several files once; yields a function for the URL, and requests."""
+    """A server that sends each of several files once; yields it as a function, and its requests."""
     answers, asked = [], []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -90,7 +90,9 @@ def start(tool, tiny_options, tmp_path):
     return run
 
 
-LONGER = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
+# One iteration without validation; the checkpoint has two.
+SHORT = ['train_cfg.max_iters=1', 'train_cfg.val_begin=9']
+RESUMED = ['train_cfg.max_iters=3', 'train_cfg.val_begin=9']
 
 
 def test_each_tool_downloads_a_url_once(start, trained, bomb, changing_server):
@@ -98,8 +100,7 @@ def test_each_tool_downloads_a_url_once(start, trained, bomb, changing_server):
     url = serve(trained, bomb)
     code, out, error = start('test', url)
     assert code == 0 and 'coco/bbox_mAP' in out, error
-    assert start('train', options=[f'load_from={url}'])[0] == 0
-    code, out, error = start('train', '--resume', url, options=LONGER)
+    code, out, error = start('train', '--resume', url, options=RESUMED)
     assert code == 0 and 'Iter(train) [3/3]' in out, error
     assert len(asked) == 1
 
@@ -126,7 +127,7 @@ def test_a_link_changed_after_the_checks_is_not_followed_again(
         return build(cfg)
 
     monkeypatch.setattr(runs.Runner, 'from_cfg', replace_link)
-    code, out, error = start('train', options=[f'load_from={link}'])
+    code, out, error = start('train', options=[f'load_from={link}', *SHORT])
     assert code == 0 and f'Load checkpoint from {link}' in out, error
 
 
@@ -140,17 +141,15 @@ def test_train_test_and_resume_read_each_checkpoint_once(start, trained, tmp_pat
         'model.backbone.init_cfg.type=Pretrained',
         f'model.backbone.init_cfg.checkpoint={pretrained}',
     ]
-    assert start('train', options=[f'load_from={trained}', *init])[0] == 0
+    assert start('train', options=[f'load_from={trained}', *init, *SHORT])[0] == 0
     assert loads == {'pretrained.pth': 1, 'iter_2.pth': 1}
     loads.clear()
-    assert start('train', '--resume', trained, options=LONGER)[0] == 0
+    assert start('train', '--resume', trained, options=RESUMED)[0] == 0
     assert start('test', trained)[0] == 0
     assert loads == {'iter_2.pth': 2}
 
 
-def test_the_other_tools_read_a_checkpoint_once(
-    tool, trained, shapes, tiny_options, tmp_path, loads
-):
+def test_other_tools_read_a_checkpoint_once(tool, trained, shapes, tiny_options, tmp_path, loads):
     image = shapes / 'coco/val2017/000000100001.jpg'
     options = ['--cfg-options', *tiny_options]
     commands = [
@@ -235,7 +234,7 @@ def test_resuming_does_not_run_a_config_in_the_checkpoint(start, trained, mark, 
     content = safe_load.load_file(trained).content
     content['meta']['config'] = f"open({str(mark)!r}, 'w')"
     torch.save(content, tmp_path / 'iter_2.pth')
-    code, out, error = start('train', '--resume', tmp_path / 'iter_2.pth', options=LONGER)
+    code, out, error = start('train', '--resume', tmp_path / 'iter_2.pth', options=RESUMED)
     assert code == 0 and 'Iter(train) [3/3]' in out, error
 
 
@@ -280,7 +279,7 @@ def test_invalid_metadata_in_test_and_resume(start, trained, tmp_path):
     path = with_meta(
         trained, tmp_path, dict(epoch=0, iter=2, seed='x', dataset_meta=[1], CLASSES=3)
     )
-    code, out, error = start('train', '--resume', path, options=LONGER)
+    code, out, error = start('train', '--resume', path, options=RESUMED)
     assert code == 0 and 'Iter(train) [3/3]' in out, error
 
 

@@ -72,18 +72,9 @@ def load_once(source: str | os.PathLike) -> Loaded:
 
 
 def pop_cached(source: str | os.PathLike, map_location: Any = 'cpu') -> Loaded:
-    """Load a checkpoint whose content the caller may change; remove it from the cache.
+    """Like `load_once`, but remove the content from the cache, so that the caller may change it.
 
-    Args:
-        source: As for `fetch`.
-        map_location: As for `torch.load`; cached content stays on the CPU. Defaults to
-            ``'cpu'``.
-
-    Returns:
-        As `load_once`.
-
-    Raises:
-        CheckpointError: As `load_once`.
+    Content that was not cached is loaded to ``map_location``, as of `torch.load`.
     """
     path = fetch(source)
     cached = (_CACHE.get() or {}).pop(path, None)

@@ -266,6 +266,7 @@ class FocalNet(BaseModule):
         use_checkpoint: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
+        # All constructor arguments by name; must be the first statement.
         given = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         if isinstance(init_cfg, dict) and init_cfg.get('type', '') is None:
             given['init_cfg'] = None  # dict(type=None, ...), as mmdet's test_robustness.py sets it

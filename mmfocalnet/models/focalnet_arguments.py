@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,8 +136,8 @@ def pretrained_options(init_cfg: Any) -> dict[str, Any]:
     options = {k: v for k, v in init_cfg.items() if k not in ('type', 'map_location')}
     if 'checkpoint' not in options or options.keys() - {'checkpoint', 'prefix'}:
         raise ConfigError(
-            'init_cfg of type Pretrained must have checkpoint= and may have prefix=, '
-            f'got {", ".join(sorted(map(str, options))) or "neither"}.'
+            'init_cfg of type Pretrained takes checkpoint= and prefix=, '
+            f'got {", ".join(sorted(map(str, options))) or "none"}.'
         )
     return options
 
@@ -156,7 +156,7 @@ def _check_init_cfg(init_cfg: Any, settings: dict[str, Any]) -> None:
 def _check_depths(depths: Any) -> tuple[int, ...]:
     if not is_list(depths) or not depths:
         raise ConfigError(
-            f'depths must be a list with the number of blocks per stage, got {short_repr(depths)}.'
+            f'depths must list the number of blocks of each stage, got {short_repr(depths)}.'
         )
     return tuple(integer('depths', depth, minimum=1) for depth in depths)
 
@@ -179,7 +179,7 @@ def _check_mlp_ratio(mlp_ratio: Any, embed_dim: int) -> float:
     return mlp_ratio
 
 
-def _per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
+def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:
     values = tuple(value) if is_list(value) else (value,) * stages
     if len(values) != stages:
         raise ConfigError(

@@ -241,7 +241,7 @@ def _choose_for(paths: tuple[Path, ...], call: Call, requested: str | None) -> P
 
 def _first_supported(paths: tuple[Path, ...], call: Call) -> tuple[Path, list[str]]:
     """Return the first path that can run a call, and a line for each path that was skipped."""
-    skipped = []
+    skipped: list[str] = []
     for path in paths[:-1]:
         reason = path.unsupported(call)
         if reason is None:

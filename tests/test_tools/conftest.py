@@ -6,26 +6,13 @@ import subprocess
 import sys
 
 import forked
+import narrow
 import pytest
 from forked import ROOT
 
 from mmfocalnet.datasets import make_shapes
 
 CONFIG = ROOT / 'configs/demo/mask_rcnn.py'
-NARROW = [
-    'model.backbone.embed_dim=8',
-    'model.neck.in_channels=[8,16,32,64]',
-    'model.neck.out_channels=16',
-    'model.rpn_head.in_channels=16',
-    'model.rpn_head.feat_channels=16',
-    'model.roi_head.bbox_roi_extractor.out_channels=16',
-    'model.roi_head.bbox_head.in_channels=16',
-    'model.roi_head.bbox_head.conv_out_channels=16',
-    'model.roi_head.bbox_head.fc_out_channels=32',
-    'model.roi_head.mask_roi_extractor.out_channels=16',
-    'model.roi_head.mask_head.in_channels=16',
-    'model.roi_head.mask_head.conv_out_channels=16',
-]
 
 
 @pytest.fixture(scope='session')
@@ -57,7 +44,7 @@ def tiny_options(shapes):
         'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2',
         'default_hooks.logger.interval=1',
-        *NARROW,
+        *narrow.MASK_RCNN,
     ]
 
 

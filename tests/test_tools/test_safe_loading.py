@@ -169,7 +169,7 @@ def test_the_gallery_of_the_report_reads_a_checkpoint_once(trained, tiny_options
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(evaluated(tiny_options))
     gallery = make_gallery(trained.parent, cfg, 1)
-    assert len(gallery.pictures) == 1, gallery.skipped
+    assert len(gallery.images) == 1, gallery.skipped
     assert loads == {'iter_2.pth': 1}
 
 

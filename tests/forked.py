@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import unformatted  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(
     [
@@ -69,14 +69,16 @@ def start_training(config, work_dir, *flags, options=(), **settings):
 
 def start_two_trainings(config, work_dir, *flags, **settings):
     """Start two processes of one distributed training, as torchrun does."""
-    launch = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
     return [
-        start_training(
-            config, work_dir, '--launcher', 'pytorch', *flags,
-            env=dict(launch, RANK=rank, LOCAL_RANK=rank), **settings,
-        )
-        for rank in '01'
-    ]  # fmt: skip
+        start_training(config, work_dir, '--launcher', 'pytorch', *flags, env=rank, **settings)
+        for rank in ranks_of_two()
+    ]
+
+
+def ranks_of_two():
+    """The environment variables of two processes that torchrun would start."""
+    launch = dict(WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    return [dict(launch, RANK=rank, LOCAL_RANK=rank) for rank in '01']
 
 
 def run(name, *arguments, folder, code=0, timeout=100, **settings):

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmfocalnet.checkpoints.layouts import State, to_timm, to_transformers
 from mmfocalnet.errors import CheckpointError
@@ -95,8 +94,6 @@ def write_transformers(
 
 
 def _transformers_config(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
-    state: Mapping[str, Tensor], settings: Mapping[str, Any]
-) -> dict[str, Any]:
     """Content of the ``config.json`` of transformers' FocalNet."""
     stages = len(settings['depths'])
     config = dict(

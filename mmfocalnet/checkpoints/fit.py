@@ -33,6 +33,9 @@ from mmfocalnet.text import join_keys
 _MODULATION = r'layers\.(\d{1,9})\.blocks\.(\d{1,9})\.modulation\.'
 _KERNEL = re.compile(_MODULATION + r'focal_layers\.(\d{1,9})\.0\.weight', re.ASCII)
 _CONTEXT = re.compile(_MODULATION + r'f\.weight', re.ASCII)
+# The deepest released network has 40 blocks. A small file can declare thousands, which take
+# minutes to build.
+_MAX_BLOCKS = 1000
 _ADAPTABLE = ('in_chans', 'patch_size', 'focal_levels', 'focal_windows')
 _DIMENSIONS = {
     r'patch_embed\.proj\.weight': 4,
@@ -251,7 +254,7 @@ def describe(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> dict[
     }
     contexts = [match for match in map(_CONTEXT.fullmatch, state) if match]
     depths = Counter(int(match[1]) for match in contexts)
-    _check_gaps({(int(match[1]), int(match[2])) for match in contexts}, name)
+    _check_blocks({(int(match[1]), int(match[2])) for match in contexts}, name)
     stages = sorted(depths)
     conv_embed = stem.shape[-1] == 7
     return dict(
@@ -277,8 +280,13 @@ def _check_dimensions(state: Mapping[str, Tensor], name: str) -> None:
             )
 
 
-def _check_gaps(blocks: set[tuple[int, int]], name: str) -> None:
-    """Check that a network has all (stage, block) below its last ones."""
+def _check_blocks(blocks: set[tuple[int, int]], name: str) -> None:
+    """Check the number of (stage, block), and that none is missing before others."""
+    if len(blocks) > _MAX_BLOCKS:
+        raise CheckpointError(
+            f'{name} has {len(blocks)} blocks, expected at most {_MAX_BLOCKS}. It is damaged or '
+            'malicious.'
+        )
     stages = {stage for stage, _ in blocks}
     missing = [f'stage {i}' for i in range(len(stages)) if i not in stages]
     for i in sorted(stages):

@@ -31,7 +31,7 @@ class Checkpoint:
         name: Path, URL or Hugging Face id that the user gave; error messages start with it.
         state: State dict, key to tensor on the CPU.
         metadata: ``meta`` of a ``.pth`` file or the metadata of a ``.safetensors`` file; its key
-            ``'config.json'`` holds that file of a folder of transformers or timm.
+            ``'config.json'`` is the content of that file in a folder of transformers or timm.
     """
 
     name: str
@@ -149,7 +149,7 @@ def check_finite(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> N
         raise CheckpointError(
             f'{name} has NaN or infinite values in {len(bad)} of {len(state)} tensors '
             f'({join_keys(bad)}). Use a checkpoint from before the training diverged, or convert '
-            'this one as it is with tools/convert_checkpoint.py --allow-nonfinite.'
+            'it unchanged with tools/convert_checkpoint.py --allow-nonfinite.'
         )
 
 

@@ -6,9 +6,6 @@ from mmfocalnet.checkpoints.fit import (
     FitReport,
     describe,
     fit_checkpoint,
-    fit_embedding,
-    fit_kernels,
-    fit_levels,
     fit_state,
 )
 from mmfocalnet.checkpoints.levels import append_levels, insert_levels
@@ -43,9 +40,6 @@ __all__ = [
     'describe',
     'fetch',
     'fit_checkpoint',
-    'fit_embedding',
-    'fit_kernels',
-    'fit_levels',
     'fit_state',
     'insert_levels',
     'kernel_energy',

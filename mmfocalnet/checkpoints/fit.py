@@ -33,6 +33,9 @@ from mmfocalnet.text import join_keys
 _MODULATION = r'layers\.(\d{1,9})\.blocks\.(\d{1,9})\.modulation\.'
 _KERNEL = re.compile(_MODULATION + r'focal_layers\.(\d{1,9})\.0\.weight', re.ASCII)
 _CONTEXT = re.compile(_MODULATION + r'f\.weight', re.ASCII)
+# The deepest released network has 40 blocks. A small file can declare thousands, which take
+# minutes to build.
+_MAX_BLOCKS = 1000
 _ADAPTABLE = ('in_chans', 'patch_size', 'focal_levels', 'focal_windows')
 _DIMENSIONS = {
     r'patch_embed\.proj\.weight': 4,
@@ -129,8 +132,8 @@ def fit_state(
     Args:
         source: State dict of the checkpoint, without prefix.
         target: State dict of the model, with its initial values.
-        keep_function: Add focal levels so that the outputs stay the same, with kernels that do
-            not train; see `fit_levels`. Defaults to False.
+        keep_function: Add focal levels by `insert_levels`, which keeps the outputs but does not
+            train, instead of `append_levels`. Defaults to False.
         normalize_modulator: That setting of the model, which is not visible in its tensors.
             Defaults to False.
         name: Name of the checkpoint, for error messages. Defaults to ``'The checkpoint'``.
@@ -150,39 +153,17 @@ def fit_state(
         if key in CLASSIFIER or (OUTPUT_NORM.fullmatch(key) and key not in target)
     ]
     state = {key: value for key, value in source.items() if key not in report.dropped}
-    check_dimensions(state, name)
     _check_architecture(state, target, name)
-    state = fit_embedding(state, target, report)
-    state = fit_levels(
-        state,
-        target,
-        report,
-        keep_function=keep_function,
-        normalize_modulator=normalize_modulator,
-    )
-    state = fit_kernels(state, target, report)
+    state = _fit_embedding(state, target, report)
+    state = _fit_levels(state, target, report, keep_function, normalize_modulator)
+    state = _fit_kernels(state, target, report)
     return _complete(state, target, report), report
 
 
-def fit_embedding(
+def _fit_embedding(
     state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport
 ) -> State:
-    """Adapt the stem to the model's input channels and patch size.
-
-    `adapt_input_channels` and `resize_patch_embedding` document what is preserved.
-
-    Args:
-        state: State dict; the stem's kernel is (C, C_in, k, k).
-        target: State dict of the model.
-        report: The changes are added here.
-
-    Returns:
-        A new state dict; other tensors are the same objects.
-
-    Raises:
-        CheckpointError: If channels would have to be removed, or an overlapped embedding
-            resized.
-    """
+    """Adapt the stem's kernel (C, C_in, k, k) to the model's input channels and patch size."""
     weight, (channels, size) = state[STEM], target[STEM].shape[1:3]
     if weight.shape[1] != channels:
         report.embedding.append(f'input channels {weight.shape[1]} to {channels}')
@@ -194,22 +175,10 @@ def fit_embedding(
     return {**state, STEM: weight}
 
 
-def fit_kernels(
+def _fit_kernels(
     state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport
 ) -> State:
-    """Resize every depth-wise kernel to the model's (Section 4.2: larger kernels for dense tasks).
-
-    Zero-padding keeps the network's function. Cropping does not; the report contains the share of
-    the kernels' energy (squared norm) that was cut.
-
-    Args:
-        state: State dict; kernels are (C, 1, k, k).
-        target: State dict of the model.
-        report: The numbers of padded and cropped kernels are added here.
-
-    Returns:
-        A new state dict; other tensors are the same objects.
-    """
+    """Resize the depth-wise kernels (C, 1, k, k) (Section 4.2: larger kernels for dense tasks)."""
     fitted = dict(state)
     before, after = Counter(), Counter()  # energy of the cropped kernels per change
     for key, weight in state.items():
@@ -229,33 +198,14 @@ def fit_kernels(
     return fitted
 
 
-def fit_levels(
+def _fit_levels(
     state: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     report: FitReport,
-    *,
-    keep_function: bool = False,
-    normalize_modulator: bool = False,
+    keep_function: bool,
+    normalize_modulator: bool,
 ) -> State:
-    """Add focal levels with zero gates to the blocks.
-
-    By default they are appended (`append_levels`). This changes the global context slightly,
-    because it is averaged after the last level. Levels inserted before the last one
-    (`insert_levels`) keep the function up to rounding, but do not train.
-
-    Args:
-        state: State dict.
-        target: State dict of the model.
-        report: The numbers of changed blocks are added here.
-        keep_function: Insert the levels instead of appending them. Defaults to False.
-        normalize_modulator: That setting of the model. Defaults to False.
-
-    Returns:
-        A new state dict; other tensors are the same objects.
-
-    Raises:
-        CheckpointError: If the checkpoint has more levels than the model.
-    """
+    """Add focal levels with zero gates: append them, or insert them to keep the function."""
     fitted = dict(state)
     for key in [key for key in state if _CONTEXT.fullmatch(key) and key in target]:
         block = key[: -len('f.weight')]
@@ -292,8 +242,10 @@ def describe(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> dict[
         Constructor arguments of `FocalNet` that keys and shapes determine.
 
     Raises:
-        CheckpointError: If a stage or block before others is missing.
+        CheckpointError: If a tensor has dimensions that no FocalNet has, or a stage or block
+            before others is missing.
     """
+    _check_dimensions(state, name)
     stem = state[STEM]
     kernels = {
         match.group(1, 3): state[match.string].shape[-1]
@@ -302,7 +254,7 @@ def describe(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> dict[
     }
     contexts = [match for match in map(_CONTEXT.fullmatch, state) if match]
     depths = Counter(int(match[1]) for match in contexts)
-    _check_gaps({(int(match[1]), int(match[2])) for match in contexts}, name)
+    _check_blocks({(int(match[1]), int(match[2])) for match in contexts}, name)
     stages = sorted(depths)
     conv_embed = stem.shape[-1] == 7
     return dict(
@@ -318,16 +270,7 @@ def describe(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> dict[
     )
 
 
-def check_dimensions(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> None:
-    """Check the number of dimensions of the tensors that `describe` reads.
-
-    Args:
-        state: State dict, without prefix.
-        name: Name of the checkpoint, for error messages. Defaults to ``'The checkpoint'``.
-
-    Raises:
-        CheckpointError: If a tensor has dimensions that no FocalNet has.
-    """
+def _check_dimensions(state: Mapping[str, Tensor], name: str) -> None:
     for key, value in state.items():
         expected = next((n for rule, n in _DIMENSIONS.items() if re.fullmatch(rule, key)), None)
         if expected is not None and (value.ndim != expected or not value.numel()):
@@ -337,8 +280,13 @@ def check_dimensions(state: Mapping[str, Tensor], name: str = 'The checkpoint') 
             )
 
 
-def _check_gaps(blocks: set[tuple[int, int]], name: str) -> None:
-    """Check that a network has all (stage, block) below its last ones."""
+def _check_blocks(blocks: set[tuple[int, int]], name: str) -> None:
+    """Check the number of (stage, block), and that none is missing before others."""
+    if len(blocks) > _MAX_BLOCKS:
+        raise CheckpointError(
+            f'{name} has {len(blocks)} blocks, expected at most {_MAX_BLOCKS}. It is damaged or '
+            'malicious.'
+        )
     stages = {stage for stage, _ in blocks}
     missing = [f'stage {i}' for i in range(len(stages)) if i not in stages]
     for i in sorted(stages):

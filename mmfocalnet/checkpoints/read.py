@@ -31,7 +31,7 @@ class Checkpoint:
         name: Path, URL or Hugging Face id that the user gave; error messages start with it.
         state: State dict, key to tensor on the CPU.
         metadata: ``meta`` of a ``.pth`` file or the metadata of a ``.safetensors`` file; its key
-            ``'config.json'`` holds that file of a folder of transformers or timm.
+            ``'config.json'`` is the content of that file in a folder of transformers or timm.
     """
 
     name: str
@@ -72,18 +72,9 @@ def load_once(source: str | os.PathLike) -> Loaded:
 
 
 def pop_cached(source: str | os.PathLike, map_location: Any = 'cpu') -> Loaded:
-    """Load a checkpoint whose content the caller may change; remove it from the cache.
+    """Like `load_once`, but remove the content from the cache, so that the caller may change it.
 
-    Args:
-        source: As for `fetch`.
-        map_location: As for `torch.load`; cached content stays on the CPU. Defaults to
-            ``'cpu'``.
-
-    Returns:
-        As `load_once`.
-
-    Raises:
-        CheckpointError: As `load_once`.
+    Content that was not cached is loaded to ``map_location``, as of `torch.load`.
     """
     path = fetch(source)
     cached = (_CACHE.get() or {}).pop(path, None)
@@ -158,7 +149,7 @@ def check_finite(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> N
         raise CheckpointError(
             f'{name} has NaN or infinite values in {len(bad)} of {len(state)} tensors '
             f'({join_keys(bad)}). Use a checkpoint from before the training diverged, or convert '
-            'this one as it is with tools/convert_checkpoint.py --allow-nonfinite.'
+            'it unchanged with tools/convert_checkpoint.py --allow-nonfinite.'
         )
 
 

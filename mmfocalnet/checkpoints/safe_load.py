@@ -94,15 +94,7 @@ def check_sums(path: Path) -> None:
 
 
 def check_regular(path: Path, name: str) -> None:
-    """Check that a path is not a pipe, from which reading would block, or a device.
-
-    Args:
-        path: The path; it may be missing.
-        name: Its name in the error message.
-
-    Raises:
-        CheckpointError: If it exists and is not a regular file.
-    """
+    """Refuse a path that is a pipe, from which reading would block, or a device."""
     if path.exists() and not path.is_file():
         raise CheckpointError(
             f'{name} is not a regular file. Save the checkpoint to a file and give its path.'
@@ -215,16 +207,12 @@ def _torch_load(path: str, **settings: Any) -> Any:
     # allowed names only enforces the same restriction.
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    restricted = pickle_module({**_get_allowed_globals(), **allowed})
+    restricted = _pickle_module({**_get_allowed_globals(), **allowed})
     return torch.load(path, weights_only=False, pickle_module=restricted, **settings)
 
 
-def pickle_module(allowed: dict[str, Any]) -> SimpleNamespace:
-    """Replacement for `pickle` in `torch.load` that finds the allowed names only.
-
-    Args:
-        allowed: Types and functions by their names in pickles.
-    """
+def _pickle_module(allowed: dict[str, Any]) -> SimpleNamespace:
+    """Replacement for `pickle` in `torch.load` that finds the allowed names only."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:

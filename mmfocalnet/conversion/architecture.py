@@ -8,7 +8,7 @@ from inspect import signature
 from typing import Any
 
 from mmfocalnet.archs import ARCHS, DEFAULTS
-from mmfocalnet.checkpoints.fit import check_dimensions, describe
+from mmfocalnet.checkpoints.fit import describe
 from mmfocalnet.checkpoints.layouts import OUTPUT_NORM, Network, State
 from mmfocalnet.models import FocalNet
 
@@ -62,7 +62,6 @@ def deduce(network: Network, given: Mapping[str, bool] | None = None) -> Archite
         CheckpointError: If a tensor has dimensions that no FocalNet has, or stages or blocks
             are missing between others.
     """
-    check_dimensions(network.state, network.checkpoint)
     settings = {**describe(network.state, network.checkpoint), **_details(network.state)}
     settings['use_postln'] = settings['use_layerscale']
     normalized, origin = _assume_normalized(settings, network.layout)

@@ -1,4 +1,9 @@
-"""Write a FocalNet in the layouts of mmfocalnet, timm, transformers and the 2022 release."""
+"""Write a FocalNet in the layouts of mmfocalnet, timm, transformers and the 2022 release.
+
+The functions take a state dict in the release's names, for timm and transformers without output
+norms, and all constructor arguments of `FocalNet` as ``settings``. They raise `CheckpointError` if
+the path has another suffix or cannot be written, or if the library does not support the settings.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmfocalnet.checkpoints.layouts import State, to_timm, to_transformers
 from mmfocalnet.errors import CheckpointError
@@ -31,16 +35,12 @@ _FIXED = {
 
 
 def write_ours(state: State, meta: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write a checkpoint of mmfocalnet, for ``init_cfg`` and MMEngine's ``load_from``.
+    """Write a ``.pth`` or ``.safetensors`` file for ``init_cfg`` and MMEngine's ``load_from``.
 
     Args:
-        state: State dict of a FocalNet in the release's names, or of a complete model.
+        state: State dict of a FocalNet or of a complete model.
         meta: Metadata; a ``.safetensors`` file stores ``'mmfocalnet'`` only.
-        path: A ``.pth`` (state dict below ``'state_dict'``, metadata below ``'meta'``) or
-            ``.safetensors`` file.
-
-    Raises:
-        CheckpointError: If it has another suffix or cannot be written.
+        path: The file. A ``.pth`` has the keys ``'state_dict'`` and ``'meta'``.
     """
     path = _destination(path, 'ours')
     if path.suffix == '.safetensors':
@@ -51,15 +51,7 @@ def write_ours(state: State, meta: Mapping[str, Any], path: str | os.PathLike) -
 
 
 def write_release(state: State, path: str | os.PathLike) -> None:
-    """Write a ``.pth`` for the 2022 release's classification code.
-
-    Args:
-        state: State dict in the release's names.
-        path: The file; the state dict is stored below ``'model'``.
-
-    Raises:
-        CheckpointError: If it has another suffix or cannot be written.
-    """
+    """Write a ``.pth`` for the 2022 release's classification code, with the key ``'model'``."""
     _save_pickle({'model': _compact(state)}, _destination(path, 'release'))
 
 
@@ -68,15 +60,6 @@ def write_timm(state: State, settings: Mapping[str, Any], path: str | os.PathLik
 
     Load a file without final norm and classifier by
     ``timm.models.load_checkpoint(..., strict=False)``.
-
-    Args:
-        state: State dict in the release's names, without output norms.
-        settings: All arguments of `FocalNet`.
-        path: A ``.pth``, ``.bin`` or ``.safetensors`` file.
-
-    Raises:
-        CheckpointError: If timm does not support the settings, or the file has another suffix or
-            cannot be written.
     """
     path = _destination(path, 'timm')
     _check_expressible(settings, 'timm')
@@ -93,22 +76,14 @@ def write_transformers(
     path: str | os.PathLike,
     labels: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder for transformers' ``from_pretrained``.
+    """Write a new or empty folder for transformers' ``from_pretrained``.
 
-    Args:
-        state: State dict in the release's names, without output norms.
-        settings: All arguments of `FocalNet`.
-        path: The folder, new or empty.
-        labels: ``id2label`` and ``label2id``. Defaults to None: ``LABEL_0`` and so on.
-
-    Raises:
-        CheckpointError: If transformers does not support the settings, or the folder cannot be
-            written.
+    ``labels`` has ``id2label`` and ``label2id``; by default the classes are ``LABEL_0`` and so on.
     """
     path = _destination(path, 'transformers')
     _check_expressible(settings, 'transformers')
     save = _safetensors_writer()
-    config = json.dumps(transformers_config(state, settings) | dict(labels or {}), indent=2)
+    config = json.dumps(_transformers_config(state, settings) | dict(labels or {}), indent=2)
 
     def fill(folder: Path) -> None:
         folder.mkdir()
@@ -118,16 +93,8 @@ def write_transformers(
     _replace(fill, path)
 
 
-def transformers_config(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` of transformers' FocalNet.
-
-    Args:
-        state: State dict in the release's names; its head has one row per class.
-        settings: All arguments of `FocalNet`.
-
-    Returns:
-        The content of the file.
-    """
+def _transformers_config(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of the ``config.json`` of transformers' FocalNet."""
     stages = len(settings['depths'])
     config = dict(
         architectures=['FocalNetBackbone'],

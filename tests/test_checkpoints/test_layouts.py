@@ -101,7 +101,7 @@ def test_round_trips_are_bit_exact(released, tmp_path, to, name):
     if to in ('ours', 'transformers'):  # their metadata have what the tensors do not show
         assert found.network.settings == metadata_settings(settings)
         with torch.device('meta'):
-            rebuilt = FocalNet(**found.architecture.settings)
+            rebuilt = FocalNet(**found.architecture.settings, drop_path_rate=0.0)
         assert str(rebuilt) == str(net)
     loaded = small(**settings)
     load_pretrained(loaded, tmp_path / name)

@@ -252,7 +252,7 @@ def peak_memory(what, name, shape, args):
     """MiB that a training step needs beyond the model and its input, measured in a new process."""
     # Otherwise glibc's heap keeps unused memory between tensors of up to 32 MiB.
     os.environ['MALLOC_MMAP_THRESHOLD_'] = str(2**20)
-    context = get_context('spawn')
+    context = get_context('forkserver')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak_memory, what, name, shape, args).result()
 

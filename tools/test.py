@@ -8,7 +8,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmengine.evaluator import DumpResults
 
-from mmfocalnet.checkpoints import reading_once
+from mmfocalnet.checkpoints import cached_reads
 from mmfocalnet.cli import (
     add_common_flags,
     build_runner,
@@ -64,7 +64,7 @@ def main():
     if args.tta:
         use_tta(cfg)
     check_data(cfg, ('test',))
-    with reading_once():
+    with cached_reads():
         check_start(cfg)
         runner = build_runner(cfg)
         check_fits(runner.model, cfg.load_from)

@@ -6,7 +6,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.checkpoints import reading_once
+from mmfocalnet.checkpoints import cached_reads
 from mmfocalnet.cli import (
     add_common_flags,
     check_model,
@@ -53,7 +53,7 @@ def main():
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_strategy(cfg)
     check_data(cfg, ('train', 'val'))
-    with reading_once():
+    with cached_reads():
         check_start(cfg)
         check_model(cfg)
         train(cfg)

@@ -22,7 +22,7 @@ from mmfocalnet.text import short_repr
 def check_start(cfg: Config) -> None:
     """Find and load the checkpoint that a run starts from or resumes.
 
-    Within `mmfocalnet.checkpoints.reading_once` the run uses what was loaded here.
+    Within `mmfocalnet.checkpoints.cached_reads` the run uses what was loaded here.
 
     Args:
         cfg: The config. ``load_from`` is set to the path of the file; where the run resumes the

@@ -49,26 +49,12 @@ def inspect_image(path: str | os.PathLike) -> ImageInfo:
 
 
 def decode_image(path: str | os.PathLike) -> np.ndarray | str:
-    """Decode an image as mmcv does, with its EXIF rotation applied.
-
-    Args:
-        path: The file.
-
-    Returns:
-        (H, W, 3) uint8 in BGR, or what is wrong with the file.
-    """
+    """Decode an image as mmcv does: (H, W, 3) uint8 in BGR, rotated by EXIF; or the fault."""
     return _decode(_read(path))
 
 
 def decode_label_map(path: str | os.PathLike) -> np.ndarray | str:
-    """Decode a semantic label map as mmseg does.
-
-    Args:
-        path: The file.
-
-    Returns:
-        (H, W), or (H, W, C) for an image of several channels; or what is wrong with the file.
-    """
+    """Decode a label map as mmseg does: (H, W), or (H, W, C) of several channels; or the fault."""
     content = _read(path)
     if isinstance(content, str):
         return content
@@ -94,11 +80,8 @@ def file_fault(path: str | os.PathLike) -> str | None:
 
     Opening a FIFO blocks forever; devices and files of many GB fill the memory.
 
-    Args:
-        path: The file.
-
     Returns:
-        What is wrong; None for a regular file of at most `MAX_BYTES`, and for a missing or
+        The fault; None for a regular file of at most `MAX_BYTES`, and for a missing or
         inaccessible one.
     """
     try:
@@ -124,14 +107,10 @@ def shape_fault(labels: tuple[int, ...], image: tuple[int, int] | None) -> str |
 
 
 def value_fault(path: str | os.PathLike) -> str | None:
-    """Check that mmseg's conversion to uint8 keeps the values of a label map.
-
-    Args:
-        path: A label map that mmseg has loaded. Maps of 8 bits are not decoded.
-    """
+    """Check that the values of a label map, which mmseg has loaded, are integers from 0 to 255."""
     try:
         with Image.open(path) as image:
-            if not image.mode.startswith(('I', 'F')):
+            if not image.mode.startswith(('I', 'F')):  # of 8 bits
                 return None
     except Exception:  # of a format that another decoder than Pillow's has read
         return None
@@ -148,11 +127,8 @@ def depth_warning(content: bytes, image: np.ndarray) -> str | None:
     """Detect an image of more than 8 bits that becomes nearly black when reduced to 8.
 
     Args:
-        content: The content of the file.
+        content: Content of the file.
         image: The decoded image, (H, W, 3) uint8.
-
-    Returns:
-        Text that follows the path; None for images of 8 bits and those that reach `DARK`.
     """
     maximum = image.max()
     if maximum >= DARK:

@@ -70,10 +70,7 @@ def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
 
 
 def build_source(dataset: dict) -> Any:
-    """Build a dataset of mmseg for its list of files, without its pipeline.
-
-    Args:
-        dataset: Its config.
+    """Build a dataset of mmseg, from its config, for its list of files.
 
     Raises:
         DataError: If mmseg does not accept the settings.
@@ -90,11 +87,7 @@ def build_source(dataset: dict) -> Any:
 
 
 def irregular_images(source: Any) -> list[str]:
-    """Find images that mmseg does not list because they are not regular files, such as FIFOs.
-
-    Args:
-        source: The dataset, from `build_source`.
-    """
+    """Find images that mmseg does not list because they are not regular files, such as FIFOs."""
     folder = source.data_prefix.get('img_path')
     if source.ann_file or not folder:
         return []
@@ -109,15 +102,7 @@ def irregular_images(source: Any) -> list[str]:
 
 
 def label_of(value: int, source: Any) -> int:
-    """The label that mmseg makes of a value of a map.
-
-    Args:
-        value: The stored value.
-        source: The dataset, from `build_source`.
-
-    Returns:
-        The label; values that do not fit into 8 bits, which mmseg misreads, are unchanged.
-    """
+    """The label that mmseg makes of a value of a map; values that exceed 8 bits are unchanged."""
     if not 0 <= value <= 255:
         return value
     if source.reduce_zero_label:
@@ -137,7 +122,7 @@ def blank_fault(values: Iterable[int], source: Any) -> str | None:
         source: The dataset, from `build_source`.
 
     Returns:
-        What is wrong, with the folder; None if there are labels, or no values.
+        The folder and what is wrong; None if there are labels, or no values.
     """
     values = set(values)
     labels = {label_of(value, source) for value in values} - {IGNORED}

@@ -23,14 +23,9 @@ CLASSES = THINGS + STUFF
 """Class names; the category id of a class in every file is its index here plus 1."""
 
 _PALETTE = [
-    (230, 57, 70),
-    (69, 123, 230),
-    (255, 190, 11),
-    (42, 157, 80),
-    (200, 182, 226),
-    (168, 218, 220),
-    (224, 204, 170),
-]
+    (230, 57, 70), (69, 123, 230), (255, 190, 11), (42, 157, 80),
+    (200, 182, 226), (168, 218, 220), (224, 204, 170),
+]  # fmt: skip
 
 METAINFO = {
     'detection': {'classes': THINGS, 'palette': _PALETTE[: len(THINGS)]},
@@ -280,13 +275,8 @@ def _pick_colour(
 
 def _unit_outline(name: str) -> np.ndarray:
     """(N, 2) vertices around the origin, scaled so that the four classes look equally large."""
-    corners, radius = {
-        'circle': (48, 0.5),
-        'square': (4, 0.6),
-        'triangle': (3, 0.66),
-        'star': (10, 0.66),
-    }[name]
-    radii = np.full(corners, radius)
+    corners = {'circle': 48, 'square': 4, 'triangle': 3, 'star': 10}[name]
+    radii = np.full(corners, {'circle': 0.5, 'square': 0.6}.get(name, 0.66))
     if name == 'star':
         radii[1::2] *= 0.45
     # The first corner, or the first edge of a square, is at the top.
@@ -302,7 +292,9 @@ def _random_shape(rng: np.random.Generator, extent: tuple[int, int], category_id
     height, width = extent
     scale = rng.uniform(_MIN_EXTENT, _MAX_EXTENT) * min(extent)
     squeeze = (1, rng.uniform(0.9, 1))
-    turn = _rotation(rng.uniform(-_MAX_ROTATION, _MAX_ROTATION)) * squeeze
+    angle = rng.uniform(-_MAX_ROTATION, _MAX_ROTATION)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    turn = np.array([[cosine, -sine], [sine, cosine]]) * squeeze
     # Closer to the border, cropped triangles and squares look alike.
     margin = 0.5 * scale
     centre = rng.uniform(margin, (width - margin, height - margin))
@@ -312,11 +304,6 @@ def _random_shape(rng: np.random.Generator, extent: tuple[int, int], category_id
     subpixels = np.round(outline * 16).astype(np.int32)
     cv2.fillPoly(coverage, [subpixels], 255, lineType=cv2.LINE_AA, shift=4)
     return _Shape(category_id, outline.astype(np.float32), coverage)
-
-
-def _rotation(angle: float) -> np.ndarray:
-    cosine, sine = math.cos(angle), math.sin(angle)
-    return np.array([[cosine, -sine], [sine, cosine]])
 
 
 def _place_shapes(

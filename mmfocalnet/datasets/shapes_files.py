@@ -34,6 +34,15 @@ _FOLDERS = {'train': ('train2017', 'training'), 'val': ('val2017', 'validation')
 # Side of the square that is cropped, relative to the longer side of a shape's box.
 _CROP_RATIO = 1.2
 _JPEG_QUALITY = (cv2.IMWRITE_JPEG_QUALITY, 95)
+_CATEGORIES = [
+    {
+        'id': id_,
+        'name': name,
+        'supercategory': 'shape' if name in THINGS else 'texture',
+        'isthing': int(name in THINGS),
+    }
+    for id_, name in enumerate(CLASSES, start=1)
+]
 
 
 def make_shapes(
@@ -74,8 +83,7 @@ def make_shapes(
     """
     parameters = {
         'format': _FORMAT,
-        'num_train': integer('num_train', num_train, 1, MAX_COUNT),
-        'num_val': integer('num_val', num_val, 1, MAX_COUNT),
+        **_check_counts(num_train, num_val),
         'size': list(height_width(size)),
         'seed': integer('seed', seed, 0, 2**63),
     }
@@ -106,20 +114,20 @@ def make_shape_crops(
         seed: 0 or more. Defaults to 1.
 
     Returns:
-        The absolute path of ``out``.
-
-    Raises:
-        UserError: As `make_shapes`.
-        OSError: As `make_shapes`.
+        The absolute path of ``out``. Raises as `make_shapes`.
     """
     parameters = {
         'format': f'crops {_FORMAT}',
-        'num_train': integer('num_train', num_train, 1, MAX_COUNT),
-        'num_val': integer('num_val', num_val, 1, MAX_COUNT),
+        **_check_counts(num_train, num_val),
         'size': integer('size', size, 16, 512),
         'seed': integer('seed', seed, 0, 2**63),
     }
     return _write_once(out, parameters, _write_crops)
+
+
+def _check_counts(num_train: int, num_val: int) -> dict[str, int]:
+    counts = {'num_train': num_train, 'num_val': num_val}
+    return {key: integer(key, value, 1, MAX_COUNT) for key, value in counts.items()}
 
 
 def _write_once(
@@ -164,23 +172,9 @@ def _is_complete(out: Path, parameters: dict) -> bool:
 
 
 def _write_shapes(root: Path, parameters: dict) -> None:
-    categories = [
-        {
-            'id': id_,
-            'name': name,
-            'supercategory': 'shape' if name in THINGS else 'texture',
-            'isthing': int(name in THINGS),
-        }
-        for id_, name in enumerate(CLASSES, start=1)
-    ]
     for split, (coco, ade) in _FOLDERS.items():
-        annotations = root / 'coco/annotations'
-        for folder in (
-            f'coco/{coco}',
-            f'coco/annotations/panoptic_{coco}',
-            f'ade/images/{ade}',
-            f'ade/annotations/{ade}',
-        ):
+        annotations = f'coco/annotations/panoptic_{coco}'
+        for folder in (f'coco/{coco}', annotations, f'ade/images/{ade}', f'ade/annotations/{ade}'):
             (root / folder).mkdir(parents=True)
         images, instances, panoptic = [], [], []
         for index in range(parameters[f'num_{split}']):
@@ -189,24 +183,15 @@ def _write_shapes(root: Path, parameters: dict) -> None:
             height, width = sample.panoptic.shape
             name = f'{sample.image_id:012d}'
             images.append(
-                {
-                    'id': sample.image_id,
-                    'file_name': f'{name}.jpg',
-                    'height': height,
-                    'width': width,
-                }
+                dict(id=sample.image_id, file_name=f'{name}.jpg', height=height, width=width)
             )
             instances += _instance_records(sample)
+            segments = [_segment_record(segment) for segment in sample.segments]
             panoptic.append(
-                {
-                    'image_id': sample.image_id,
-                    'file_name': f'{name}.png',
-                    'segments_info': [_segment_record(segment) for segment in sample.segments],
-                }
+                dict(image_id=sample.image_id, file_name=f'{name}.png', segments_info=segments)
             )
-        things = categories[: len(THINGS)]
-        _write_json(annotations / f'instances_{coco}.json', images, instances, things)
-        _write_json(annotations / f'panoptic_{coco}.json', images, panoptic, categories)
+        _write_json(root, f'instances_{coco}', images, instances, _CATEGORIES[: len(THINGS)])
+        _write_json(root, f'panoptic_{coco}', images, panoptic, _CATEGORIES)
 
 
 def _write_sample(root: Path, split: str, sample: Sample) -> None:
@@ -252,7 +237,7 @@ def _segment_record(segment: Segment) -> dict:
     }
 
 
-def _write_json(path: Path, images: list, annotations: list, categories: list) -> None:
+def _write_json(root: Path, name: str, images: list, annotations: list, categories: list) -> None:
     content = {
         'info': {'description': 'generated shapes', 'version': str(_FORMAT)},
         'licenses': [],
@@ -260,6 +245,7 @@ def _write_json(path: Path, images: list, annotations: list, categories: list) -
         'annotations': annotations,
         'categories': categories,
     }
+    path = root / f'coco/annotations/{name}.json'
     path.write_text(json.dumps(content, separators=(',', ':')) + '\n')
 
 

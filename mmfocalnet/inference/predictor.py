@@ -20,7 +20,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmfocalnet.checkpoints import check_has_weights, load_once, reading_once
+from mmfocalnet.checkpoints import cached_reads, check_has_weights, load_once
 from mmfocalnet.config import read_model_config
 from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.dataset_configs import dataset_class
@@ -28,7 +28,7 @@ from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
 from mmfocalnet.models.weights import check_fits
-from mmfocalnet.text import shown
+from mmfocalnet.text import short_text
 
 # How mmdet packs class and instance into one number.
 INSTANCE_OFFSET = 1000
@@ -63,7 +63,7 @@ def load_predictor(
             f'{config} has default_scope={cfg.get("default_scope")!r}; expected a config for '
             "mmdet or mmseg: set default_scope='mmdet' or 'mmseg' in it."
         )
-    with reading_once():
+    with cached_reads():
         path, content, _ = load_once(checkpoint)
         check_has_weights(path, content)
         return Predictor(cfg, str(path), device)
@@ -83,7 +83,7 @@ def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]
         CheckpointError: If the checkpoint is of another model, or its weights are not finite.
     """
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    with reading_once():
+    with cached_reads():
         check_fits(model, checkpoint)
         content = load_checkpoint(model, checkpoint, map_location='cpu')
     return model.eval(), content
@@ -246,7 +246,7 @@ def _trained_on(checkpoint_meta: Any) -> dict[str, Any]:
     if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
         return {}
     # A name is drawn and printed.
-    return dict(classes=[shown(name)[:100] for name in classes], palette=found.get('palette'))
+    return dict(classes=[short_text(name)[:100] for name in classes], palette=found.get('palette'))
 
 
 def find_palette(colors: Any, count: int) -> list[tuple[int, int, int]]:

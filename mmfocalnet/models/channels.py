@@ -34,7 +34,7 @@ def check_channels(model: dict, backbone: FocalNet) -> None:
         expected = _expected_channels(key, module, widths)
         if expected is not None and _as_list(module['in_channels']) != expected:
             raise ConfigError(
-                f'model.{key}.in_channels is {module["in_channels"]}, but the backbone outputs '
+                f'model.{key}.in_channels is {module["in_channels"]}, but the backbone gives '
                 f'{expected} channels (stages {list(backbone.out_indices)}, embed_dim '
                 f'{backbone.num_features[0]}): set it to {expected}.'
             )
@@ -51,7 +51,7 @@ def _check_single_map(model: dict, backbone: FocalNet) -> None:
         fix = f'out_indices={fitting}' if fitting else "an iso architecture, such as 'base_iso'"
         raise ConfigError(
             f'The SimpleFeaturePyramid of model.neck requires one map of stride {required}, but '
-            f'the backbone outputs strides {[strides[stage] for stage in backbone.out_indices]}: '
+            f'the backbone gives strides {[strides[stage] for stage in backbone.out_indices]}: '
             f'set {fix} in model.backbone.'
         )
 
@@ -92,7 +92,7 @@ def _expected_channels(key: str, module: dict, widths: list[int]) -> int | list[
     indices = index if isinstance(index, list) else [index]
     if not all(-len(widths) <= i < len(widths) for i in indices):
         raise ConfigError(
-            f'model.{key}.in_index is {module["in_index"]}, but the backbone outputs '
+            f'model.{key}.in_index is {module["in_index"]}, but the backbone gives '
             f'{len(widths)} features: choose from 0 to {len(widths) - 1}.'
         )
     selected = [widths[i] for i in indices]

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfocalnet.arguments import integer, probability
-from mmfocalnet.checkpoints import fit_checkpoint, load_pretrained, name_as_classifier, read_head
+from mmfocalnet.checkpoints import fit_checkpoint, name_as_classifier, read_head
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focalnet import FocalNet
 from mmfocalnet.models.focalnet_arguments import pretrained_options
 from mmfocalnet.models.mixup import BatchMix
+from mmfocalnet.models.pretrained import load_pretrained
 from mmfocalnet.registry import register
 
 

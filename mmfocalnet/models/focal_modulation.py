@@ -112,7 +112,7 @@ class FocalModulation(nn.Module):
             context = context.contiguous().permute(0, 3, 1, 2)
             gates = gates.permute(0, 3, 1, 2).split(1, dim=1)  # L + 1 times [B, 1, H, W]
             gates = iter(gates) if self.use_gates else itertools.repeat(1)
-            total = 0
+            total = 0.0
             for level, layer in enumerate(self.focal_layers, start=1):
                 context = layer(context)  # Eq. 4: z^l from z^{l-1}.
                 if self.aggregate == 'all' or level == self.focal_level:
@@ -178,10 +178,10 @@ def kernel_sizes(focal_window: int, focal_level: int, focal_factor: int = 2) -> 
         ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
             negative.
     """
-    focal_level = integer('focal_level', focal_level, minimum=0)
+    focal_level = integer('focal_level', focal_level, minimum=0, maximum=64)
     if not is_integer(focal_window) or focal_window < 1 or focal_window % 2 == 0:
         raise ConfigError(
-            f'focal_window must be an odd positive integer, got {short_repr(focal_window)}: '
+            f'focal_window must be an odd positive number, got {short_repr(focal_window)}: '
             'even kernels have no centre. Use for example 3, 5, 7 or 9.'
         )
     if not is_integer(focal_factor) or focal_factor < 0 or focal_factor % 2:

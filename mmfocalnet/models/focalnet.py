@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mmfocalnet.checkpoints import load_pretrained
 from mmfocalnet.models.focalnet_arguments import (
     FocalNetArguments,
     pretrained_options,
     resolve_arguments,
 )
 from mmfocalnet.models.mixers import build_mixer
+from mmfocalnet.models.pretrained import load_pretrained
 from mmfocalnet.ops import feed_forward, is_exact_gelu, is_unmodified, keep_path
 from mmfocalnet.registry import register
 
@@ -229,7 +229,7 @@ class FocalNet(BaseModule):
         use_checkpoint: Activation checkpointing: less memory, more time, same numbers.
             Defaults to False.
         init_cfg: None for random weights, or ``dict(type='Pretrained', checkpoint=...,
-            prefix=...)``; see `mmfocalnet.checkpoints.load_pretrained`. Defaults to None.
+            prefix=...)``; see `mmfocalnet.models.load_pretrained`. Defaults to None.
 
     Raises:
         ConfigError: If an argument is invalid; the message contains its name and value.
@@ -266,6 +266,7 @@ class FocalNet(BaseModule):
         use_checkpoint: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
+        # All constructor arguments by name; must be the first statement.
         given = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
         if isinstance(init_cfg, dict) and init_cfg.get('type', '') is None:
             given['init_cfg'] = None  # dict(type=None, ...), as mmdet's test_robustness.py sets it

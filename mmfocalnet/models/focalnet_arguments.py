@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ def resolve_arguments(arch: str | None, init_cfg: dict | None, **given: Any) -> 
 
 
 def pretrained_options(init_cfg: Any) -> dict[str, Any]:
-    """Extract the arguments of `mmfocalnet.checkpoints.load_pretrained` from an ``init_cfg``.
+    """Extract the arguments of `mmfocalnet.models.load_pretrained` from an ``init_cfg``.
 
     Args:
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``.
@@ -136,8 +136,8 @@ def pretrained_options(init_cfg: Any) -> dict[str, Any]:
     options = {k: v for k, v in init_cfg.items() if k not in ('type', 'map_location')}
     if 'checkpoint' not in options or options.keys() - {'checkpoint', 'prefix'}:
         raise ConfigError(
-            'init_cfg of type Pretrained must have checkpoint= and may have prefix=, '
-            f'got {", ".join(sorted(map(str, options))) or "neither"}.'
+            'init_cfg of type Pretrained takes checkpoint= and prefix=, '
+            f'got {", ".join(sorted(map(str, options))) or "none"}.'
         )
     return options
 
@@ -156,7 +156,7 @@ def _check_init_cfg(init_cfg: Any, settings: dict[str, Any]) -> None:
 def _check_depths(depths: Any) -> tuple[int, ...]:
     if not is_list(depths) or not depths:
         raise ConfigError(
-            f'depths must be a list with the number of blocks per stage, got {short_repr(depths)}.'
+            f'depths must list the number of blocks of each stage, got {short_repr(depths)}.'
         )
     return tuple(integer('depths', depth, minimum=1) for depth in depths)
 
@@ -179,8 +179,8 @@ def _check_mlp_ratio(mlp_ratio: Any, embed_dim: int) -> float:
     return mlp_ratio
 
 
-def _per_stage(name: str, value: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    values: tuple[Any, ...] = tuple(value) if is_list(value) else (value,) * stages
+def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:
+    values = tuple(value) if is_list(value) else (value,) * stages
     if len(values) != stages:
         raise ConfigError(
             f'{name} must have one value per stage, {stages} as depths has, '

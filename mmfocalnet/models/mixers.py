@@ -263,7 +263,7 @@ def build_mixer(name: str, dim: int, settings: dict[str, Any]) -> nn.Module:
 def check_mixer_name(name: Any) -> None:
     """Raise `ConfigError` unless a mixer has this name."""
     if not isinstance(name, str) or name not in MIXERS:
-        raise ConfigError(f'Unknown mixer {short_repr(name)}: choose from {", ".join(MIXERS)}.')
+        raise ConfigError(f'There is no mixer {short_repr(name)}: choose from {", ".join(MIXERS)}.')
 
 
 def _focal_layers(dim: int, window: int, level: int, factor: int) -> nn.ModuleList:

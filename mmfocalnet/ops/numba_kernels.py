@@ -123,10 +123,10 @@ def _plane(address, index, size):
 def _bell(x):
     """exp(-x^2 / 2)."""
     exponent = max(-_HALF_LOG2_E * x * x, _SMALLEST_EXPONENT)
-    whole = np.int32(exponent - _HALF)
-    r = exponent - _f32(whole)
+    integer_part = np.int32(exponent - _HALF)
+    r = exponent - _f32(integer_part)
     power = _ONE + r * (_E1 + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
-    return power * _float_of_bits(np.int32((whole + np.int32(127)) << np.int32(23)))
+    return power * _float_of_bits(np.int32((integer_part + np.int32(127)) << np.int32(23)))
 
 
 @njit(inline='always')

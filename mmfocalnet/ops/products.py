@@ -101,7 +101,7 @@ def _as_image(rows: Tensor) -> Tensor:
 
 def _by_onednn(x: Tensor, rows: int) -> bool:
     fits = rows >= _ROWS and x.dtype == torch.float32 and x.device.type == 'cpu'
-    return fits and _has_onednn() and torch.backends.mkldnn.enabled
+    return fits and _has_onednn() and bool(torch.backends.mkldnn.enabled)
 
 
 @functools.cache

@@ -115,7 +115,7 @@ class _AggregateContext(torch.autograd.Function):
         mean_grad = torch.ops.aten.gelu_backward(mean_grad, mean) / grad[0, 0].numel()
         z_grad = mean_grad.expand_as(grad)
         z = F.gelu(before_gelu[-1]) if before_gelu else None
-        kernel_grads = []
+        kernel_grads: list[Tensor | None] = []
         for level in reversed(range(len(kernels))):
             gate_grads.insert(0, (grad * z).sum(1))
             z_grad = torch.addcmul(z_grad, grad, gate_of[level])

@@ -104,7 +104,7 @@ def level_forward(
 
 @triton.jit
 def combine(
-    pres,  # pre^l of all levels (L, N, C).
+    all_pre,  # pre^l of all levels (L, N, C).
     level_stride,
     gates,  # (N, L + 1), rows `gate_stride` apart.
     gate_stride,
@@ -124,11 +124,11 @@ def combine(
     gate = gates + row * gate_stride
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for _ in tl.static_range(LEVELS):
-        value = tl.load(pres + at, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(all_pre + at, mask=mask, other=0.0).to(tl.float32)
         weight = tl.load(gate, mask=pixel < pixels, other=0.0).to(tl.float32)
         total += _gelu(value) * weight[:, None]
         # Advancing the pointers avoids an overflow of level * level_stride in 32 bits.
-        pres += level_stride
+        all_pre += level_stride
         gate += 1
     weight = tl.load(gate, mask=pixel < pixels, other=0.0).to(tl.float32)
     sample_at = first_row // pixels * channels + channel
@@ -140,7 +140,7 @@ def combine(
 @triton.jit
 def gates_backward(
     total_grad,  # (N, C)
-    pres,  # pre^l of all levels (L, N, C).
+    all_pre,  # pre^l of all levels (L, N, C).
     level_stride,
     gates,  # (N, L + 1), rows `gate_stride` apart; only the last column is read.
     gate_stride,
@@ -162,9 +162,9 @@ def gates_backward(
     grad = tl.load(total_grad + at, mask=mask, other=0.0).to(tl.float32) * scale
     gate_grad = gate_grads + (tl.program_id(1).to(tl.int64) * rows + row) * (LEVELS + 1)
     for _ in tl.static_range(LEVELS):
-        value = tl.load(pres + at, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(all_pre + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(gate_grad, tl.sum(grad * _gelu(value), axis=1), mask=pixel < pixels)
-        pres += level_stride
+        all_pre += level_stride
         gate_grad += 1
     sample_at = first_row // pixels * channels + channel
     value = tl.load(global_context + sample_at, mask=channel < channels, other=0.0)

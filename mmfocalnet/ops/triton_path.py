@@ -99,28 +99,28 @@ class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, context: Tensor, gates: Tensor, scale: float, *kernels: Tensor) -> Tensor:
         with torch.cuda.device_of(context):
-            pres, mean = _levels(context, kernels)
-            total = _combine(gates, scale, pres, mean)
-        ctx.save_for_backward(context, gates, pres, mean, *kernels)
+            all_pre, mean = _levels(context, kernels)
+            total = _combine(gates, scale, all_pre, mean)
+        ctx.save_for_backward(context, gates, all_pre, mean, *kernels)
         ctx.scale = scale
         return total
 
     @staticmethod
     @first_derivatives_only
     def backward(ctx: Any, total_grad: Tensor) -> tuple[Tensor | None, ...]:
-        context, gates, pres, mean, *kernels = ctx.saved_tensors
+        context, gates, all_pre, mean, *kernels = ctx.saved_tensors
         total_grad = total_grad.contiguous()
         with torch.cuda.device_of(context):
-            gate_grads, mean_grad = _gates_backward(total_grad, gates, ctx.scale, pres, mean)
+            gate_grads, mean_grad = _gates_backward(total_grad, gates, ctx.scale, all_pre, mean)
             if not kernels:
                 # Without levels the context is z^L; it reaches the sum only through its mean.
                 context_grad = mean_grad[:, None, None].to(context.dtype).expand(context.shape)
                 return context_grad, gate_grads, None
-            pre_grad = _last_level_backward(total_grad, gates, ctx.scale, pres[-1], mean_grad)
+            pre_grad = _last_level_backward(total_grad, gates, ctx.scale, all_pre[-1], mean_grad)
             kernel_grads: list[Tensor | None] = [None] * len(kernels)
             for level in reversed(range(len(kernels))):
                 if level:
-                    gate, pre = gates[..., level - 1 :], pres[level - 1]
+                    gate, pre = gates[..., level - 1 :], all_pre[level - 1]
                     grad_below, below = _level_backward(
                         pre_grad, kernels[level], total_grad, gate, ctx.scale, pre
                     )
@@ -153,12 +153,12 @@ class _Tiling:
 def _levels(context: Tensor, kernels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return pre^l of all levels (L, B, H, W, C) and the mean of z^L (B, C) in float32."""
     tiling = _Tiling(context.shape)
-    pres = _empty((len(kernels), *context.shape), context)
+    all_pre = _empty((len(kernels), *context.shape), context)
     if not kernels:
-        return pres, context.mean((1, 2), dtype=torch.float32)
+        return all_pre, context.mean((1, 2), dtype=torch.float32)
     sums = _empty((tiling.tiles, tiling.channels), context, torch.float32)
     rows = _rows(context)
-    for level, (pre, kernel) in enumerate(zip(pres, kernels, strict=True)):
+    for level, (pre, kernel) in enumerate(zip(all_pre, kernels, strict=True)):
         last = level == len(kernels) - 1
         post = None if last else torch.empty_like(pre)
         tensors = (rows, rows.stride(0), _taps(kernel), pre, post, sums if last else None)
@@ -167,31 +167,33 @@ def _levels(context: Tensor, kernels: Sequence[Tensor]) -> tuple[Tensor, Tensor]
         )
         rows = rows if last else _rows(post)
     sums = sums.view(tiling.batch, -1, tiling.channels).sum(1)
-    return pres, sums / tiling.pixels
+    return all_pre, sums / tiling.pixels
 
 
-def _combine(gates: Tensor, scale: float, pres: Tensor, mean: Tensor) -> Tensor:
+def _combine(gates: Tensor, scale: float, all_pre: Tensor, mean: Tensor) -> Tensor:
     """Return the gated sum (B, H, W, C)."""
-    tiling = _Tiling(pres.shape[1:])
+    tiling = _Tiling(all_pre.shape[1:])
     gate_rows = _rows(gates)
-    total = _empty(pres.shape[1:], pres)
-    tensors = (pres, total.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean), total)
-    _kernels().combine[tiling.grid](*tensors, scale, *tiling.flat, LEVELS=len(pres), **tiling.meta)
+    total = _empty(all_pre.shape[1:], all_pre)
+    tensors = (all_pre, total.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean), total)
+    _kernels().combine[tiling.grid](
+        *tensors, scale, *tiling.flat, LEVELS=len(all_pre), **tiling.meta
+    )
     return total
 
 
 def _gates_backward(
-    total_grad: Tensor, gates: Tensor, scale: float, pres: Tensor, mean: Tensor
+    total_grad: Tensor, gates: Tensor, scale: float, all_pre: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the gates and of the sum over the pixels of z^L (B, C)."""
     tiling = _Tiling(total_grad.shape)
     gate_rows = _rows(gates)
     gate_grads = _empty((tiling.blocks, *gates.shape), gates, torch.float32)
     global_grads = _empty((tiling.tiles, tiling.channels), gates, torch.float32)
-    inputs = (total_grad, pres, total_grad.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean))
+    inputs = (total_grad, all_pre, total_grad.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean))
     outputs = (gate_grads, global_grads)
     _kernels().gates_backward[tiling.grid](
-        *inputs, *outputs, scale, *tiling.flat, tiling.rows, LEVELS=len(pres), **tiling.meta
+        *inputs, *outputs, scale, *tiling.flat, tiling.rows, LEVELS=len(all_pre), **tiling.meta
     )
     global_grads = global_grads.view(tiling.batch, -1, tiling.channels).sum(1)
     mean_grad = torch.ops.aten.gelu_backward(global_grads, mean) / tiling.pixels

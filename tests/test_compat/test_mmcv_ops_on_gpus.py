@@ -214,17 +214,6 @@ def test_attention_equals_reference():
     torch.testing.assert_close(grads, expected_grads, rtol=1e-5, atol=1e-5)
 
 
-def test_attention_equals_autograd_of_mmcv():
-    inputs = random_attention()
-    out = attend(*inputs)
-    value, locations, weights = inputs
-    expected = mmcv_attention.multi_scale_deformable_attn_pytorch(value, SHAPES, locations, weights)
-    out_grad = torch.randn_like(out)
-    grads = (torch.autograd.grad(y, inputs, out_grad) for y in (out, expected))
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-8)
-
-
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_attention_computes_half_precision_in_single(dtype):
     # As in mixed precision: only the values have half precision, and mmcv casts the rest.

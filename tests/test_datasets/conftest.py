@@ -32,7 +32,6 @@ def configs(tmp_path_factory):
 def data(made, tmp_path, monkeypatch):
     """A copy of the set to damage, where the demos expect it."""
     monkeypatch.chdir(tmp_path)
-    # Drawing and formatting the config for the log take longer than everything else.
+    # Drawing takes longer than everything else.
     monkeypatch.setattr(chart, 'draw_counts', lambda *_: None)
-    monkeypatch.setattr(Config, 'pretty_text', 'formatted')
     return shutil.copytree(made, tmp_path / 'data/shapes')

@@ -263,43 +263,25 @@ PRETRAINED = dict(type='Pretrained', checkpoint='x.pth')
     ('kwargs', 'argument', 'value'),
     [
         (dict(arch='tiny_lfr'), 'arch', "'tiny_lrf'"),  # suggested
-        (dict(arch=['tiny']), 'arch', "['tiny']"),
-        (dict(in_chans=0), 'in_chans', '0'),
-        (dict(patch_size=0), 'patch_size', '0'),
-        (dict(embed_dim=0), 'embed_dim', '0'),
-        (dict(embed_dim=True), 'embed_dim', 'True'),
-        (dict(depths=()), 'depths', '()'),
         (dict(depths=4), 'depths', '4'),
         (dict(depths=(2, 0)), 'depths', '0'),
-        (dict(focal_levels=-1), 'focal_level', '-1'),
-        (dict(focal_levels=[2.0] * 4), 'focal_level', '2.0'),
         (dict(focal_levels=[2, 2]), 'focal_levels', '[2, 2]'),
         (dict(focal_windows=4), 'focal_window', '4'),
-        (dict(focal_windows=9.0), 'focal_window', '9.0'),
         (dict(focal_windows=[9, 9, 0, 9]), 'focal_window', '0'),
-        (dict(focal_windows=[9] * 5), 'focal_windows', '[9, 9, 9, 9, 9]'),
         (dict(focal_factor=1), 'focal_factor', '1'),
         (dict(mlp_ratio=float('nan')), 'mlp_ratio', 'nan'),
-        (dict(mlp_ratio=0), 'mlp_ratio', '0'),
-        (dict(drop_rate=1), 'drop_rate', '1'),
         (dict(drop_path_rate=1.5), 'drop_path_rate', '1.5'),
-        (dict(patch_norm=None), 'patch_norm', 'None'),
-        (dict(use_postln='no'), 'use_postln', "'no'"),
-        (dict(layerscale_value=None), 'layerscale_value', 'None'),
         (dict(use_conv_embed=True, patch_size=16), 'patch_size=4', '16'),
-        (dict(out_indices=()), 'out_indices', '()'),
         (dict(out_indices=(0, 4)), 'out_indices', '(0, 4)'),
         (dict(out_indices=(2, 1)), 'out_indices', '(2, 1)'),
         (dict(frozen_stages=5), 'frozen_stages', '5'),
-        (dict(use_checkpoint=1), 'use_checkpoint', '1'),
-        (dict(init_cfg='x.pth'), 'init_cfg', "'x.pth'"),
         (dict(init_cfg=dict(type='Normal')), 'init_cfg', 'Normal'),
         (dict(init_cfg=dict(type='Pretrained')), 'init_cfg', 'checkpoint='),
         (dict(init_cfg=dict(PRETRAINED, strict=True)), 'init_cfg', 'strict'),
     ],
     ids=str,
 )
-def test_invalid_arguments(kwargs, argument, value):
+def test_invalid_arguments_and_values_are_in_the_message(kwargs, argument, value):
     with pytest.raises(ConfigError) as error:
         FocalNet(**{**SMALL, **kwargs})
     assert argument in str(error.value) and value in str(error.value)

@@ -258,7 +258,7 @@ PRETRAINED = dict(type='Pretrained', checkpoint='x.pth')
         (dict(use_global_context=False, focal_levels=0), 'focal_level=0', 'use_global_context'),
         (dict(mixer='attention'), 'mixer', "'attention'"),
         (dict(mixer=['pooling']), 'mixer', "['pooling']"),
-        (dict(mixer='pool', init_cfg=PRETRAINED), 'Unknown mixer', "'pool'"),
+        (dict(mixer='pool', init_cfg=PRETRAINED), 'mixer', "'pool'"),
         (dict(mixer='sliding_window_attention', use_gates=False), 'use_gates', 'False'),
         (dict(mixer='depthwise_conv', normalize_modulator=True), 'normalize_modulator', 'True'),
         (dict(mixer='pooling', init_cfg=PRETRAINED), 'init_cfg', "mixer='pooling'"),

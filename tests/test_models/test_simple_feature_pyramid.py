@@ -136,21 +136,6 @@ def test_in_the_config_of_a_segmentor():
     assert model(torch.randn(1, 3, 64, 96)).shape == (1, cfg.decode_head.num_classes, 16, 24)
 
 
-@pytest.mark.parametrize(
-    ('argument', 'value'),
-    [
-        *(('in_channels', value) for value in (768, '768', [96, 192], [], [0], [6], [8.0])),
-        ('out_channels', 0),
-        ('num_outs', 3),
-        ('num_outs', 5.0),
-    ],
-)
-def test_invalid_arguments(argument, value):
-    with pytest.raises(ConfigError) as error:
-        small(**{argument: value})
-    assert argument in str(error.value) and repr(value) in str(error.value)
-
-
 def test_more_than_one_map_raises():
     with pytest.raises(ConfigError, match='out_indices'):
         small()((torch.randn(1, 16, 2, 2),) * 2)

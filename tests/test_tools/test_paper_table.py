@@ -225,7 +225,7 @@ def test_every_figure_of_the_classifiers_agrees_or_has_a_note(main, capsys):
         '1 level (13)  Parameters (M)',
         '1 level (13)  FLOPs (G)',
     ]
-    assert '`top only`: 4.49 G is the figure of the whole operator.' in out
+    assert '`top only`: 4.49 G is the figure of the complete operator.' in out
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_the_gallery_of_the_report_reads_it_once(trained, tiny_options, loads):
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(evaluated(tiny_options))
     gallery = make_gallery(trained.parent, cfg, 1)
-    assert len(gallery.pictures) == 1, gallery.skipped
+    assert len(gallery.images) == 1, gallery.skipped
     assert loads == {'iter_2.pth': 1}
 
 

@@ -95,19 +95,17 @@ class AnnotationFile:
 
     Args:
         dataset: Config of a dataset of mmdet.
-        unit: What its annotations are, such as ``'objects'``.
+        unit: Unit of `ClassCounts`.
         evaluated: Whether metrics compare predictions with it.
 
     Attributes:
-        path: Path of the file.
-        evaluated: As given.
         annotations: The annotations as in the file.
-        findings: Errors and warnings.
+        category_records: The categories as in the file.
         images: Images by id.
         categories: Names of the categories by id.
-        category_records: The categories as in the file.
         classes: Index of a class by the id of its category.
         counts: How often each class is labelled.
+        findings: Errors and warnings.
 
     Raises:
         ConfigError: If the config's classes are not strings.

@@ -19,19 +19,12 @@ _OBJECT = {'id': ID, 'image_id': ID, 'category_id': ID, 'area': NUMBER}
 
 
 def inspect_coco(dataset: dict, metrics: Sequence[dict], with_images: bool) -> Report:
-    """Inspect a dataset of boxes and masks.
+    """Inspect a ``CocoDataset`` or a subclass: see `inspect_dataset`.
 
     Args:
-        dataset: Config of a ``CocoDataset`` or a subclass.
+        dataset: Config of the dataset.
         metrics: Configs of the metrics that compare predictions with its annotation file.
         with_images: Whether to read the images as well.
-
-    Returns:
-        Errors, warnings, and the number of objects of each class.
-
-    Raises:
-        ConfigError: If the config's classes are not strings.
-        DataError: If the annotation file is not valid JSON or not in COCO's format.
     """
     file = AnnotationFile(dataset, 'objects', evaluated=bool(metrics))
     needs_masks = "'with_mask': True" in str(dataset.get('pipeline')) or any(

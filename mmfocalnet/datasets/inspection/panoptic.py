@@ -48,20 +48,13 @@ class _Sample:
 
 
 def inspect_panoptic(dataset: dict, metrics: Sequence[dict], with_images: bool) -> Report:
-    """Inspect a panoptic dataset.
+    """Inspect a ``CocoPanopticDataset`` or a subclass: see `inspect_dataset`.
 
     Args:
-        dataset: Config of a ``CocoPanopticDataset``.
+        dataset: Config of the dataset.
         metrics: Configs of the metrics that compare predictions with its annotation file.
-        with_images: Whether to read the images and maps as well; otherwise, only the existence
-            of the maps is checked.
-
-    Returns:
-        Errors, warnings, and the number of segments of each class.
-
-    Raises:
-        ConfigError: If the config's classes are not strings.
-        DataError: If the annotation file is not valid JSON or not in COCO's format.
+        with_images: Whether to read the images and maps; otherwise, only the existence of the
+            maps is checked.
     """
     file = AnnotationFile(dataset, 'segments', evaluated=bool(metrics))
     folder = join_root(dataset, (dataset.get('data_prefix') or {}).get('seg') or '')

@@ -36,16 +36,9 @@ class SampleFiles(NamedTuple):
 def read_each(
     read: Callable[[Item], Result], items: Sequence[Item]
 ) -> Iterator[tuple[Item, Result]]:
-    """Call a function for each item, with a progress bar in a terminal.
+    """Yield each item and the result of a function, in order, with a progress bar in a terminal.
 
-    Threads suffice, since decoders of images release the GIL.
-
-    Args:
-        read: The function; it must not raise.
-        items: Its arguments.
-
-    Yields:
-        Each item and its result, in order.
+    The function must not raise. Threads suffice, since decoders of images release the GIL.
     """
     # Leaving the block, also by Ctrl-C, drops the remaining items.
     with ThreadPool(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:

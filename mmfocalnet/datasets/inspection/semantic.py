@@ -24,17 +24,7 @@ from mmfocalnet.datasets.label_maps import (
 
 
 def inspect_semantic(dataset: dict) -> Report:
-    """Inspect a dataset of semantic label maps.
-
-    Args:
-        dataset: Config of a ``BaseSegDataset`` or a subclass.
-
-    Returns:
-        Errors, warnings, and the number of pixels of each class.
-
-    Raises:
-        DataError: If mmseg does not accept the dataset's settings.
-    """
+    """Inspect a ``BaseSegDataset`` or a subclass: see `inspect_dataset`."""
     source = build_source({key: value for key, value in dataset.items() if key != 'indices'})
     findings = Findings()
     counts = ClassCounts(source.metainfo.get('classes') or (), 'pixels')

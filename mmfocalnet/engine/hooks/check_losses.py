@@ -16,7 +16,7 @@ from torch import Tensor
 from mmfocalnet.engine.hooks.checkpoint import way_back
 from mmfocalnet.errors import OneProcessError, UserError
 from mmfocalnet.registry import register
-from mmfocalnet.text import named
+from mmfocalnet.text import join_keys
 
 LOOK = 'look at these images and their labels'
 GRADIENTS = 'The norm of the gradients'
@@ -108,7 +108,7 @@ def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, floa
 
 
 def _images(data_batch: Mapping) -> str:
-    return named(
+    return join_keys(
         [
             str(sample.get('img_path', sample.get('img_id', 'an image without a name')))
             for sample in data_batch.get('data_samples', [])

@@ -27,7 +27,7 @@ from mmfocalnet.engine.hooks.param_scheduler import find_metric
 from mmfocalnet.errors import CheckpointError, UserError
 from mmfocalnet.files import PARTIAL, is_url, replacing
 from mmfocalnet.registry import register
-from mmfocalnet.text import named
+from mmfocalnet.text import join_keys
 
 BACKEND = 'mmfocalnet.atomic'
 # MMEngine's name for the file that says which checkpoint is the newest.
@@ -308,7 +308,7 @@ def _check_weights(runner: Runner) -> None:
     if bad:
         raise UserError(
             f'{len(bad)} weights are NaN or infinite after iteration {runner.iter + 1} '
-            f'({named(bad)}): {way_back(runner)}'
+            f'({join_keys(bad)}): {way_back(runner)}'
         )
 
 

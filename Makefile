@@ -13,7 +13,7 @@ MODEL ?= mask_rcnn
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 TORCH ?= torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
 # Processes that run tests, each with one thread.
-JOBS ?= auto
+JOBS ?= logical
 # Seconds after which "make test-rest" starts no further test.
 BUDGET ?= 7200
 MARKERS ?=

@@ -13,7 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmfocalnet.checkpoints import CheckpointError, read, safe_load
-from mmfocalnet.cli import check_start
+from mmfocalnet.cli import load_initial_checkpoint
 from mmfocalnet.cli import runner as runs
 from mmfocalnet.visualization.gallery import make_gallery
 
@@ -267,8 +267,10 @@ FAULTY_META = {
 def test_metadata_that_cannot_be_resumed(trained, tmp_path, name):
     path = with_meta(trained, tmp_path, FAULTY_META[name])
     with pytest.raises(CheckpointError, match=r'odd\.pth.*meta'):
-        check_start(Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path))))
-    check_start(Config(dict(load_from=str(path), work_dir=str(tmp_path))))
+        load_initial_checkpoint(
+            Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path)))
+        )
+    load_initial_checkpoint(Config(dict(load_from=str(path), work_dir=str(tmp_path))))
 
 
 @pytest.mark.parametrize('seed', [-1, 2**40, 'x', True, [1]])
@@ -276,7 +278,7 @@ def test_seeds_that_numpy_refuses(trained, tmp_path, seed):
     path = with_meta(trained, tmp_path, dict(epoch=0, iter=2, seed=seed))
     cfg = Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path)))
     with read.reading_once():
-        check_start(cfg)
+        load_initial_checkpoint(cfg)
         assert read.take(path).content['meta']['seed'] is None
     assert 'randomness' not in cfg
 

@@ -19,11 +19,13 @@ from mmfocalnet.engine.hooks import (
     CheckLabelsHook,
     CheckLossesHook,
     ClassVisualizationHook,
+    SeedIterationsHook,
     TolerantParamSchedulerHook,
     UnreadableFilesHook,
 )
 from mmfocalnet.engine.layer_decay import FocalNetLayerDecayOptimizerConstructor
-from mmfocalnet.engine.seeding import SeededInfiniteSampler, SeededSampler, SeedIterationsHook
+from mmfocalnet.engine.samplers import SeededInfiniteSampler, SeededSampler
+from mmfocalnet.engine.seeding import SeededClassBalancedDataset, SeedSample
 from mmfocalnet.evaluation import TopKAccuracy
 from mmfocalnet.models import FocalModulation, FocalNet, FocalNetClassifier
 from mmfocalnet.registry import warn_if_shadowed
@@ -46,6 +48,8 @@ __all__ = [
     'FocalNetLayerDecayOptimizerConstructor',
     'ImageFolder',
     'SeedIterationsHook',
+    'SeedSample',
+    'SeededClassBalancedDataset',
     'SeededInfiniteSampler',
     'SeededSampler',
     'SkipUnreadable',

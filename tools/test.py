@@ -12,11 +12,11 @@ from mmfocalnet.checkpoints import cached_reads
 from mmfocalnet.cli import (
     add_common_flags,
     build_runner,
-    check_start,
     drop_strategy,
     load_config,
-    naming_any,
+    load_initial_checkpoint,
     report_errors,
+    test,
     use_drawing,
     use_tta,
 )
@@ -65,13 +65,12 @@ def main():
         use_tta(cfg)
     check_data(cfg, ('test',))
     with cached_reads():
-        check_start(cfg)
+        load_initial_checkpoint(cfg)
         runner = build_runner(cfg)
         check_fits(runner.model, cfg.load_from)
-        with naming_any(cfg):
-            if args.out:
-                runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
-            runner.test()
+        if args.out:
+            runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
+        test(cfg, runner)
 
 
 if __name__ == '__main__':

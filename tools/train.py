@@ -10,9 +10,9 @@ from mmfocalnet.checkpoints import cached_reads
 from mmfocalnet.cli import (
     add_common_flags,
     check_model,
-    check_start,
     check_strategy,
     load_config,
+    load_initial_checkpoint,
     report_errors,
     scale_lr,
     train,
@@ -34,7 +34,7 @@ def parse_args():
         nargs='?',
         const='auto',
         metavar='PATH',
-        help="go on from a checkpoint: PATH, or the work dir's newest if none is given",
+        help='continue from a checkpoint: PATH, or by default the newest one of the work dir',
     )
     return parser.parse_args()
 
@@ -54,7 +54,7 @@ def main():
     check_strategy(cfg)
     check_data(cfg, ('train', 'val'))
     with cached_reads():
-        check_start(cfg)
+        load_initial_checkpoint(cfg)
         check_model(cfg)
         train(cfg)
 

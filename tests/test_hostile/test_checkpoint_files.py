@@ -27,7 +27,7 @@ from mmengine.logging import HistoryBuffer
 from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import CheckpointError, load_file, open_checkpoint
 from mmfocalnet.checkpoints.layouts import to_transformers
-from mmfocalnet.cli import check_start
+from mmfocalnet.cli import load_initial_checkpoint
 from mmfocalnet.conversion.convert import convert, inspect
 from mmfocalnet.models import load_pretrained
 from mmfocalnet.models.weights import check_fits
@@ -122,7 +122,7 @@ def refusals(net, path):
         'convert': lambda: convert(inspect(path), path.with_name('converted.pth'), 'ours'),
         'init': lambda: load_pretrained(FocalNet(**TINY), path),
         'load': lambda: load_file(path),
-        'start': lambda: check_start(Config(dict(load_from=str(path)))),
+        'start': lambda: load_initial_checkpoint(Config(dict(load_from=str(path)))),
         'test': lambda: check_fits(net, str(path)),
     }
     messages = {}

@@ -13,7 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmfocalnet.checkpoints import CheckpointError, read, safe_load
-from mmfocalnet.cli import check_start
+from mmfocalnet.cli import load_initial_checkpoint
 from mmfocalnet.cli import runner as runs
 from mmfocalnet.visualization.gallery import make_gallery
 
@@ -253,8 +253,10 @@ INVALID_META = {
 def test_invalid_metadata_cannot_be_resumed(trained, tmp_path, name):
     path = with_meta(trained, tmp_path, INVALID_META[name])
     with pytest.raises(CheckpointError, match=r'unusual\.pth.*meta'):
-        check_start(Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path))))
-    check_start(Config(dict(load_from=str(path), work_dir=str(tmp_path))))
+        load_initial_checkpoint(
+            Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path)))
+        )
+    load_initial_checkpoint(Config(dict(load_from=str(path), work_dir=str(tmp_path))))
 
 
 @pytest.mark.parametrize('seed', [-1, 2**40, 'x', True, [1]])
@@ -262,7 +264,7 @@ def test_invalid_seeds_are_ignored(trained, tmp_path, seed):
     path = with_meta(trained, tmp_path, dict(epoch=0, iter=2, seed=seed))
     cfg = Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path)))
     with read.cached_reads():
-        check_start(cfg)
+        load_initial_checkpoint(cfg)
         assert read.pop_cached(path).content['meta']['seed'] is None
     assert 'randomness' not in cfg
 

@@ -1,4 +1,4 @@
-"""Reading a config, and what flags change in it."""
+"""What the flags of a tool change in its config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmfocalnet.text import short_repr
 
 
 def load_config(args: Namespace) -> Config:
-    """Read the config and merge the common flags into it.
+    """Read the config and apply the common flags.
 
     Args:
         args: Parsed flags of `add_common_flags`.
@@ -26,8 +26,8 @@ def load_config(args: Namespace) -> Config:
         The config, with ``work_dir`` (default: ``work_dirs/CONFIG_NAME``) and ``launcher``.
 
     Raises:
-        ConfigError: If the file is missing, cannot be read or has no model, or an override does
-            not fit.
+        ConfigError: If the file is missing, cannot be read or has no model, or an override
+            cannot be applied.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_model_config(args.config, args.cfg_options)
@@ -35,7 +35,7 @@ def load_config(args: Namespace) -> Config:
         if not isinstance(cfg.get(key), (kind, type(None))):
             raise ConfigError(
                 f'{key} of {args.config} must be a {kind.__name__}, got {short_repr(cfg[key])}: '
-                'correct it, or leave it out.'
+                'correct or remove it.'
             )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
@@ -43,15 +43,15 @@ def load_config(args: Namespace) -> Config:
 
 
 def use_amp(cfg: Config) -> None:
-    """Switch mixed precision on: float16 with a loss scale on GPUs, bfloat16 on the CPU.
+    """Enable mixed precision: float16 with a loss scale on GPUs, bfloat16 on the CPU.
 
     Raises:
         ConfigError: If the config trains with DeepSpeed.
     """
     if strategy_type(cfg) == 'DeepSpeedStrategy':
         raise ConfigError(
-            f'--amp is not for DeepSpeed, with which {cfg.filename} trains: set its own, such as '
-            'strategy=dict(fp16=dict(enabled=True)), there.'
+            f'--amp cannot be used with DeepSpeed: set strategy=dict(fp16=dict(enabled=True)) in '
+            f'{cfg.filename} instead.'
         )
     wrapper = cfg.optim_wrapper
     if torch.cuda.is_available():
@@ -66,27 +66,27 @@ def use_amp(cfg: Config) -> None:
 
 
 def scale_lr(cfg: Config) -> None:
-    """Let the learning rate follow the batch size.
+    """Scale the learning rate linearly with the batch size.
 
     Raises:
-        ConfigError: If the config does not say for which batch size its rate is meant, or
-            trains with DeepSpeed, for which MMEngine does not scale rates.
+        ConfigError: If the config has no base batch size, or trains with DeepSpeed, for which
+            MMEngine does not scale learning rates.
     """
     if strategy_type(cfg) == 'DeepSpeedStrategy':
         raise ConfigError(
-            f'--auto-scale-lr is not for DeepSpeed, with which {cfg.filename} trains: set '
-            'optim_wrapper.optimizer.lr.'
+            f'--auto-scale-lr cannot be used with DeepSpeed: set optim_wrapper.optimizer.lr in '
+            f'{cfg.filename} instead.'
         )
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
         raise ConfigError(
             f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {cfg.filename}: '
-            'add the batch size for which its learning rate is meant.'
+            'add the batch size that its learning rate was chosen for.'
         )
     cfg.auto_scale_lr.enable = True
 
 
 def use_drawing(cfg: Config, args: Namespace) -> None:
-    """Draw predictions while testing, as ``--show``, ``--show-dir`` and ``--wait-time`` say.
+    """Draw predictions while testing: ``--show``, ``--show-dir`` and ``--wait-time``.
 
     Raises:
         ConfigError: If the config has no visualization hook.
@@ -103,7 +103,7 @@ def use_drawing(cfg: Config, args: Namespace) -> None:
             enable=True, interval=1, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir
         )
         return
-    # Upstream's mmseg draws only every `interval`-th batch, when testing too.
+    # Upstream's mmseg draws every `interval`-th batch only, also in tests.
     hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
     if args.show_dir and type_name(hook) == 'DetVisualizationHook':
         hook.test_out_dir = args.show_dir
@@ -112,10 +112,10 @@ def use_drawing(cfg: Config, args: Namespace) -> None:
 
 
 def use_tta(cfg: Config) -> None:
-    """Switch test-time augmentation on.
+    """Enable test-time augmentation.
 
     Raises:
-        ConfigError: If the config does not say how.
+        ConfigError: If the config has no ``tta_model`` or ``tta_pipeline``.
     """
     if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
         raise ConfigError(
@@ -131,7 +131,7 @@ def use_tta(cfg: Config) -> None:
 
 
 def _drop_masks(cfg: Config) -> None:
-    # mmdet merges the boxes of several views and refuses predictions with masks.
+    # mmdet merges boxes of several views only, not masks.
     if cfg.model.get('roi_head', {}).get('mask_head'):
         cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
         for evaluator in find_dicts(cfg.test_evaluator):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import Registry, root
+from mmengine.registry import MODELS, DefaultScope, Registry, root
 
 from mmfocalnet.cli.error_handling import RunError
 from mmfocalnet.config import find_dicts
@@ -63,12 +63,40 @@ def find_misspelling(cfg: Config, error: Exception) -> str | None:
         return f'{cfg.filename} has type={name!r}, which is not registered in {registry}{near}'
     if match := _UNEXPECTED.search(str(error)):
         name, key = match.groups()
+        known = _registered()
         for node in find_dicts(list(cfg.values())):
-            if key in node and (owner := type_name(node)):
-                known = _registered()
-                near = _nearest(key, _parameters(known.get(owner)) | _parameters(known.get(name)))
+            owner = type_name(node)
+            accepted = _parameters(known.get(owner, node.get('type')))
+            if accepted and key in node and key not in accepted:
+                near = _nearest(key, accepted | _parameters(known.get(name)))
                 return f'{cfg.filename} has {key!r} in {owner}, which does not accept it{near}'
     return None
+
+
+def check_names(cfg: Config) -> None:
+    """Check the names of the classes in a model.
+
+    A name counts as misspelt if it is not registered and similar to one that is. Everything else
+    is left to building the model.
+
+    Args:
+        cfg: The config.
+
+    Raises:
+        ConfigError: If a name is misspelt.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        MODELS.get('FocalNet')  # imports the modules of the scope
+    known = _registered()
+    for node in find_dicts(cfg.model):
+        name = node.get('type')
+        if not isinstance(name, str) or not name[:1].isupper() or name in known:
+            continue
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise ConfigError(
+                f'{cfg.filename} has type={name!r} in the model, which is not registered: '
+                f'did you mean {near[0]!r}?'
+            )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

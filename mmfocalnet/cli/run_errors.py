@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, DefaultScope, Registry, root
+from mmengine.registry import MODELS, Registry, root
 
 from mmfocalnet.cli.error_handling import RunError
 from mmfocalnet.config import find_dicts
@@ -73,30 +73,23 @@ def find_misspelling(cfg: Config, error: Exception) -> str | None:
     return None
 
 
-def check_names(cfg: Config) -> None:
-    """Check the names of the classes in a model.
-
-    A name counts as misspelt if it is not registered and similar to one that is. Everything else
-    is left to building the model.
-
-    Args:
-        cfg: The config.
+def check_backbone_name(cfg: Config) -> None:
+    """Check that the backbone of the model is registered.
 
     Raises:
-        ConfigError: If a name is misspelt.
+        ConfigError: If it is not; with the most similar name that is.
     """
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        MODELS.get('FocalNet')  # imports the modules of the scope
-    known = _registered()
-    for node in find_dicts(cfg.model):
-        name = node.get('type')
-        if not isinstance(name, str) or not name[:1].isupper() or name in known:
-            continue
-        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-            raise ConfigError(
-                f'{cfg.filename} has type={name!r} in the model, which is not registered: '
-                f'did you mean {near[0]!r}?'
-            )
+    backbone = cfg.model.get('backbone')
+    name = backbone.get('type') if isinstance(backbone, dict) else None
+    if isinstance(name, str):
+        scope = cfg.get('default_scope')
+        with MODELS.switch_scope_and_registry(scope) as registry:
+            if registry.get(name) is None:
+                near = _nearest(name.rpartition('.')[2], _registered())
+                raise ConfigError(
+                    f'{cfg.filename} has model.backbone.type={name!r}, which is not registered'
+                    f'{near}'
+                )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -6,9 +6,8 @@
 >>> prediction.boxes, prediction.labels, prediction.scores, prediction.overlay
 """
 
-from mmfocalnet.inference.draw import draw
 from mmfocalnet.inference.images import MAX_PIXELS, ImageError, read_image
-from mmfocalnet.inference.prediction import Prediction, Segment
+from mmfocalnet.inference.prediction import Prediction, Segment, draw
 from mmfocalnet.inference.predictor import Predictor, load_predictor
 
 __all__ = [

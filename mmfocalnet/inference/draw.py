@@ -5,15 +5,11 @@ mmdet's own drawing varies its colours from call to call and fails on empty pano
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-if TYPE_CHECKING:
-    from mmfocalnet.inference.prediction import Prediction
 
 OPACITY = 0.5
 # Smaller pieces of a panoptic or semantic map than this part of the picture get no name.
@@ -22,29 +18,7 @@ SMALLEST_NAMED = 0.002
 Color = tuple[int, int, int]
 
 
-def draw(prediction: Prediction, image: np.ndarray, score_thr: float = 0.3) -> np.ndarray:
-    """Draw a prediction on its picture.
-
-    Args:
-        prediction: What to draw; the network does not run again.
-        image: The picture, BGR, uint8, (H, W, 3).
-        score_thr: Boxes of lower scores are left out. Panoptic and semantic maps have none and
-            are drawn whole. Defaults to 0.3.
-
-    Returns:
-        A new picture, RGB, uint8, (H, W, 3).
-    """
-    canvas = _Canvas(image)
-    if prediction.semantic is not None:
-        _draw_map(canvas, prediction, _semantic_parts(prediction))
-    elif prediction.panoptic is not None:
-        _draw_map(canvas, prediction, _panoptic_parts(prediction))
-    else:
-        _draw_boxes(canvas, prediction.above(score_thr))
-    return canvas.finish()
-
-
-class _Canvas:
+class Canvas:
     """A picture, and the labels to put on it last so that nothing covers them."""
 
     def __init__(self, image: np.ndarray) -> None:
@@ -67,6 +41,7 @@ class _Canvas:
         cv2.drawContours(self.rgb, outlines, -1, (255, 255, 255), self.line)
 
     def box(self, box: np.ndarray, color: Color) -> None:
+        """Outline a box: left, top, right, bottom in pixels."""
         left, top, right, bottom = (int(edge) for edge in box.round())
         cv2.rectangle(self.rgb, (left, top), (right, bottom), color, self.line + 1)
 
@@ -75,6 +50,7 @@ class _Canvas:
         self.labels.append((text, color, places))
 
     def finish(self) -> np.ndarray:
+        """Add the labels, each where it covers none of the earlier ones; return RGB (H, W, 3)."""
         image = Image.fromarray(self.rgb)
         pen = ImageDraw.Draw(image)
         taken: list[tuple[float, float, float, float]] = []
@@ -107,34 +83,35 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _draw_boxes(canvas: _Canvas, prediction: Prediction) -> None:
-    # The surest last, on top of the others.
-    for index in reversed(range(len(prediction.boxes))):
-        color = prediction.palette[prediction.labels[index]]
-        if prediction.masks is not None:
-            canvas.fill(prediction.masks[index], color)
-        canvas.box(prediction.boxes[index], color)
+def draw_boxes(
+    canvas: Canvas,
+    boxes: np.ndarray,
+    colors: list[Color],
+    names: list[str],
+    masks: np.ndarray | None = None,
+) -> None:
+    """Draw boxes (N, 4) and their masks (N, H, W); the first ones on top."""
+    for index in reversed(range(len(boxes))):
+        if masks is not None:
+            canvas.fill(masks[index], colors[index])
+        canvas.box(boxes[index], colors[index])
     height = sum(canvas.font.getmetrics())
-    for index, (box, label) in enumerate(zip(prediction.boxes, prediction.labels, strict=True)):
-        score = '' if prediction.scores is None else f' {prediction.scores[index]:.2f}'
+    for box, color, name in zip(boxes, colors, names, strict=True):
         left, top, _, bottom = (float(edge) for edge in box)
         canvas.label(
-            f'{prediction.classes[label]}{score}',
-            prediction.palette[label],
+            name,
+            color,
             [(left, top), (left, bottom + height), (left, top + height), (left, bottom)],
         )
 
 
-def _draw_map(
-    canvas: _Canvas, prediction: Prediction, parts: Iterator[tuple[int, np.ndarray]]
-) -> None:
+def draw_map(canvas: Canvas, parts: Iterable[tuple[str, Color, np.ndarray]]) -> None:
+    """Draw the parts of a map: name, color and mask (H, W) of each. Small ones get no name."""
     smallest = SMALLEST_NAMED * canvas.rgb.shape[0] * canvas.rgb.shape[1]
     height = sum(canvas.font.getmetrics())
-    for label, mask in parts:
-        color = prediction.palette[label]
+    for name, color, mask in parts:
         canvas.fill(mask, color)
         if mask.sum() >= smallest:
-            name = prediction.classes[label]
             x, y = _thickest_point(mask)
             left = x - canvas.font.getlength(name) / 2
             canvas.label(name, color, [(left, y + shift * height) for shift in (0.5, -0.5, 1.5)])
@@ -145,16 +122,3 @@ def _thickest_point(mask: np.ndarray) -> tuple[int, int]:
     distance = cv2.distanceTransform(np.pad(mask, 1).view(np.uint8), cv2.DIST_L2, 3)
     x, y = cv2.minMaxLoc(distance)[3]
     return x - 1, y - 1
-
-
-def _semantic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
-    labels = np.unique(prediction.semantic)
-    # The truth has pixels of no class, too.
-    for label in labels[labels < len(prediction.classes)]:
-        yield int(label), prediction.semantic == label
-
-
-def _panoptic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
-    # Things after stuff, so that their outlines show.
-    for segment in sorted(prediction.segments, key=lambda segment: segment.is_thing):
-        yield segment.label, prediction.panoptic == segment.id

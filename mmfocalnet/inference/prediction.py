@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import mmcv
 import numpy as np
 
-from mmfocalnet.inference.draw import draw
+from mmfocalnet.inference.draw import Canvas, Color, draw_boxes, draw_map
 
 
 class Segment(NamedTuple):
@@ -104,3 +105,51 @@ class Prediction:
             if labels is not None:
                 changes[name] = labels.repeat(factor, axis=-2).repeat(factor, axis=-1)
         return replace(self, **changes)
+
+
+def draw(prediction: Prediction, image: np.ndarray, score_thr: float = 0.3) -> np.ndarray:
+    """Draw a prediction on its picture.
+
+    Args:
+        prediction: What to draw; the network does not run again.
+        image: The picture, BGR, uint8, (H, W, 3).
+        score_thr: Boxes of lower scores are left out. Panoptic and semantic maps have none and
+            are drawn whole. Defaults to 0.3.
+
+    Returns:
+        A new picture, RGB, uint8, (H, W, 3).
+    """
+    canvas = Canvas(image)
+    if prediction.semantic is not None:
+        draw_map(canvas, _named(prediction, _semantic_parts(prediction)))
+    elif prediction.panoptic is not None:
+        draw_map(canvas, _named(prediction, _panoptic_parts(prediction)))
+    else:
+        shown = prediction.above(score_thr)
+        names = [shown.classes[label] for label in shown.labels]
+        if shown.scores is not None:
+            pairs = zip(names, shown.scores, strict=True)
+            names = [f'{name} {score:.2f}' for name, score in pairs]
+        colors = [shown.palette[label] for label in shown.labels]
+        draw_boxes(canvas, shown.boxes, colors, names, shown.masks)
+    return canvas.finish()
+
+
+def _named(
+    prediction: Prediction, parts: Iterator[tuple[int, np.ndarray]]
+) -> Iterator[tuple[str, Color, np.ndarray]]:
+    for label, mask in parts:
+        yield prediction.classes[label], prediction.palette[label], mask
+
+
+def _semantic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
+    labels = np.unique(prediction.semantic)
+    # The truth has pixels of no class, too.
+    for label in labels[labels < len(prediction.classes)]:
+        yield int(label), prediction.semantic == label
+
+
+def _panoptic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
+    # Things after stuff, so that their outlines show.
+    for segment in sorted(prediction.segments, key=lambda segment: segment.is_thing):
+        yield segment.label, prediction.panoptic == segment.id

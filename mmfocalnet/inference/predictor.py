@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.infer import BaseInferencer
@@ -24,6 +23,7 @@ from mmfocalnet.checkpoints import check_has_weights, load_once, reading_once
 from mmfocalnet.config import read_model_config
 from mmfocalnet.datasets.classes import check_classes, find_kind
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
 from mmfocalnet.models.weights import check_fits
@@ -246,19 +246,6 @@ def _trained_on(checkpoint_meta: Any) -> dict[str, Any]:
         return {}
     # A name is drawn and printed.
     return dict(classes=[shown(name)[:100] for name in classes], palette=found.get('palette'))
-
-
-def find_palette(colors: Any, count: int) -> list[tuple[int, int, int]]:
-    """The dataset's colours, or others where it has no RGB colour from 0 to 255 for each class."""
-    try:
-        table = np.asarray(colors, dtype=float)
-    except (TypeError, ValueError, OverflowError):
-        table = np.empty(0)
-    is_rgb = table.ndim == 2 and table.shape[1] == 3 and len(table) >= count
-    if not is_rgb or not ((table >= 0) & (table <= 255)).all():
-        tab20 = (np.array(colormaps['tab20'].colors) * 255).round()
-        table = tab20[np.arange(count) % len(tab20)]
-    return [(int(red), int(green), int(blue)) for red, green, blue in table]
 
 
 def _task(model: nn.Module, scope: str) -> str:

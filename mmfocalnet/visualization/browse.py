@@ -20,7 +20,7 @@ from mmfocalnet.datasets.inspection import check_annotations, find_datasets
 from mmfocalnet.datasets.unreadable import name_unreadable
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import make_folder
-from mmfocalnet.inference.predictor import find_palette
+from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.registry import type_name
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from mmengine.infer import BaseInferencer
 
 from mmfocalnet.errors import CheckpointError, ConfigError
 from mmfocalnet.inference import ImageError, draw, load_predictor
-from mmfocalnet.inference.predictor import find_palette
+from mmfocalnet.inference.colors import find_palette
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,33 +1,58 @@
-# Two commands do all the set-up on a machine with Python, pip, make and git:
-#   make demo    install, draw sample data, train, evaluate, draw pictures
-#                (MODEL=mask_rcnn or another file of configs/demo)
-#   make test    install, lint, test
-# Both install once, into $(VENV); an interrupted installation is repaired by the next call.
+# These targets set up everything on a machine with Python, pip, make and git:
+#   make demo       install, generate sample data, train, evaluate, draw images
+#                   (MODEL=mask_rcnn or another file of configs/demo)
+#   make test       install, lint, check types, run the default tests: five minutes on two cores
+#   make test-all   the same, then all other tests but those of the web page
+#   make coverage   the default tests under coverage; MARKERS='not web' for all tests
+# The installation in $(VENV) is made once; the next call repairs an interrupted one.
 
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= mask_rcnn
-# What pip gets to install PyTorch. For a GPU, for example:
+# The arguments of pip to install PyTorch. For a GPU, for example:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 TORCH ?= torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+# Processes that run tests, each with one thread.
+JOBS ?= logical
+# Seconds after which "make test-rest" starts no further test.
+BUDGET ?= 7200
+MARKERS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
+PYTEST := -m pytest -q -n $(JOBS) --maxprocesses 8
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all test-rest lint types coverage clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py $(MODEL)
 
-test: $(READY) lint
-	$(BIN)/python -m pytest -q
+test: lint types
+	$(BIN)/python $(PYTEST) --dist loadfile
+
+test-all: test test-rest
+
+test-rest: $(READY)
+	$(BIN)/python $(PYTEST) --dist worksteal --budget $(BUDGET) \
+	    -m '(e2e or packaging or slow or triton) and not web'
 
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports
+	$(BIN)/codespell
 
-# Without the mark of a finished installation the environment may be half there: start afresh.
-# Debian's Python has venv without pip in it; then the system's pip puts one there.
+types: $(READY)
+	$(BIN)/mypy
+
+coverage: $(READY)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run $(PYTEST) --dist loadfile $(if $(MARKERS),-m '$(MARKERS)')
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# Without the mark of a complete installation, the environment is created again.
+# Debian's Python has venv without pip; then the system's pip installs pip there.
 $(READY): pyproject.toml setup.py
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV) 2> /dev/null || \
 	    { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
@@ -35,7 +60,7 @@ $(READY): pyproject.toml setup.py
 	@rm -f $(VENV)/.ready-*
 	$(BIN)/python -m pip install -q --retries 1 --no-deps $(TORCH)
 	$(BIN)/python -m pip install -q -e '.[onedl,test]'
-# opencv-python needs the system's libGL, which servers lack; its headless twin does not.
+# opencv-python needs the system's libGL, which servers lack; opencv-python-headless does not.
 	@$(BIN)/python -c 'import cv2' 2> /dev/null || $(BIN)/python -m pip install -q \
 	    --force-reinstall --no-deps "opencv-python-headless==$$($(BIN)/python -c \
 	    'from importlib.metadata import version; print(version("opencv-python"))')"

@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 def mim_files() -> list[str]:
-    """What wheels hold in mmfocalnet/.mim, where mim looks for it; paths from this folder."""
+    """List the files that wheels contain in mmfocalnet/.mim, where mim looks for them."""
     files = [path for folder in ('configs', 'tools') for path in Path(folder).rglob('*')]
     return ['model-index.yml'] + sorted(
         str(path) for path in files if path.is_file() and '__pycache__' not in path.parts
@@ -16,22 +16,22 @@ def mim_files() -> list[str]:
 
 
 class BuildWithMim(build_py):
-    """Build the package with configs and tools in it."""
+    """Build the package with the configs and tools."""
 
     def run(self) -> None:
-        """Copy configs and tools too, unless the package is to be used where it lies."""
+        """Copy configs and tools, unless the installation is editable."""
         super().run()
         if self.editable_mode:
             return
         mim = Path(self.build_lib, 'mmfocalnet', '.mim')
-        # An earlier build may have left what is no longer there.
+        # An earlier build may have left files that were removed since.
         shutil.rmtree(mim, ignore_errors=True)
         for file in mim_files():
             (mim / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, mim / file)
 
     def get_source_files(self) -> list[str]:
-        """Name them for the sdist, from which the same wheel is to be built."""
+        """Add configs and tools to the sdist, so that it builds the same wheel."""
         return super().get_source_files() + mim_files()
 
 

@@ -13,16 +13,19 @@ ensure_panopticapi()  # mmdet looks for it when imported
 
 from mmfocalnet.checkpoints.schemes import register_schemes
 from mmfocalnet.datasets import ImageFolder
-from mmfocalnet.datasets.unreadable import SkipUnreadable, UnreadableFilesHook
+from mmfocalnet.datasets.skip_unreadable import SkipUnreadable
 from mmfocalnet.engine.hooks import (
     AtomicCheckpointHook,
     CheckLabelsHook,
     CheckLossesHook,
     ClassVisualizationHook,
+    SeedIterationsHook,
     TolerantParamSchedulerHook,
+    UnreadableFilesHook,
 )
 from mmfocalnet.engine.layer_decay import FocalNetLayerDecayOptimizerConstructor
-from mmfocalnet.engine.seeding import SeededInfiniteSampler, SeededSampler, SeedIterationsHook
+from mmfocalnet.engine.samplers import SeededInfiniteSampler, SeededSampler
+from mmfocalnet.engine.seeding import SeededClassBalancedDataset, SeedSample
 from mmfocalnet.evaluation import TopKAccuracy
 from mmfocalnet.models import FocalModulation, FocalNet, FocalNetClassifier
 from mmfocalnet.registry import warn_if_shadowed
@@ -45,6 +48,8 @@ __all__ = [
     'FocalNetLayerDecayOptimizerConstructor',
     'ImageFolder',
     'SeedIterationsHook',
+    'SeedSample',
+    'SeededClassBalancedDataset',
     'SeededInfiniteSampler',
     'SeededSampler',
     'SkipUnreadable',

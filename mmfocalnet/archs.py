@@ -1,7 +1,7 @@
-"""The named architectures of the paper, as constructor arguments of `FocalNet`.
+"""Named architectures of the paper, as constructor arguments of `FocalNet`.
 
-Widths double from stage to stage. The windows are those of pretraining; a config that
-gives its own ``focal_windows`` wins (``arch='tiny_lrf', focal_windows=[9] * 4``).
+The width doubles from stage to stage. ``focal_windows`` are those of pretraining; configs override
+them, for example by ``arch='tiny_lrf', focal_windows=[9] * 4``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.text import short_repr
 
-_SRF = dict(focal_levels=2, focal_windows=3)  # kernels 3, 5: the small receptive field
-_LRF = dict(focal_levels=3, focal_windows=3)  # kernels 3, 5, 7: the large one
+_SRF = dict(focal_levels=2, focal_windows=3)  # kernels 3, 5: small receptive field
+_LRF = dict(focal_levels=3, focal_windows=3)  # kernels 3, 5, 7: large receptive field
 
 _TINY = dict(embed_dim=96, depths=(2, 2, 6, 2))
 _SMALL = dict(embed_dim=96, depths=(2, 2, 18, 2))
@@ -24,7 +24,7 @@ _TINY_DEEP = dict(embed_dim=64, depths=(3, 3, 16, 3))
 _SMALL_DEEP = dict(embed_dim=64, depths=(4, 4, 28, 4))
 _BASE_DEEP = dict(embed_dim=96, depths=(4, 4, 28, 4))
 
-# The models pretrained on ImageNet-22K: overlapped embedding, post-norm, layer scale.
+# Models pretrained on ImageNet-22K: overlapped embedding, post-norm, layer scale.
 _22K = dict(use_conv_embed=True, use_postln=True, use_layerscale=True)
 _LARGE = dict(embed_dim=192, depths=(2, 2, 18, 2), **_22K)
 _XLARGE = dict(embed_dim=256, depths=(2, 2, 18, 2), **_22K)
@@ -32,7 +32,7 @@ _HUGE = dict(embed_dim=352, depths=(2, 2, 18, 2), use_postln_in_modulation=True,
 _FL3 = dict(focal_levels=3, focal_windows=5)
 _FL4 = dict(focal_levels=4, focal_windows=3)
 
-# One stage at stride 16, laid out like a ViT (Table 13).
+# One stage at stride 16, as in a ViT (Table 13).
 _ISO = dict(depths=(12,), patch_size=16, **_LRF)
 
 ARCHS: dict[str, dict[str, Any]] = {
@@ -49,8 +49,8 @@ ARCHS: dict[str, dict[str, Any]] = {
     'base_deep_srf': dict(_BASE_DEEP, **_SRF),
     'base_deep_lrf': dict(_BASE_DEEP, **_LRF),
     'large_fl3': dict(_LARGE, **_FL3),
-    # Peers disagree on the normalised modulator of the fl4 models; this is the release's
-    # setting, and `normalize_modulator=` overrides it.
+    # Implementations differ in `normalize_modulator` of the fl4 models. This is the setting of the
+    # release.
     'large_fl4': dict(_LARGE, **_FL4, normalize_modulator=True),
     'xlarge_fl3': dict(_XLARGE, **_FL3),
     'xlarge_fl4': dict(_XLARGE, **_FL4),
@@ -61,7 +61,7 @@ ARCHS: dict[str, dict[str, Any]] = {
     'base_iso': dict(embed_dim=768, use_layerscale=True, use_postln=True, **_ISO),
 }
 
-# What the named architectures may set; the constructor's own defaults of these are None.
+# Defaults of the arguments that an architecture may set; None in the constructor's signature.
 DEFAULTS: dict[str, Any] = dict(
     patch_size=4,
     embed_dim=96,
@@ -77,19 +77,16 @@ DEFAULTS: dict[str, Any] = dict(
 
 
 def find_arch(name: str) -> dict[str, Any]:
-    """Look up an architecture by its name.
+    """Return a copy of the constructor arguments of an architecture.
 
     Args:
         name: A key of `ARCHS`, such as ``'tiny_lrf'``.
 
-    Returns:
-        A copy of the constructor arguments of that architecture.
-
     Raises:
-        ConfigError: If there is no such architecture; names the nearest ones.
+        ConfigError: If there is no such architecture; the message suggests similar names.
     """
     if isinstance(name, str) and name in ARCHS:
         return dict(ARCHS[name])
-    near = difflib.get_close_matches(short_repr(name), ARCHS, n=3, cutoff=0.4)
-    hint = f'did you mean {" or ".join(map(repr, near))}?' if near else 'choose one.'
-    raise ConfigError(f'Unknown arch {short_repr(name)}: {hint} The names are {", ".join(ARCHS)}.')
+    similar = difflib.get_close_matches(short_repr(name), ARCHS, n=3, cutoff=0.4)
+    hint = f'did you mean {" or ".join(map(repr, similar))}?' if similar else 'choose a known one.'
+    raise ConfigError(f'Unknown arch {short_repr(name)}: {hint} Known names: {", ".join(ARCHS)}.')

@@ -1,68 +1,52 @@
-"""Checks of constructor arguments, each of which names the argument and the value it got."""
+"""Checks of constructor arguments. Their errors contain the argument's name and value."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.text import short_repr
 
-# Far beyond any network, and small enough that nothing is laid out in memory before a slip of the
-# finger is noticed.
-MAX_INTEGER = 2**16
 
-
-def integer(name: str, value: Any, minimum: int, maximum: int = MAX_INTEGER) -> int:
-    """Check an integer, Python's or NumPy's.
+def integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """Return a Python or NumPy integer as an int.
 
     Args:
         name: Name of the argument.
         value: Its value.
-        minimum: The smallest value allowed.
-        maximum: The largest value allowed. Defaults to `MAX_INTEGER`.
-
-    Returns:
-        The value as an int.
+        minimum: Smallest allowed value.
+        maximum: Largest allowed value. Defaults to None: unlimited.
 
     Raises:
-        ConfigError: If it is of another type or out of range.
+        ConfigError: If it is not an integer or out of range.
     """
-    if not is_integer(value) or value < minimum:
-        raise ConfigError(
-            f'{name} must be an integer of at least {minimum}, got {short_repr(value)}.'
-        )
-    if value > maximum:
-        raise ConfigError(f'{name} must be at most {maximum}, got {short_repr(value)}.')
+    if not is_integer(value) or value < minimum or (maximum is not None and value > maximum):
+        limit = f'at least {minimum}' if maximum is None else f'from {minimum} to {maximum}'
+        raise ConfigError(f'{name} must be an integer, {limit}, got {short_repr(value)}.')
     return int(value)
 
 
-def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, Python's or NumPy's, and not a bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def finite_number(name: str, value: Any) -> float:
-    """Take a finite number of at most `MAX_INTEGER` either way.
+    """Return a number that is neither NaN nor infinite as a float.
 
     Raises:
-        ConfigError: If it is of another type or out of range.
+        ConfigError: If it is not such a number.
     """
-    if not _is_real(value) or not -MAX_INTEGER <= value <= MAX_INTEGER:  # NaN is neither
-        raise ConfigError(
-            f'{name} must be a finite number, {MAX_INTEGER} at most, got {short_repr(value)}.'
-        )
+    if not _is_real(value) or not math.isfinite(value):
+        raise ConfigError(f'{name} must be a finite number, got {short_repr(value)}.')
     return float(value)
 
 
 def probability(name: str, value: Any) -> float:
-    """Take a probability below 1.
+    """Return a probability in [0, 1) as a float.
 
     Raises:
-        ConfigError: If it is of another type or out of range.
+        ConfigError: If it is not a number or out of range.
     """
     if not _is_real(value) or not 0 <= value < 1:
         raise ConfigError(f'{name} must be at least 0 and below 1, got {short_repr(value)}.')
@@ -70,7 +54,7 @@ def probability(name: str, value: Any) -> float:
 
 
 def boolean(name: str, value: Any) -> bool:
-    """Take True or False, Python's or NumPy's.
+    """Return Python's or NumPy's True or False as a bool.
 
     Raises:
         ConfigError: If it is anything else.
@@ -81,7 +65,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """Take one of some words.
+    """Return a value that is one of some strings.
 
     Raises:
         ConfigError: If it is anything else.
@@ -93,8 +77,13 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
-def is_list(value: Any) -> bool:
-    """Whether a value lists others: a list, a tuple or their like, and no text."""
+def is_integer(value: Any) -> bool:
+    """Whether a value is a Python or NumPy integer and not a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is a sequence, such as a list or a tuple, but not a string."""
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 

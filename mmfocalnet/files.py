@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmfocalnet.errors import UserError
-from mmfocalnet.text import shown
+from mmfocalnet.text import short_text
 
 # How the temporary names begin.
 PARTIAL = '.partial-'
@@ -107,6 +107,6 @@ def _naming_path(flag: str, path: str | os.PathLike) -> Iterator[None]:
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, 'strerror', None) or 'its name is not UTF-8 in this locale'
         raise UserError(
-            f'{flag} {shown(str(path))} cannot be used ({reason}): give a path that can be '
+            f'{flag} {short_text(str(path))} cannot be used ({reason}): give a path that can be '
             'written to.'
         ) from error

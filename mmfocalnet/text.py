@@ -1,45 +1,51 @@
-"""Text in messages: values, keys and file names, shortened and without control characters."""
+"""Format values, keys and file names for messages: short, in one line, no control characters."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
-def escape(text: object, max_letters: int | None = None) -> str:
+def escape(text: object, max_length: int | None = None) -> str:
     """Replace control characters, which a terminal would obey, by escapes such as ``\\x1b``.
 
-    Letters of any language stay as they are.
+    Letters of all alphabets are kept.
 
     Args:
         text: A text, path or key.
-        max_letters: Where to cut it. Defaults to None: nowhere.
+        max_length: Number of characters after which to cut. Defaults to None: do not cut.
     """
     text = str(text)
-    cut = text[:max_letters]
+    cut = text[:max_length]
     more = '...' if len(cut) < len(text) else ''
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in cut) + more
 
 
+def short_text(text: object) -> str:
+    """Escape a text, path or key and cut it after 300 characters."""
+    return escape(text, 300)
+
+
 def short_repr(value: Any) -> str:
-    """Show a value as Python writes it, in one line and cut where it is long."""
+    """The `repr` of a value in one line, cut after 100 characters."""
     try:
         text = ' '.join(repr(value).split())
-    except ValueError:  # Python refuses to write out numbers of thousands of digits
+    except ValueError:  # Python does not format integers of thousands of digits
         text = f'a huge {type(value).__name__}'
     return text if len(text) <= 100 else f'{text[:97]}...'
 
 
-def listed(keys: list[str], what: str) -> str:
-    """Name at most ten keys and count the others; nothing for no keys."""
-    return f'{what}: {named(keys)}' if keys else ''
+def join_keys(keys: Sequence[str], label: str = '') -> str:
+    """Join the first ten keys and count the others.
 
+    Args:
+        keys: State dict keys, file names or similar.
+        label: Placed before them, as in ``'missing keys: a, b'``. Defaults to ``''``: none.
 
-def named(keys: list[str]) -> str:
-    """At most ten keys, and how many more there are."""
+    Returns:
+        The text; empty if there are no keys.
+    """
+    if not keys:
+        return ''
     more = f' and {len(keys) - 10} more' if len(keys) > 10 else ''
-    return f'{", ".join(map(shown, keys[:10]))}{more}'
-
-
-def shown(key: object) -> str:
-    """A key as a message can show it: no control characters, at most 300 letters."""
-    return escape(key, 300)
+    return f'{label}{": " if label else ""}{", ".join(map(short_text, keys[:10]))}{more}'

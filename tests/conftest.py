@@ -1,19 +1,51 @@
 import gc
+import os
 import runpy
 import sys
+import time
 from collections import Counter, OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+import unformatted  # noqa: F401
 from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
+STARTED = time.monotonic()
+
+# pytest-xdist keeps the cores busy.
+torch.set_num_threads(1)
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        '--budget', type=float, metavar='SECONDS', help='skip tests that would start later'
+    )
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker('slow') is not None)
+    for item in items:
+        if item.get_closest_marker('slow') and not item.get_closest_marker('timeout'):
+            item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    budget = item.config.getoption('--budget')
+    if budget is not None and time.monotonic() - STARTED > budget:
+        pytest.skip(f'the budget of {budget:g} s is spent')
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # nanobind reports what is not collected at exit
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _spare_the_garbage_collector():
+def _freeze_imported_objects():
     """Each dataset collects garbage, which takes long among the objects of all the imports."""
     gc.freeze()
 
@@ -25,7 +57,7 @@ def _seed():
 
 @pytest.fixture
 def coco_root():
-    """A few real COCO images, where they are at hand; they are not part of the project."""
+    """A few COCO images, which are not part of the project."""
     root = SHARED / 'data' / 'coco'
     if not root.is_dir():
         pytest.skip('no ../shared/data/coco here')
@@ -40,19 +72,19 @@ def _managers(kind=ManagerMixin):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """Fail at a load that could run code; count the loads of each file."""
+    """Fail if a file is loaded in a way that could run code; count the loads of each file."""
     counted = Counter()
     load = torch.load
 
     def checked(file, *args, weights_only=None, **settings):
-        # Before PyTorch 2.6 a pickle module that finds allowed names only is as safe.
+        # Before PyTorch 2.6, a pickle module that finds only allowed names is as safe.
         restricted = getattr(settings.get('pickle_module'), '__name__', '') == 'restricted'
         assert weights_only is True or restricted
         counted[Path(file).name] += 1
         return load(file, *args, weights_only=weights_only, **settings)
 
     def refuse(*_, **__):
-        raise AssertionError('TorchScript code was about to be run')
+        raise AssertionError('torch.jit.load was called')
 
     monkeypatch.setattr(torch, 'load', checked)
     monkeypatch.setattr(torch.serialization, 'load', checked)
@@ -62,10 +94,10 @@ def loads(monkeypatch):
 
 @pytest.fixture
 def tool(monkeypatch, capfd, loads):
-    """Run a tool in this process: exit code, and what it printed and said on stderr."""
+    """Run a tool in this process; return its exit code, stdout and stderr."""
 
     def run(name, *arguments):
-        # Loggers, visualizers and message hubs, one of each to a process, are of an earlier run.
+        # Forget the loggers, visualizers and message hubs of earlier runs.
         for manager in _managers():
             monkeypatch.setattr(manager, '_instance_dict', OrderedDict())
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments)])

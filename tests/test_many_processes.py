@@ -1,16 +1,12 @@
-"""Two gloo processes with half of every batch give the gradients of one with the whole.
-
-This file is also what they run: torchrun ... tests/test_many_processes.py OUT
-"""
+"""Two gloo processes with half of each batch compute the gradients of one with the entire batch."""
 
 import itertools
-import subprocess
-import sys
+import os
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from forked import FORKS, ROOT, end, ranks_of_two
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
@@ -19,10 +15,9 @@ from mmengine.structures import InstanceData, PixelData
 
 import mmfocalnet  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[1]
-# Batch norm of the CPU knows its own process only; SyncBN, which knows all, is for GPUs.
+# On the CPU, batch norm uses the statistics of one process; SyncBN needs GPUs.
 GROUP_NORM = dict(type='GN', num_groups=2)
-# Weights of classes would be divided by their sum in a process's own half.
+# Class weights would be divided by their sum over one half of the batch.
 LOSS = dict(class_weight=None)
 HEADS = {
     'upernet': dict(
@@ -54,16 +49,16 @@ def build(head, use_checkpoint):
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     model.init_weights()
-    if head == 'atss':  # whose anchors are float32 otherwise, and with them its targets
+    if head == 'atss':  # its anchors and targets are float32 by default
         anchors = model.bbox_head.prior_generator
         anchors.grid_priors = partial(anchors.grid_priors, dtype=torch.float64)
     return model.double()
 
 
 def reduce_without_eps(loss, weight=None, reduction='mean', avg_factor=None):
-    """As mmdet's ``weight_reduce_loss``, which adds 1.2e-7 to a process's number of positives.
+    """As mmdet's ``weight_reduce_loss``, without the 1.2e-7 that it adds to ``avg_factor``.
 
-    With it the gradients of ATSS agree to 3e-9 only.
+    With them the gradients of ATSS agree only to 3e-9.
     """
     return (loss if weight is None else loss * weight).sum() / avg_factor
 
@@ -84,7 +79,7 @@ def make_sample(head, index):
         return SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=shapes)
     from mmdet.structures import DetDataSample
 
-    # Of different numbers, so that the number in a batch is not that in its half.
+    # The images have different numbers of boxes, so that a batch is not twice its half.
     corners = torch.rand(2 + 3 * index, 2, dtype=torch.float64) * SIZE / 2
     instances = InstanceData(
         bboxes=torch.cat((corners, corners + 8 + torch.rand_like(corners) * SIZE / 3), dim=1),
@@ -107,8 +102,8 @@ def make_batches(head, count):
 
 
 def gradients(model, batches):
-    """Those of one step over all batches, accumulated."""
-    # Its momentum after the first step is the gradient, which the wrapper clears.
+    """The gradients of one step, accumulated over all batches."""
+    # The wrapper clears the gradients; the momentum after the first step equals them.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     wrapper = OptimWrapper(optimizer, accumulative_counts=len(batches))
     inner = getattr(model, 'module', model)
@@ -124,7 +119,8 @@ def gradients(model, batches):
     }
 
 
-def run_in_one_of_two(out):
+def run_in_one_of_two(environment, out):
+    os.environ.update(environment)
     torch.distributed.init_process_group('gloo')
     rank = torch.distributed.get_rank()
     patch_losses()
@@ -144,12 +140,12 @@ def run_in_one_of_two(out):
 
 @pytest.fixture(scope='module')
 def of_two(tmp_path_factory):
+    """Gradients of each case, computed by two processes."""
     out = tmp_path_factory.mktemp('gradients') / 'of_two.pth'
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    result = subprocess.run(
-        [*command, __file__, out], capture_output=True, text=True, timeout=300, cwd=ROOT
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    both = [FORKS.Process(target=run_in_one_of_two, args=(rank, out)) for rank in ranks_of_two()]
+    for process in both:
+        process.start()
+    assert [end(process) for process in both] == [0, 0]
     return dict(zip(CASES, torch.load(out, weights_only=True), strict=True))
 
 
@@ -169,12 +165,8 @@ def test_two_processes_equal_one(of_two, monkeypatch, head, use_checkpoint, coun
 
 
 def test_accumulation_equals_a_large_batch(of_two):
-    """Where each image weighs the same; detectors divide by a batch's number of positives."""
+    """In a segmentor, where all images have the same weight."""
     batches = make_batches('upernet', 2)
     inputs, samples = zip(*batches, strict=True)
-    whole = [(torch.cat(inputs), [sample for batch in samples for sample in batch])]
-    assert_close(of_two['upernet', False, 2], gradients(build('upernet', False), whole))
-
-
-if __name__ == '__main__':
-    run_in_one_of_two(sys.argv[1])
+    large = [(torch.cat(inputs), [sample for batch in samples for sample in batch])]
+    assert_close(of_two['upernet', False, 2], gradients(build('upernet', False), large))

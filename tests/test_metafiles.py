@@ -1,4 +1,4 @@
-"""model-index.yml and its metafiles: every config once, nothing else, and the paper's figures."""
+"""model-index.yml and its metafiles list every config once, with the figures of the paper."""
 
 from itertools import product
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAPER = ROOT.parent / 'shared/facts/paper.yaml'
+PAPER = ROOT / 'tests/data/paper.yaml'
 LEAVES = {
     path.relative_to(ROOT).as_posix()
     for path in ROOT.glob('configs/*/*.py')
@@ -33,19 +33,19 @@ def test_every_config_is_listed_once():
     assert sorted(model['Config'] for model in MODELS) == sorted(LEAVES)
 
 
-def test_a_name_is_its_folder_and_file_so_that_none_is_there_twice():
+def test_names_are_folder_and_file():
     # mim search compares in lower case.
     for model in MODELS:
         config = Path(model['Config'])
         assert model['Name'] == f'{config.parent.name}_{config.stem}' == model['Name'].lower()
 
 
-def test_a_metafile_is_one_collection_with_a_readme_and_a_name_of_its_own():
+def test_a_metafile_is_one_collection_with_a_readme_and_a_unique_name():
     names = []
     for path, metafile in METAFILES.items():
         (collection,) = metafile['Collections']
         names.append(collection['Name'])
-        # Unlike configs, which mim seeks from the index, readmes are seen from their metafile.
+        # mim resolves configs from the index, readmes from their metafile.
         assert (ROOT / path).with_name(collection['README']).is_file()
         for model in metafile['Models']:
             assert model['In Collection'] == collection['Name']
@@ -66,7 +66,7 @@ def counts(row):
 
 
 def paper_figures(paper):
-    """Of every config whose network the paper reports: its counts and its metrics."""
+    """Yield counts and metrics of each config whose network the paper reports."""
     for (letter, size), field in product(
         {'t': 'tiny', 's': 'small', 'b': 'base'}.items(), ('srf', 'lrf')
     ):
@@ -98,9 +98,7 @@ def stated_counts(model):
     return {figure: paper[figure] for figure in ('Parameters (M)', 'FLOPs (G)') if figure in paper}
 
 
-def test_figures_are_the_papers():
-    if not PAPER.is_file():
-        pytest.skip('no ../shared/facts/paper.yaml here')
+def test_figures_are_those_of_the_paper():
     stated = {
         model['Config'].removeprefix('configs/').removesuffix('.py'): (
             stated_counts(model),

@@ -1,4 +1,4 @@
-"""The wheel, straight from the tree and by way of the sdist, works where there is no checkout."""
+"""Wheels that are built from the tree and from the sdist work without a checkout."""
 
 import os
 import shutil
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-# From this version on it builds wheels without a further package.
+# The first version that builds wheels without another package.
 pytest.importorskip('setuptools', minversion='70.1')
+pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).resolve().parents[1]
 MIM = 'mmfocalnet/.mim/'
@@ -28,7 +29,7 @@ import torch
 
 package = Path(mmfocalnet.__file__).parent
 assert package.parent == Path(sys.argv[1]), package
-# How mmengine finds the configs of mmdet and its like.
+# As mmengine finds the configs of mmdet.
 info = _get_cfg_metainfo(str(package), 'mask_rcnn/focalnet_t_1x.py')
 cfg = Config.fromfile(package / '.mim' / info['Config'])
 init_default_scope(cfg.default_scope)
@@ -68,7 +69,7 @@ def contents(wheel):
 
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory):
-    """A copy of what git would commit, so that nothing is built in the checkout."""
+    """A copy of the files that git lists, so that nothing is built in the checkout."""
     target = tmp_path_factory.mktemp('copy') / 'mmfocalnet'
     listed = subprocess.run(
         ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
@@ -83,7 +84,7 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def packaged(tree):
-    """Every file of the tree that a wheel is to hold in mmfocalnet/.mim."""
+    """The files of the tree that a wheel contains in mmfocalnet/.mim."""
     files = [path for folder in ('configs', 'tools') for path in (tree / folder).rglob('*')]
     names = {path.relative_to(tree).as_posix() for path in files if path.is_file()}
     return names | {'model-index.yml'}
@@ -91,7 +92,7 @@ def packaged(tree):
 
 @pytest.fixture(scope='module')
 def wheel(tree, packaged, tmp_path_factory):
-    """Built where Python has left its caches and an earlier build a config that is gone."""
+    """Built in a tree with a cache of Python and a removed config of an earlier build."""
     for stray in ('tools/__pycache__/train.pyc', f'build/lib/{MIM}configs/atss/gone.py'):
         (tree / stray).parent.mkdir(parents=True)
         (tree / stray).touch()
@@ -105,8 +106,9 @@ def installed(wheel, tmp_path_factory):
     return target
 
 
-def test_the_wheel_holds_configs_and_tools(wheel, tree, packaged):
+def test_the_wheel_contains_configs_and_tools(wheel, tree, packaged):
     with zipfile.ZipFile(wheel) as archive:
+        assert 'mmfocalnet/py.typed' in archive.namelist()
         names = [name for name in archive.namelist() if name.startswith(MIM)]
         assert sorted(name.removeprefix(MIM) for name in names) == sorted(packaged)
         for name in names:
@@ -125,8 +127,8 @@ def test_the_sdist_builds_the_same_wheel(wheel, tree, tmp_path):
 
 
 def test_the_installed_package_builds_a_model_from_its_config(installed, tmp_path):
-    said = run('-c', USE, installed, cwd=tmp_path, PYTHONPATH=str(installed))
-    assert said.split()[-2:] == ['MaskRCNN', 'mmfocalnet.models.focalnet']
+    out = run('-c', USE, installed, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert out.split()[-2:] == ['MaskRCNN', 'mmfocalnet.models.focalnet']
 
 
 def test_the_installed_tools_run(installed, tmp_path):

@@ -60,7 +60,9 @@ def toy_config(work_dir, **settings):
     )
     hooks.update(settings.pop('default_hooks', {}))
     loader = dict(
-        batch_size=4, num_workers=0, dataset=dict(type='ToyDataset', serialize_data=False)
+        batch_size=4,
+        num_workers=0,
+        dataset=dict(type='ToyDataset', serialize_data=False, pipeline=[dict(type='SeedSample')]),
     )
     cfg = dict(
         model=dict(type='ToyModel'),

@@ -1,7 +1,7 @@
-"""Time FocalNet beside its peers and print a table: python tools/benchmark.py backbone
+"""Time FocalNet and other backbones and print a table: python tools/benchmark.py backbone
 
-Every row is timed in turn, round after round, and the table shows medians: ratios within one
-run mean something, seconds of two runs do not.
+All rows are timed in turn in each round, and the table shows medians. Compare rows of one run;
+do not compare seconds of different runs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
 
 import torch
 from matplotlib.figure import Figure
@@ -44,12 +44,12 @@ OURS = 'mmfocalnet'
 
 
 # ------------------------------------------------------------------------------------------------
-# What is compared
+# Rows of the tables: name and builder, which returns the module and how to call it
 # ------------------------------------------------------------------------------------------------
 
 
 def algorithm_1(self, x):
-    """The published layout: Algorithm 1 of the paper, channels-first, as autograd keeps it."""
+    """Algorithm 1 in the published layout: channels-first, gradients by autograd."""
     x = self.f(x).permute(0, 3, 1, 2).contiguous()
     query, context, gates = torch.split(x, (self.dim, self.dim, self.focal_level + 1), 1)
     total = 0
@@ -63,7 +63,7 @@ def algorithm_1(self, x):
 
 
 def as_published(model):
-    """Let a model of ours compute as the published code does."""
+    """Make a model compute as the published code does."""
     for module in model.modules():
         if isinstance(module, FocalModulation):
             module.forward = types.MethodType(algorithm_1, module)
@@ -87,26 +87,25 @@ def on_path(name, function):
 def transformers_focalnet():
     from transformers import FocalNetBackbone, FocalNetConfig
 
-    return FocalNetBackbone(
-        FocalNetConfig(
-            embed_dim=96,
-            hidden_sizes=[96, 192, 384, 768],
-            depths=[2, 2, 6, 2],
-            focal_levels=[3] * 4,
-            focal_windows=[9] * 4,
-            drop_path_rate=0,
-            out_features=[f'stage{i}' for i in range(1, 5)],
-        )
+    config = FocalNetConfig(
+        **transformers_sizes([2, 2, 6, 2]),
+        embed_dim=96,
+        focal_levels=[3] * 4,
+        focal_windows=[9] * 4,
+        drop_path_rate=0,
     )
+    return FocalNetBackbone(config)
 
 
 def transformers_convnext():
     from transformers import ConvNextBackbone, ConvNextConfig
 
-    # As with its FocalNet, transformers wants lists where its defaults are tuples.
-    sizes = dict(hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3])
+    return ConvNextBackbone(ConvNextConfig(**transformers_sizes([3, 3, 9, 3])))
+
+
+def transformers_sizes(depths):
     stages = [f'stage{i}' for i in range(1, 5)]
-    return ConvNextBackbone(ConvNextConfig(**sizes, out_features=stages))
+    return dict(hidden_sizes=[96, 192, 384, 768], depths=depths, out_features=stages)
 
 
 def swin():
@@ -115,78 +114,70 @@ def swin():
     return SwinTransformer(drop_path_rate=0)
 
 
-def maps_of(model):
+def feature_maps(model):
     """Call a backbone of transformers, which wraps its feature maps."""
     return lambda x: model(x).feature_maps
 
 
+def row(device, build, call=lambda model: model):
+    def make():
+        torch.manual_seed(0)
+        model = build().to(device).train()
+        return model, call(model)
+
+    return make
+
+
 def backbones(device):
-    """Name and builder of every row; a builder returns the module and how to call it."""
-
-    def row(build, call=lambda model: model):
-        def make():
-            torch.manual_seed(0)
-            model = build().to(device)
-            model.train()
-            return model, call(model)
-
-        return make
-
-    fast = 'triton' if device == 'cuda' else 'numba'
-    rows = {
-        'published layout': row(lambda: as_published(focalnet())),
-        'transformers FocalNet': row(transformers_focalnet, maps_of),
-        OURS: row(focalnet),
-        f'{OURS}, use_checkpoint': row(lambda: focalnet(use_checkpoint=True)),
-        f'{OURS} without {fast}': row(
-            focalnet, partial(on_path, 'plain' if device == 'cuda' else 'pytorch')
-        ),
-        f'{OURS}, plain path': row(focalnet, partial(on_path, 'plain')),
-        f'{OURS}, torch.compile': row(focalnet, partial(torch.compile, dynamic=False)),
-        'Swin-T (mmdet)': row(swin),
-        'ConvNeXt-T (transformers)': row(transformers_convnext, maps_of),
+    fast, fallback = ('triton', 'reference') if device == 'cuda' else ('numba', 'pytorch')
+    builders = {
+        'published layout': [lambda: as_published(focalnet())],
+        'transformers FocalNet': [transformers_focalnet, feature_maps],
+        OURS: [focalnet],
+        f'{OURS}, use_checkpoint': [partial(focalnet, use_checkpoint=True)],
+        f'{OURS} without {fast}': [focalnet, partial(on_path, fallback)],
+        f'{OURS}, reference path': [focalnet, partial(on_path, 'reference')],
+        f'{OURS}, torch.compile': [focalnet, partial(torch.compile, dynamic=False)],
+        'Swin-T (mmdet)': [swin],
+        'ConvNeXt-T (transformers)': [transformers_convnext, feature_maps],
     }
     if device == 'cuda':
-        del rows[f'{OURS}, plain path']
-    return rows
+        del builders[f'{OURS}, reference path']
+    return {name: row(device, *arguments) for name, arguments in builders.items()}
 
 
 def operators(device, dim):
-    def row(change=lambda module: module, call=lambda module: module):
-        def make():
-            torch.manual_seed(0)
-            module = change(FocalModulation(dim, focal_window=9, focal_level=3)).to(device)
-            return module, call(module)
+    def build():
+        return FocalModulation(dim, focal_window=9, focal_level=3)
 
-        return make
-
-    names = [name for name in ops.PATHS if name != ('numba' if device == 'cuda' else 'triton')]
-    if device == 'cuda':
-        names.remove('pytorch')
-    rows = {f'{OURS}, {name} path': row(call=partial(on_path, name)) for name in names}
-    return {'published layout': row(as_published), **rows}
+    unused = ('numba', 'pytorch') if device == 'cuda' else ('triton',)
+    rows = {'published layout': row(device, lambda: as_published(build()))}
+    for name in ops.PATHS:
+        if name not in unused:
+            rows[f'{OURS}, {name} path'] = row(device, build, partial(on_path, name))
+    return rows
 
 
 def detectors(device):
-    """Mask R-CNN's losses with each backbone."""
+    """The losses of Mask R-CNN with each backbone."""
 
-    def row(change=lambda model: model, backbone=None):
-        def make():
-            cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/focalnet_t_1x.py')
-            cfg.model.backbone.update(init_cfg=None)
-            cfg.model.backbone = backbone or cfg.model.backbone
-            with DefaultScope.overwrite_default_scope(cfg.default_scope):
-                model = MODELS.build(cfg.model).to(device)
-            model.train()
-            change(model.backbone)
-            return model, lambda x: [detection_loss(model, x)]
+    def detector(change=lambda backbone: None, backbone=None):
+        cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/focalnet_t_1x.py')
+        cfg.model.backbone.update(init_cfg=None)
+        cfg.model.backbone = backbone or cfg.model.backbone
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = MODELS.build(cfg.model)
+        change(model.backbone)
+        return model
 
-        return make
+    def losses(model):
+        return lambda x: [detection_loss(model, x)]
 
+    swin_cfg = dict(type='mmdet.SwinTransformer')
     return {
-        'published layout': row(as_published),
-        OURS: row(),
-        'Swin-T (mmdet)': row(backbone=dict(type='mmdet.SwinTransformer')),
+        'published layout': row(device, partial(detector, as_published), losses),
+        OURS: row(device, detector, losses),
+        'Swin-T (mmdet)': row(device, partial(detector, backbone=swin_cfg), losses),
     }
 
 
@@ -236,30 +227,32 @@ def seconds(function, device):
 
 
 def times(rows, x, args):
-    """Medians per row: forward without gradients, and a whole training step."""
+    """Medians per row: forward without gradients, and a complete training step."""
     built = {}
     for name, make in rows.items():
         try:
             model, call = make()
             step(model, call, x, args.amp)
         except (ImportError, UserError) as error:
-            print(f'{name}: left out ({error})')
+            print(f'{name}: skipped ({error})')
             continue
         built[name] = (model, call)
     taken = {name: ([], []) for name in built}
     for _ in range(args.rounds):
         for name, (model, call) in built.items():
             with torch.no_grad():
-                taken[name][0].append(seconds(lambda: forward(call, x, args.amp), args.device))  # noqa: B023
-            taken[name][1].append(seconds(lambda: step(model, call, x, args.amp), args.device))  # noqa: B023
+                inference = seconds(partial(forward, call, x, args.amp), args.device)
+            training = seconds(partial(step, model, call, x, args.amp), args.device)
+            taken[name][0].append(inference)
+            taken[name][1].append(training)
     return {name: tuple(map(statistics.median, both)) for name, both in taken.items()}
 
 
 def peak_memory(what, name, shape, args):
-    """MiB that a training step needs beyond the model and its input, in a process of its own."""
-    # Else glibc's heap keeps holes between tensors of up to 32 MiB, as many as chance has it.
+    """MiB that a training step needs beyond the model and its input, measured in a new process."""
+    # Otherwise glibc's heap keeps unused memory between tensors of up to 32 MiB.
     os.environ['MALLOC_MMAP_THRESHOLD_'] = str(2**20)
-    context = get_context('spawn')
+    context = get_context('forkserver')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak_memory, what, name, shape, args).result()
 
@@ -275,7 +268,7 @@ def _peak_memory(what, name, shape, args):
         before = torch.cuda.memory_allocated()
         step(model, call, x, args.amp)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # Linux takes the highest mark of resident memory anew from here on.
+    # Resets the peak of resident memory that Linux reports.
     Path('/proc/self/clear_refs').write_text('5')
     before = resident('VmRSS')
     step(model, call, x, args.amp)
@@ -283,7 +276,7 @@ def _peak_memory(what, name, shape, args):
 
 
 def small(shape):
-    """A smaller input of the same kind, on which everything is compiled and imported."""
+    """Shape of a smaller input of the same kind, for compilation and imports."""
     return (3, 64, 64) if shape[1] == 3 else (8, 8, shape[3])
 
 
@@ -313,40 +306,24 @@ def compare(what, shape, args):
     x = torch.randn(*shape, device=args.device, requires_grad=what == 'operator')
     medians = times(rows, x, args)
     base = next(name for name in ('transformers FocalNet', 'published layout') if name in medians)
-    table = PrettyTable(
-        [
-            '',
-            'forward, s',
-            'its speed',
-            'with backward, s',
-            'its speed ',
-            'memory, MiB',
-            'its share',
-        ]
-    )
+    columns = ['forward, s', 'its speed', 'with backward, s', 'its speed ', 'memory, MiB']
+    table = PrettyTable(['', *columns, 'its share'])
     memory = {name: peak_memory(what, name, shape, args) for name in medians}
     for name, (inference, training) in medians.items():
-        table.add_row(
-            [
-                name,
-                f'{inference:.4g}',
-                f'{medians[base][0] / inference:.2f}',
-                f'{training:.4g}',
-                f'{medians[base][1] / training:.2f}',
-                f'{memory[name]:.0f}',
-                f'{memory[name] / memory["published layout"]:.2f}',
-            ]
-        )
+        cells = [f'{inference:.4g}', f'{medians[base][0] / inference:.2f}']
+        cells += [f'{training:.4g}', f'{medians[base][1] / training:.2f}']
+        share = memory[name] / memory['published layout']
+        table.add_row([name, *cells, f'{memory[name]:.0f}', f'{share:.2f}'])
     show(table)
     print(
-        f'\nTraining is forward and backward. Speed is against {base}, the peak memory of a '
-        'training step against the published layout.'
+        f'\nTraining is forward and backward. Speed is relative to {base}, the peak memory of a '
+        'training step relative to the published layout.'
     )
     return medians
 
 
 def floor(shape, medians):
-    """Print what the arithmetic alone would take at this machine's rate, and the distance."""
+    """Print the time of the arithmetic alone at this machine's rate, and the ratio to it."""
     model = focalnet()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.randn(*shape))
@@ -359,26 +336,26 @@ def floor(shape, medians):
     rate = 2 * 2048**3 / fastest
     inference, training = medians[OURS]
     print(
-        f'\nThe floor: {flops / 2e9:.1f} G multiply-accumulates of matrix products and '
+        f'\nLower bound: {flops / 2e9:.1f} G multiply-accumulates of matrix products and '
         f'convolutions take {flops / rate:.2f} s forward and {3 * flops / rate:.2f} s in training '
-        f'at the {rate / 1e9:.0f} GFLOP/s that a 2048 x 2048 product reaches here. {OURS} takes '
+        f'at the {rate / 1e9:.0f} GFLOP/s of a 2048 x 2048 product on this machine. {OURS} takes '
         f'{inference * rate / flops:.2f} and {training * rate / flops / 3:.2f} times that.'
     )
 
 
 def grow(args):
-    """Time and memory against pixels and against the batch."""
+    """Time and memory against the number of pixels and the batch size."""
     table = PrettyTable(
         ['images', 'Mpixels', 'forward, s', 'per Mpixel', 'training, s', 'training per Mpixel']
         + ['memory, MiB', 'memory per Mpixel']
     )
     points = []
     for shape in [(1, 3, *size) for size in GROWTH] + [(n, 3, 512, 512) for n in (2, 4)]:
-        row = {OURS: backbones(args.device)[OURS]}
-        inference, training = times(row, torch.randn(*shape, device=args.device), args)[OURS]
+        rows = {OURS: backbones(args.device)[OURS]}
+        inference, training = times(rows, torch.randn(*shape, device=args.device), args)[OURS]
         memory = peak_memory('backbone', OURS, shape, args)
         pixels = shape[0] * shape[2] * shape[3] / 1e6
-        points.append((shape[0], pixels, inference, training, memory))
+        points.append((shape[0], pixels, inference, training, memory / 1024))
         cells = [f'{shape[0]} x {shape[2]} x {shape[3]}', f'{pixels:.2f}']
         for value, digits in ((inference, 3), (training, 3), (memory, 0)):
             cells += [f'{value:.{digits}f}', f'{value / pixels:.{digits}f}']
@@ -390,29 +367,21 @@ def grow(args):
 
 def draw(points, file):
     figure = Figure(figsize=(8, 3.4), layout='constrained')
-    left, right = figure.subplots(1, 2)
-    single = [point for point in points if point[0] == 1]
-    batches = [point for point in points if point[0] > 1]
-    for axes, column, label in ((left, 2, 'forward'), (left, 3, 'forward + backward')):
-        (line,) = axes.plot([p[1] for p in single], [p[column] for p in single], 'o-', label=label)
-        axes.plot(
-            [p[1] for p in batches], [p[column] for p in batches], 'x', color=line.get_color()
-        )
-    right.plot([p[1] for p in single], [p[4] / 1024 for p in single], 'o-', label='one image')
-    right.plot([p[1] for p in batches], [p[4] / 1024 for p in batches], 'x', label='2 and 4 images')
-    left.set(title='Time', xlabel='Mpixels', ylabel='s', xlim=(0, None), ylim=(0, None))
-    right.set(
-        title='Peak memory of a training step',
-        xlabel='Mpixels',
-        ylabel='GiB',
-        xlim=(0, None),
-        ylim=(0, None),
-    )
-    for axes in (left, right):
+    time_axes, memory_axes = figure.subplots(1, 2)
+    plots = [(time_axes, 2, 'forward'), (time_axes, 3, 'forward + backward')]
+    for axes, column, label in [*plots, (memory_axes, 4, 'one image')]:
+        single = [(point[1], point[column]) for point in points if point[0] == 1]
+        batches = [(point[1], point[column]) for point in points if point[0] > 1]
+        (line,) = axes.plot(*zip(*single, strict=True), 'o-', label=label)
+        axes.plot(*zip(*batches, strict=True), 'x', color=line.get_color())
+    time_axes.set(title='Time (x: 2 and 4 images)', ylabel='s')
+    memory_axes.set(title='Peak memory of a training step', ylabel='GiB')
+    for axes in (time_axes, memory_axes):
+        axes.set(xlabel='Mpixels', xlim=(0, None), ylim=(0, None))
         axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
-    print(f'\nDrawn: {file}')
+    print(f'\nSaved {file}')
 
 
 def show(table):
@@ -425,13 +394,10 @@ def show(table):
 def machine(args):
     if args.device == 'cuda':
         return f'{torch.cuda.get_device_name()}, PyTorch {torch.__version__}'
-    model = [
-        line.split(':', 1)[1].strip()
-        for line in Path('/proc/cpuinfo').read_text().splitlines()
-        if line.startswith('model name')
-    ]
+    cpuinfo = Path('/proc/cpuinfo').read_text().splitlines()
+    model = next(line.split(':', 1)[1].strip() for line in cpuinfo if line.startswith('model name'))
     return (
-        f'{model[0]}, {args.threads} threads, PyTorch {torch.__version__} '
+        f'{model}, {args.threads} threads, PyTorch {torch.__version__} '
         f'({torch.backends.cpu.get_cpu_capability()})'
     )
 
@@ -449,24 +415,26 @@ def parse_args():
         'what',
         choices=['operator', 'backbone', 'detector', 'growth'],
         help='focal modulation alone; FocalNet-T; a training step of Mask R-CNN; '
-        'FocalNet-T against pixels and batch',
+        'FocalNet-T for growing images and batches',
     )
     parser.add_argument('--size', type=integer(1), nargs=2, default=(800, 1216), metavar=('H', 'W'))
     parser.add_argument('--dim', type=integer(1), default=96, help='channels of the operator')
     parser.add_argument('--batch', type=integer(1), default=1, help='images')
-    parser.add_argument('--rounds', type=integer(1), default=5, help='of which the median is shown')
+    parser.add_argument(
+        '--rounds', type=integer(1), default=5, help='repetitions; medians are printed'
+    )
     parser.add_argument('--threads', type=integer(1), default=2)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
-    parser.add_argument('--compile', action='store_true', help='torch.compile as a row')
-    parser.add_argument('--out', help='folder for the plot of `growth`')
+    parser.add_argument('--compile', action='store_true', help='add a row for torch.compile')
+    parser.add_argument('--out', help='folder for the plot of "growth"')
     return parser.parse_args()
 
 
 def prepare(args):
     warnings.filterwarnings('ignore')
     if args.device == 'cuda' and not torch.cuda.is_available():
-        raise UserError('--device cuda: PyTorch sees no GPU here; use --device cpu.')
+        raise UserError('--device cuda: PyTorch finds no GPU. Use --device cpu.')
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
@@ -482,7 +450,7 @@ def main():
     if args.what == 'growth':
         grow(args)
     elif args.what == 'operator':
-        # Of the first stage, which sees every fourth pixel.
+        # Features of the first stage, which has stride 4.
         compare('operator', (args.batch, height // 4, width // 4, args.dim), args)
     else:
         shape = (args.batch, 3, height, width)

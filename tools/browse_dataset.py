@@ -1,11 +1,11 @@
-"""Draw what a network will see: python tools/browse_dataset.py CONFIG"""
+"""Draw augmented training samples: python tools/browse_dataset.py CONFIG"""
 
 import argparse
 import signal
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
 
 from mmfocalnet.cli import add_cfg_options, integer, print_lines, report_errors
 from mmfocalnet.config import override, read_config
@@ -16,8 +16,8 @@ from mmfocalnet.visualization.browse import draw_samples
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description='Draw samples of a dataset with their labels as the pipeline gives them to '
-        'the network: after augmentation, before normalisation.'
+        description='Draw samples of a dataset with their labels, after augmentation and before '
+        'normalisation.'
     )
     parser.add_argument('config', help='config file, such as configs/mask_rcnn/focalnet_t_1x.py')
     parser.add_argument(
@@ -28,19 +28,19 @@ def parse_args():
         '--out',
         type=Path,
         metavar='DIR',
-        help='where pictures go (default: work_dirs/browse_dataset/CONFIG_NAME)',
+        help='folder for the images (default: work_dirs/browse_dataset/CONFIG_NAME)',
     )
     parser.add_argument(
-        '--number', type=integer(1), default=20, metavar='N', help='samples (default: 20)'
+        '--number', type=integer(1), default=20, metavar='N', help='number of samples (default: 20)'
     )
     parser.add_argument(
-        '--seed', type=integer(0), default=0, help='of choice and augmentation (default: 0)'
+        '--seed', type=integer(0), default=0, help='seed of sampling and augmentation (default: 0)'
     )
     parser.add_argument(
-        '--not-show', action='store_true', help='open no windows, as where there is no screen'
+        '--not-show', action='store_true', help='do not open windows (default without a display)'
     )
     parser.add_argument(
-        '--show-interval', type=float, default=2, metavar='S', help='seconds each (default: 2)'
+        '--show-interval', type=float, default=2, metavar='S', help='seconds per image (default: 2)'
     )
     add_cfg_options(parser)
     return parser.parse_args()

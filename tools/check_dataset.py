@@ -1,4 +1,4 @@
-"""Go through a dataset before training: python tools/check_dataset.py CONFIG"""
+"""Check a dataset before training: python tools/check_dataset.py CONFIG"""
 
 import argparse
 import signal
@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
 
 from mmengine.registry import DefaultScope
 
 from mmfocalnet.cli import add_cfg_options, print_lines, report_errors
 from mmfocalnet.config import override, read_config
-from mmfocalnet.datasets.classes import check_classes
-from mmfocalnet.datasets.config_checks import check_paths, find_evaluator
-from mmfocalnet.datasets.inspection import find_datasets, find_evaluated, inspect_dataset
+from mmfocalnet.datasets.category_names import check_num_classes
+from mmfocalnet.datasets.config_checks import check_paths, split_datasets, split_evaluator
+from mmfocalnet.datasets.inspection import find_evaluated, inspect_dataset
 from mmfocalnet.datasets.inspection.chart import draw_counts
 from mmfocalnet.datasets.inspection.findings import CLASSES
 from mmfocalnet.errors import ConfigError, DataError
@@ -26,59 +26,61 @@ SPLITS = ('train', 'val', 'test')
 def parse_args():
     parser = argparse.ArgumentParser(
         description='Check images, label maps and annotations of the datasets of a config. Exit '
-        'code 1: something would break training or evaluation; 0: nothing but warnings.'
+        'code 0: no errors, at most warnings; 1: errors that break training or evaluation.'
     )
     parser.add_argument('config', help='config file, such as configs/mask_rcnn/focalnet_t_1x.py')
     parser.add_argument(
         '--split',
         nargs='+',
         choices=SPLITS,
-        help='what to check (default: all that the config has)',
+        help='splits to check (default: all in the config)',
     )
     parser.add_argument(
         '--out',
         type=Path,
         metavar='DIR',
-        help='where charts of the classes go (default: work_dirs/check_dataset/CONFIG_NAME)',
+        help='folder for charts of the classes (default: work_dirs/check_dataset/CONFIG_NAME)',
     )
     add_cfg_options(parser)
     return parser.parse_args()
 
 
-def choose(cfg, splits):
-    """The arguments of `inspect_dataset` by name; what splits share comes once."""
-    chosen = {}
+def find_inspections(cfg, splits):
+    """Arguments of `inspect_dataset` by name; datasets that splits share occur once."""
+    inspections = {}
     for split in splits or SPLITS:
         if not cfg.get(f'{split}_dataloader'):
             if splits:
-                raise ConfigError(f'{cfg.filename} has no {split}_dataloader: leave out {split}.')
+                raise ConfigError(
+                    f'{cfg.filename} has no {split}_dataloader: remove {split} from --split.'
+                )
             continue
         check_paths(cfg, f'{split}_dataloader')
         check_paths(cfg, f'{split}_evaluator')
-        evaluator = find_evaluator(cfg, split)
-        found = list(find_datasets(cfg[f'{split}_dataloader'].dataset))
+        evaluator = split_evaluator(cfg, split)
+        found = split_datasets(cfg, split)
         names = [f'{split}_{n}' if len(found) > 1 else split for n, _ in enumerate(found, start=1)]
         arguments = [dict(dataset=dataset, evaluator=evaluator) for dataset in found]
         for number, dataset in enumerate(find_evaluated(found, evaluator), start=1):
             names.append(f'{split}_metric_{number}')
             arguments.append(dict(dataset=dataset, evaluator=evaluator, with_images=False))
         for name, new in zip(names, arguments, strict=True):
-            if new not in chosen.values():
-                chosen[name] = new
-    return chosen
+            if new not in inspections.values():
+                inspections[name] = new
+    return inspections
 
 
 def check(name, arguments, cfg, out):
-    """Inspect a dataset and print what was found; returns the number of errors."""
+    """Inspect a dataset and print the findings; returns the number of errors."""
     print(f'{name}: reading every file ...', flush=True)
     try:
         report = inspect_dataset(**arguments)
     except DataError as error:
         print_lines(f'ERROR: {error}', f'{name}: errors: 1, warnings: 0', '')
         return 1
-    if arguments.get('with_images', True):  # a metric may evaluate some of the classes only
+    if arguments.get('with_images', True):  # a metric may evaluate a subset of the classes
         try:
-            check_classes(arguments['dataset'], cfg.get('model') or {})
+            check_num_classes(arguments['dataset'], cfg.get('model') or {})
         except ConfigError as error:
             report.findings.add(CLASSES, str(error))
     print_lines(
@@ -90,7 +92,7 @@ def check(name, arguments, cfg, out):
         make_folder('--out', out)
         path = out / f'{name}.png'
         draw_counts(report.counts, f'{name}: {report.counts.unit} of each class', path)
-        print_lines(f'As a chart: {path}')
+        print_lines(f'Chart: {path}')
     errors = report.findings.count(errors=True)
     print(f'{name}: errors: {errors}, warnings: {report.findings.count(errors=False)}\n')
     return errors
@@ -104,10 +106,10 @@ def main():
     out = args.out or Path('work_dirs/check_dataset', Path(args.config).stem)
     check_folder('--out', out)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        datasets = choose(cfg, args.split)
-        if not datasets:
-            raise ConfigError(f'{args.config} has no datasets: it lacks its _base_.')
-        errors = sum(check(name, chosen, cfg, out) for name, chosen in datasets.items())
+        inspections = find_inspections(cfg, args.split)
+        if not inspections:
+            raise ConfigError(f'{args.config} has no datasets: add a _base_ that has them.')
+        errors = sum(check(name, chosen, cfg, out) for name, chosen in inspections.items())
     sys.exit(1 if errors else 0)
 
 

@@ -1,4 +1,4 @@
-"""Print what a bug report needs: python tools/collect_env.py"""
+"""Print the environment for a bug report: python tools/collect_env.py"""
 
 import argparse
 import os
@@ -35,7 +35,7 @@ def installed(name):
 
 
 def stacks():
-    """Installed packages per stack; both at once overwrite each other and are a fault."""
+    """Return the installed packages of each stack."""
     found = {}
     for stack, names in STACKS.items():
         versions = {name: installed(name) for name in names if installed(name)}
@@ -54,7 +54,7 @@ def main():
     for stack, packages in stacks().items():
         info[f'Stack: {stack}'] = packages
     if len(stacks()) > 1:
-        info['WARNING'] = 'both stacks are installed; they overwrite each other: remove one'
+        info['WARNING'] = 'both stacks are installed and overwrite each other: uninstall one'
     info['mmcv ops'] = ops_provider()
     info['panopticapi'] = ensure_panopticapi()
     info['Devices'] = (

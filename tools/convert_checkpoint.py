@@ -27,10 +27,10 @@ def parse_args():
     parser.add_argument(
         '--keep-function',
         action='store_true',
-        help='add levels so that the outputs stay the same; these levels do not train',
+        help='add levels that keep the outputs unchanged; for inference only',
     )
     parser.add_argument(
-        '--allow-nonfinite', action='store_true', help='take NaN and infinite weights as they are'
+        '--allow-nonfinite', action='store_true', help='convert NaN and infinite weights'
     )
     return parser.parse_args()
 
@@ -44,12 +44,12 @@ def main():
     args = parse_args()
     found = inspect_source(args)
     changes = Changes(args.windows, args.levels, args.keep_function, args.allow_nonfinite)
-    done = convert(found, args.destination, args.to, changes)
+    report = convert(found, args.destination, args.to, changes)
     settings, origins = found.architecture.settings, found.architecture.origins
     print_lines(
         f'{args.source}: {found.network}',
         *(f'{name}={settings[name]} ({origin})' for name, origin in origins.items()),
-        f'{args.destination}: {args.to}; {done}',
+        f'{args.destination}: {args.to}; {report}',
     )
 
 

@@ -1,4 +1,4 @@
-"""Say which FocalNet a checkpoint holds: python tools/inspect_checkpoint.py SRC"""
+"""Print the FocalNet architecture of a checkpoint: python tools/inspect_checkpoint.py SRC"""
 
 import argparse
 import signal
@@ -23,16 +23,16 @@ def count(state):
 
 
 def describe(found):
-    """What was found, line by line."""
+    """Source, architecture and number of parameters, line by line."""
     network, architecture = found.network, found.architecture
     yield f'source: {network}'
-    apart = f' (differs in {", ".join(architecture.differences)})'
-    yield f'nearest: {architecture.nearest}{apart if architecture.differences else ""}'
+    differences = ', '.join(architecture.differences)
+    yield f'nearest: {architecture.nearest}' + f' (differs in {differences})' * bool(differences)
     for name, value in architecture.settings.items():
         origin = architecture.origins.get(name)
         yield f'{name}: {value}' + (f' ({origin})' if origin else '')
-    whole = f' of {count(found.checkpoint.state)} in the file' if network.others else ''
-    yield f'parameters: {count(network.state)}{whole}'
+    total = f' of {count(found.checkpoint.state)} in the file' if network.others else ''
+    yield f'parameters: {count(network.state)}{total}'
 
 
 def backbone(args, found):
@@ -55,7 +55,7 @@ def main():
     print_lines(*describe(found))
     problem = loading_problem(found)
     if problem:
-        print_lines(f'does not load: {args.source} {problem}')
+        print_lines(f'does not load: {problem}')
     else:
         print_lines('', *backbone(args, found))
 

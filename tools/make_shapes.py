@@ -4,11 +4,11 @@ import argparse
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
 
 from mmfocalnet.cli import print_lines, report_errors
 from mmfocalnet.datasets import make_shape_crops, make_shapes
-from mmfocalnet.datasets.shapes import STAMP
+from mmfocalnet.datasets.shapes_files import STAMP
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import check_folder
 
@@ -16,13 +16,15 @@ from mmfocalnet.files import check_folder
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        '--crops', action='store_true', help='single shapes in a folder per class, to classify'
+        '--crops', action='store_true', help='crops of single shapes in a folder per class'
     )
-    parser.add_argument('--out', help='folder to make (data/shapes; of crops data/shapes_crops)')
-    parser.add_argument('--train', type=int, help='training images, cut up for crops (600; 1200)')
-    parser.add_argument('--val', type=int, help='validation images, likewise (80)')
+    parser.add_argument('--out', help='output folder (data/shapes; crops: data/shapes_crops)')
+    parser.add_argument(
+        '--train', type=int, help='training images, to be cropped with --crops (600; 1200)'
+    )
+    parser.add_argument('--val', type=int, help='validation images (80)')
     parser.add_argument('--size', type=int, help='side of the images, in pixels (160; 64)')
-    parser.add_argument('--seed', type=int, help='seed of all drawing (0; 1)')
+    parser.add_argument('--seed', type=int, help='random seed (0; 1)')
     args = parser.parse_args()
     args.out = args.out or ('data/shapes_crops' if args.crops else 'data/shapes')
     return args
@@ -38,7 +40,7 @@ def main():
         out = make(args.out, **{key: value for key, value in given.items() if value is not None})
     except OSError as error:
         raise UserError(
-            f'--out {args.out} cannot be written ({error.strerror}): give another folder.'
+            f'--out {args.out} cannot be written ({error.strerror}): specify another folder.'
         ) from error
     print_lines(f'{out}: {(out / STAMP).read_text().strip()}')
 

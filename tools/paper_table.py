@@ -1,4 +1,4 @@
-"""Count the networks of Tables 1 to 13 beside the paper's figures: python tools/paper_table.py"""
+"""Compare parameters and FLOPs with the paper's Tables 1 to 13: python tools/paper_table.py"""
 
 import argparse
 import signal
@@ -6,11 +6,11 @@ import sys
 import warnings
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
 
 import torch
 import yaml
@@ -39,8 +39,11 @@ DENSE = {
 FOLDERS = [folder for folders in DENSE.values() for folder in folders]
 GROUPS = ['classification', *FOLDERS, 'ablations']
 PAGES = {'docs/model_zoo.md': GROUPS[:-1], 'docs/ablations.md': GROUPS[-1:]}
-SIZES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}  # height and width of the paper's FLOPs
-BOX_ROIS, MASK_ROIS = 1000, 100  # the paper's, at every stage of a cascade
+SIZES = {
+    'mmdet': (800, 1280),
+    'mmseg': (512, 2048),
+}  # height and width for which the paper counts FLOPs
+BOX_ROIS, MASK_ROIS = 1000, 100  # as in the paper, at every stage of a cascade
 
 
 # ------------------------------------------------------------------------------------------------
@@ -59,17 +62,17 @@ def parameters(cfg):
 
 
 def flops(cfg):
-    """Billions of multiply-accumulates for one image, by the counter that gives the paper's.
+    """Billions of multiply-accumulates for one image, by the counter that the paper used.
 
-    It counts layer by layer: products of two activations, as in attention, and interpolations
-    are left out.
+    It counts layers. Products of two activations, as in attention, and interpolations are not
+    counted.
     """
-    # Meta tensors have a shape only, which is quick, but Mask2Former goes by values.
+    # Meta tensors are fastest, but Mask2Former's forward pass depends on values.
     model = build(cfg, 'cpu' if 'Mask2FormerHead' in cfg.pretty_text else 'meta')
-    # As training converts them. The counter leaves them out, and so does the paper.
+    # As in training. Neither the counter nor the paper counts synchronised norms.
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     size = SIZES[cfg.default_scope]
-    take_images_alone(model, size)
+    accept_images_alone(model, size)
     for module in model.modules():
         fix_rois(module)
     with torch.no_grad():
@@ -82,23 +85,23 @@ def flops(cfg):
 FIGURES = {PARAMETERS: parameters, FLOPS: flops}
 
 
-def take_images_alone(model, size):
-    """Give the model's forward pass what it needs beside the image."""
+def accept_images_alone(model, size):
+    """Bind the arguments of the model's forward pass other than the images."""
     from mmdet.models import Mask2FormerHead, SparseRCNN
     from mmdet.structures import DetDataSample
 
     shapes = dict(ori_shape=size, img_shape=size, batch_input_shape=size, scale_factor=(1, 1))
     samples = [DetDataSample(metainfo=shapes)]
-    # Sparse R-CNN's tensor mode fits boxes to annotations; prediction runs the same layers.
+    # Tensor mode of Sparse R-CNN needs annotations; prediction runs the same layers.
     mode = 'predict' if isinstance(model, SparseRCNN) else 'tensor'
     model.forward = partial(model.forward, data_samples=samples, mode=mode)
     head = getattr(model, 'decode_head', None)
-    if isinstance(head, Mask2FormerHead):  # mmseg's tensor mode keeps the samples from it
+    if isinstance(head, Mask2FormerHead):  # tensor mode of mmseg does not pass the samples to it
         head.forward = partial(head.forward, batch_data_samples=samples)
 
 
 def fix_rois(module):
-    """Replace what depends on the values of boxes by tensors of the shape that they give."""
+    """Replace operations that depend on the values of boxes by tensors of the right shape."""
     from mmdet.models import DIIHead, FCNMaskHead, RPNHead, SingleRoIExtractor
 
     if isinstance(module, RPNHead):
@@ -112,7 +115,7 @@ def fix_rois(module):
             InstanceData(bboxes=bbox_results['rois'][:, 1:])
         ]
     elif isinstance(module, FCNMaskHead):
-        # In tensor mode mmdet runs the mask heads of a cascade, and no others, on every box.
+        # Tensor mode of mmdet runs only the mask heads of a cascade on all boxes.
         module.register_forward_pre_hook(lambda module, args: (args[0][:MASK_ROIS],))
         module.register_forward_hook(
             lambda module, args, masks: masks.new_empty(BOX_ROIS, *masks.shape[1:])
@@ -125,55 +128,63 @@ def fix_rois(module):
 
 
 @dataclass
-class Dense:
-    """A detector or segmentor of the paper with all its schedules, which share its counts."""
+class Network:
+    """A network with its figures in the paper."""
 
     name: str
-    config: str  # of its first schedule
-    paper: dict  # its figures, and how the paper counted them
+    paper: dict  # figures, and how the paper counted them
     metrics: dict  # name to values, one per schedule
 
-    def shipped(self, figure):
-        """A figure of the network as its config is."""
-        return FIGURES[figure](Config.fromfile(ROOT / self.config))
 
-    def counted(self, figure):
-        """A figure of the network with the setting of the backbone that the paper counted."""
+@dataclass
+class Dense(Network):
+    """A detector or segmentor. All its schedules share its counts."""
+
+    config: str  # of its first schedule
+
+    def counted(self, figure, as_paper=True):
+        """Count a figure of the config, by default with the settings that the paper counted."""
         cfg = Config.fromfile(ROOT / self.config)
-        cfg.model.backbone.update(self.paper.get('Counted as', {}))
+        if as_paper:
+            cfg.model.backbone.update(self.paper.get('Counted as', {}))
         return FIGURES[figure](cfg)
 
+    def shipped(self, figure):
+        """Count a figure of the config as it is."""
+        return self.counted(figure, as_paper=False)
+
     def cells(self):
-        """Its part of a table, by column."""
+        """Cells of the table by column."""
         cells = {'config': f'`{self.name}`'}
         for figure in FIGURES:
             stated = figure in self.paper
-            cells[f"{figure}, paper's"] = self.paper[figure] if stated else '-'
+            cells[f"{figure}, paper's"] = self.paper.get(figure, '-')
             cells[f'{figure}, counted'] = f'{self.counted(figure):.2f}' if stated else '-'
             cells[f'{figure}, shipped'] = f'{self.shipped(figure):.2f}'
         return cells
 
 
 @dataclass
-class Classifier:
-    """A classifier of the paper: a backbone with a final norm and a head of 1000 classes."""
+class Classifier(Network):
+    """A classifier: a backbone with a final norm and a linear head of 1000 classes."""
 
-    name: str
     settings: dict  # of the backbone
-    paper: dict  # its figures
-    metrics: dict
-    size: int = 224  # height and width of the image
+    size: int  # height and width of the image
 
     def counted(self, figure):
-        """A figure of the network, by the formula of the published code."""
-        with torch.device('meta'):
-            net = FocalNet(**self.settings)
+        """Count a figure by the formula of the published code."""
         if figure == PARAMETERS:
-            return classifier_parameters(net) / 1e6
-        return classifier_flops(net, self.size) / 1e9
+            return classifier_parameters(self.net) / 1e6
+        return classifier_flops(self.net, self.size) / 1e9
+
+    @cached_property
+    def net(self):
+        """The backbone, on the meta device."""
+        with torch.device('meta'):
+            return FocalNet(**self.settings)
 
     def cells(self):
-        """Its part of a table, by column."""
+        """Cells of the table by column."""
         settings = ', '.join(f'{key}={value!r}' for key, value in self.settings.items())
         cells = {'network': self.name, 'backbone': f'`{settings}`'}
         for figure in FIGURES:
@@ -183,12 +194,12 @@ class Classifier:
 
 
 def networks(group):
-    """Those networks of one folder of configs, or of one kind of classifiers, in the paper."""
+    """The networks of one group: a folder of configs, or the classifiers or ablations."""
     return [network for rows in by_title([group]).values() for network in rows]
 
 
 def by_title(groups):
-    """The same of several by the title of their table, which folders of configs may share."""
+    """The networks of some groups by the title of their table. Folders may share a table."""
     found = {}
     for group in groups:
         if group in FOLDERS:
@@ -219,12 +230,12 @@ def as_dense(models):
         for result in model['Results']:
             for key, value in result['Metrics'].items():
                 metrics.setdefault(key, []).append(value)
-    return Dense(f'{name}_{last}', config, paper, metrics)
+    return Dense(f'{name}_{last}', paper, metrics, config)
 
 
 def as_classifier(row):
     metrics = {key: [value] for key, value in row['Metrics'].items()}
-    return Classifier(row['Name'], row['Settings'], row['Paper'], metrics, row.get('Size', 224))
+    return Classifier(row['Name'], row['Paper'], metrics, row['Settings'], row.get('Size', 224))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -233,7 +244,7 @@ def as_classifier(row):
 
 
 def tables(groups):
-    """All tables in Markdown, line by line as they are counted."""
+    """Yield the lines of all tables in Markdown while counting."""
     for title, rows in by_title(groups).items():
         yield from ('', f'### {title}', '')
         yield from table(rows)
@@ -263,17 +274,17 @@ def note(network):
 
 
 def around_markers(path):
-    """What a file has before and after the tables."""
+    """The text of a file before and after the tables."""
     text = path.read_text() if path.is_file() else ''
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise UserError(f'{path} must have the lines {BEGIN} and {END}: the tables go between.')
+        raise UserError(f'{path} must contain the lines {BEGIN} and {END} around the tables.')
     return before, after
 
 
 def write_tables(path, text):
-    """Replace what a file has between the markers: all of it or, if interrupted, nothing."""
+    """Replace the text between the markers of a file atomically."""
     before, after = around_markers(path)
     with replacing(path) as new:
         new.write_text(f'{before}{BEGIN}\n{text}\n\n{END}{after}')
@@ -285,13 +296,13 @@ def write_tables(path, text):
 
 
 def agrees(printed, value):
-    """Whether a value is within half a unit of the last printed digit."""
+    """Whether a value rounds to the printed number."""
     unit = 10.0 ** Decimal(str(printed)).as_tuple().exponent
     return abs(value - printed) <= unit / 2
 
 
 def check(groups):
-    """Print how each figure of the paper stands to ours; return whether all are as they should."""
+    """Print each figure of the paper with ours; return whether all agree or are noted."""
     good = True
     for network in (network for group in groups for network in networks(group)):
         for figure in (figure for figure in FIGURES if figure in network.paper):
@@ -308,7 +319,7 @@ def check(groups):
 
 
 def judge(agreeing, noted):
-    """The verdict on a figure, of which a note may say that no construction gives it."""
+    """Verdict on a figure. ``noted``: the figure is listed as differing, with a note."""
     if noted:
         return 'AGREES, though listed under Differs:' if agreeing else 'noted'
     return 'agrees' if agreeing else 'DIFFERS'
@@ -321,32 +332,32 @@ def judge(agreeing, noted):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('groups', nargs='*', help=f'some of {" ".join(GROUPS)} (default: all)')
+    parser.add_argument('groups', nargs='*', help=f'choose from {", ".join(GROUPS)} (default: all)')
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
-        '--markdown', action='store_true', help=f'write all tables into {" and ".join(PAGES)}'
+        '--markdown', action='store_true', help=f'write all tables to {" and ".join(PAGES)}'
     )
     action.add_argument(
-        '--check', action='store_true', help="exit with 1 unless ours are the paper's figures"
+        '--check', action='store_true', help="exit with 1 unless the figures agree with the paper's"
     )
     args = parser.parse_args()
     if unknown := set(args.groups) - set(GROUPS):
-        parser.error(f'no table is of {", ".join(sorted(unknown))}; there are {", ".join(GROUPS)}')
+        parser.error(f'unknown {", ".join(sorted(unknown))}: choose from {", ".join(GROUPS)}')
     if args.markdown and args.groups:
-        parser.error('--markdown writes all tables; leave out the groups')
+        parser.error('--markdown writes all tables: remove the groups')
     return args
 
 
 @report_errors
 def main():
     args = parse_args()
-    warnings.simplefilter('ignore')  # of mmdet, mmseg and torch about each other
+    warnings.simplefilter('ignore')  # of mmdet, mmseg and torch
     groups = args.groups or GROUPS
     if args.check:
         sys.exit(0 if check(groups) else 1)
     if args.markdown:
         for page in PAGES:
-            around_markers(ROOT / page)  # before minutes of counting
+            around_markers(ROOT / page)  # fail before counting, which takes minutes
         for page, groups in PAGES.items():
             write_tables(ROOT / page, '\n'.join(tables(groups)))
     else:

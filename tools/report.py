@@ -1,4 +1,4 @@
-"""Put a training on one HTML page: python tools/report.py WORK_DIR"""
+"""Write an HTML report of a training: python tools/report.py WORK_DIR"""
 
 import argparse
 import signal
@@ -15,7 +15,7 @@ from mmfocalnet.visualization.report import write_report
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description='Put the curves, predictions, config and environment of a training, '
+        description='Write the curves, predictions, config and environment of a training, '
         'finished or not, into one HTML file that needs no other file.'
     )
     parser.add_argument('work_dir', type=Path, help='work dir of the training')
@@ -36,9 +36,9 @@ def main():
     out = args.out or args.work_dir / 'report.html'
     check_file('--out', out)
     missing = write_report(args.work_dir, out, args.images)
-    print_lines(*missing.yet, f'The report: {out}')
-    for sentence in missing.skipped:
-        print_error(sentence)
+    print_lines(*missing.yet, f'Report: {out}')
+    for message in missing.skipped:
+        print_error(message)
     sys.exit(1 if missing.skipped else 0)
 
 

@@ -8,15 +8,15 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmengine.evaluator import DumpResults
 
-from mmfocalnet.checkpoints import reading_once
+from mmfocalnet.checkpoints import cached_reads
 from mmfocalnet.cli import (
     add_common_flags,
     build_runner,
-    check_start,
     drop_strategy,
     load_config,
-    naming_any,
+    load_initial_checkpoint,
     report_errors,
+    test,
     use_drawing,
     use_tta,
 )
@@ -64,14 +64,13 @@ def main():
     if args.tta:
         use_tta(cfg)
     check_data(cfg, ('test',))
-    with reading_once():
-        check_start(cfg)
+    with cached_reads():
+        load_initial_checkpoint(cfg)
         runner = build_runner(cfg)
         check_fits(runner.model, cfg.load_from)
-        with naming_any(cfg):
-            if args.out:
-                runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
-            runner.test()
+        if args.out:
+            runner.test_evaluator.metrics.append(dump_metric(args.out, cfg.default_scope))
+        test(cfg, runner)
 
 
 if __name__ == '__main__':

@@ -6,13 +6,13 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the imports below last
 
-from mmfocalnet.checkpoints import reading_once
+from mmfocalnet.checkpoints import cached_reads
 from mmfocalnet.cli import (
     add_common_flags,
     check_model,
-    check_start,
     check_strategy,
     load_config,
+    load_initial_checkpoint,
     report_errors,
     scale_lr,
     train,
@@ -34,7 +34,7 @@ def parse_args():
         nargs='?',
         const='auto',
         metavar='PATH',
-        help="go on from a checkpoint: PATH, or the work dir's newest if none is given",
+        help='continue from a checkpoint: PATH, or by default the newest one of the work dir',
     )
     return parser.parse_args()
 
@@ -53,8 +53,8 @@ def main():
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_strategy(cfg)
     check_data(cfg, ('train', 'val'))
-    with reading_once():
-        check_start(cfg)
+    with cached_reads():
+        load_initial_checkpoint(cfg)
         check_model(cfg)
         train(cfg)
 

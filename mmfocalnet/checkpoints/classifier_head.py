@@ -7,24 +7,24 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mmfocalnet.checkpoints.layouts import STEM, Network, State, select_network
+from mmfocalnet.checkpoints.layouts import STEM, State, select_network
 from mmfocalnet.checkpoints.read import Checkpoint, check_finite, open_checkpoint
 from mmfocalnet.errors import CheckpointError
 
 BACKBONE = 'backbone.'
 HEAD = ('head.weight', 'head.bias')
-# mmpretrain's ImageClassifier has the same parts; its LinearClsHead keeps the layer as fc.
+# mmpretrain's ImageClassifier has the same parts; its LinearClsHead stores the layer as fc.
 _MMPRETRAIN = {'head.fc.weight': 'head.weight', 'head.fc.bias': 'head.bias'}
 
 
 def name_as_classifier(state: Mapping[str, Tensor], norm: str) -> State:
     """Rename a state dict from the release's or mmpretrain's names to `FocalNetClassifier`'s.
 
-    The release has one network without parts: ``layers...``, ``norm`` and ``head``;
-    mmpretrain's ``ImageClassifier`` has ``backbone...`` and ``head.fc``.
+    The release has ``layers...``, ``norm`` and ``head`` without prefix; mmpretrain's
+    ``ImageClassifier`` has ``backbone...`` and ``head.fc``.
 
     Args:
-        state: State dict; one that is in neither's names keeps its own.
+        state: State dict; other keys are kept.
         norm: Name of the backbone's last output norm, such as ``'norm3'``.
 
     Returns:
@@ -36,7 +36,7 @@ def name_as_classifier(state: Mapping[str, Tensor], norm: str) -> State:
 
 
 def read_head(checkpoint: str | os.PathLike, target: Mapping[str, Tensor], norm: str) -> State:
-    """Read from a classifier of any known layout what it has beside its backbone.
+    """Read final norm and linear layer from a classifier checkpoint of any known layout.
 
     Args:
         checkpoint: As for `mmfocalnet.checkpoints.fetch`.
@@ -47,59 +47,47 @@ def read_head(checkpoint: str | os.PathLike, target: Mapping[str, Tensor], norm:
         Final norm and linear layer, named as in the target.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read, is of no classifier, or has other
-            classes or widths; one sentence that names it.
+        CheckpointError: If the checkpoint cannot be read, is not a classifier, or has another
+            number of classes or another width.
     """
     content = open_checkpoint(checkpoint)
-    try:
-        state = _own_part(content, norm)
-        check_finite(state)
-        _check_shapes(state, target)
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint} {error}') from None
-    return state
-
-
-def _own_part(content: Checkpoint, norm: str) -> State:
-    network = select_network(content.state, None, content.metadata)
-    state = name_as_classifier({**network.state, **_head_beside(content, network)}, norm)
-    keys = (f'{BACKBONE}{norm}.weight', f'{BACKBONE}{norm}.bias', *HEAD)
-    missing = [key for key in keys if key not in state]
-    if missing:
-        raise CheckpointError(
-            f'is of no image classifier ({", ".join(missing)} missing): give it to '
-            'model.backbone.init_cfg instead of model.init_cfg, to start with a new linear layer.'
-        )
-    return {key: state[key] for key in keys}
-
-
-def _head_beside(content: Checkpoint, network: Network) -> State:
-    """The linear layer, where the network is the backbone of our or mmpretrain's classifier."""
-    if not network.prefix.endswith(BACKBONE):
-        return {}
-    outer = network.prefix.removesuffix(BACKBONE)
-    names = {**dict(zip(HEAD, HEAD, strict=True)), **_MMPRETRAIN}
-    return {
-        ours: content.state[outer + name]
-        for name, ours in names.items()
-        if outer + name in content.state
-    }
-
-
-def _check_shapes(state: State, target: Mapping[str, Tensor]) -> None:
+    state = _select_head(content, norm)
+    check_finite(state, content.name)
     theirs, ours = (weights[HEAD[0]].shape[0] for weights in (state, target))
     if theirs != ours:
         raise CheckpointError(
-            f'is of {theirs} classes and the model of {ours}: set model.num_classes={theirs}, or, '
-            'for other classes, give the checkpoint to model.backbone.init_cfg instead of '
-            'model.init_cfg.'
+            f'{checkpoint} is of {theirs} classes and the model of {ours}. Set '
+            f'model.num_classes={theirs}, or, for other classes, specify the checkpoint as '
+            'model.backbone.init_cfg instead of model.init_cfg.'
         )
     wrong = [key for key, value in state.items() if value.shape != target[key].shape]
     if wrong:
         raise CheckpointError(
-            f'is of another width ({wrong[0]} {tuple(state[wrong[0]].shape)} for '
-            f'{tuple(target[wrong[0]].shape)}): change backbone.arch, or take another checkpoint.'
+            f'{checkpoint} has another width than the model ({wrong[0]} '
+            f'{tuple(state[wrong[0]].shape)}, expected {tuple(target[wrong[0]].shape)}). Change '
+            'backbone.arch, or use another checkpoint.'
         )
+    return state
+
+
+def _select_head(content: Checkpoint, norm: str) -> State:
+    network = select_network(content)
+    state = dict(network.state)
+    if network.prefix.endswith(BACKBONE):  # the backbone of our or mmpretrain's classifier
+        outer = network.prefix.removesuffix(BACKBONE)
+        for name, key in {**dict(zip(HEAD, HEAD, strict=True)), **_MMPRETRAIN}.items():
+            if outer + name in content.state:
+                state[key] = content.state[outer + name]
+    state = name_as_classifier(state, norm)
+    keys = (f'{BACKBONE}{norm}.weight', f'{BACKBONE}{norm}.bias', *HEAD)
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise CheckpointError(
+            f'{content.name} is not an image classifier ({", ".join(missing)} missing). To start '
+            'with a new linear layer, specify it as model.backbone.init_cfg instead of '
+            'model.init_cfg.'
+        )
+    return {key: state[key] for key in keys}
 
 
 def _renamed(key: str, norm: str) -> str:

@@ -1,17 +1,26 @@
-"""Fitting a checkpoint to another window, level, channel or patch setting: dict to dict."""
+"""Fit a checkpoint to other windows, levels, input channels or patch sizes: dict to dict."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from mmfocalnet.checkpoints.fit_report import FitReport
-from mmfocalnet.checkpoints.layouts import CLASSIFIER, OUTPUT_NORM, STEM, State
+from mmfocalnet.checkpoints.layouts import (
+    CLASSIFIER,
+    OUTPUT_NORM,
+    STEM,
+    Network,
+    State,
+    select_network,
+)
 from mmfocalnet.checkpoints.levels import append_levels, count_levels, insert_levels
+from mmfocalnet.checkpoints.read import check_finite, open_checkpoint
 from mmfocalnet.checkpoints.resize import (
     adapt_input_channels,
     kernel_energy,
@@ -19,12 +28,15 @@ from mmfocalnet.checkpoints.resize import (
     resize_patch_embedding,
 )
 from mmfocalnet.errors import CheckpointError
-from mmfocalnet.text import listed
+from mmfocalnet.text import join_keys
 
 _MODULATION = r'layers\.(\d{1,9})\.blocks\.(\d{1,9})\.modulation\.'
 _KERNEL = re.compile(_MODULATION + r'focal_layers\.(\d{1,9})\.0\.weight', re.ASCII)
 _CONTEXT = re.compile(_MODULATION + r'f\.weight', re.ASCII)
-_FITTED = ('in_chans', 'patch_size', 'focal_levels', 'focal_windows')
+# The deepest released network has 40 blocks. A small file can declare thousands, which take
+# minutes to build.
+_MAX_BLOCKS = 1000
+_ADAPTABLE = ('in_chans', 'patch_size', 'focal_levels', 'focal_windows')
 _DIMENSIONS = {
     r'patch_embed\.proj\.weight': 4,
     r'layers\.\d+\.blocks\.\d+\.modulation\.f\.weight': 2,
@@ -34,97 +46,141 @@ _DIMENSIONS = {
 }
 
 
+@dataclass
+class FitReport:
+    """Changes made while fitting a checkpoint.
+
+    Attributes:
+        checkpoint: Name of the checkpoint; error messages start with it.
+        padded: Number of zero-padded kernels per change of size, such as ``'3x3 to 9x9'``.
+        cropped: Number of centre-cropped kernels, likewise.
+        energy_cut: Share of the cropped kernels' squared norm that was cut, per change.
+        embedding: Changes of the patch embedding, such as ``'input channels 3 to 1'``.
+        levels: Number of blocks with added levels per change, such as ``'2 to 3'``.
+        function_kept: Whether the levels were added so that the outputs stay the same.
+        dropped: Keys of the checkpoint that the model does not use (classifier, other outputs).
+        initial: Keys of the model that keep their initial values.
+    """
+
+    checkpoint: str = 'The checkpoint'
+    padded: Counter[str] = field(default_factory=Counter)
+    cropped: Counter[str] = field(default_factory=Counter)
+    energy_cut: dict[str, float] = field(default_factory=dict)
+    embedding: list[str] = field(default_factory=list)
+    levels: Counter[str] = field(default_factory=Counter)
+    function_kept: bool = False
+    dropped: list[str] = field(default_factory=list)
+    initial: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        where = (
+            'before the last, which keeps the function'
+            if self.function_kept
+            else 'after the last, which changes the global context'
+        )
+        parts = [
+            _count_changes(self.padded, 'kernels zero-padded'),
+            _count_changes(self.cropped, 'kernels cropped to their centre', self.energy_cut),
+            join_keys(self.embedding, 'patch embedding changed'),
+            _count_changes(self.levels, f'blocks with focal levels added {where}'),
+            join_keys(self.dropped, 'dropped'),
+            join_keys(self.initial, 'kept at their initial values'),
+        ]
+        return '; '.join(part for part in parts if part) or 'all tensors unchanged'
+
+
+def fit_checkpoint(
+    checkpoint: str | os.PathLike,
+    target: Mapping[str, Tensor],
+    prefix: str | None = None,
+    normalize_modulator: bool = False,
+) -> tuple[State, FitReport, Network]:
+    """Read a checkpoint and fit it to a model's state dict.
+
+    Args:
+        checkpoint: As for `mmfocalnet.checkpoints.fetch`.
+        target: State dict of the model; it may be on the meta device.
+        prefix: Prefix of the backbone's keys. Defaults to None: detected.
+        normalize_modulator: That setting of the model, used where levels are added. Defaults to
+            False.
+
+    Returns:
+        The state dict to load, the changes, and the network in the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read, has NaN or infinite weights or does
+            not fit.
+    """
+    network = select_network(open_checkpoint(checkpoint), prefix)
+    check_finite(network.state, network.checkpoint)
+    fitted, report = fit_state(
+        network.state, target, normalize_modulator=normalize_modulator, name=network.checkpoint
+    )
+    return fitted, report, network
+
+
 def fit_state(
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     *,
     keep_function: bool = False,
     normalize_modulator: bool = False,
+    name: str = 'The checkpoint',
 ) -> tuple[State, FitReport]:
     """Fit a checkpoint to a model: drop the classifier, resize kernels, add focal levels.
 
     Args:
         source: State dict of the checkpoint, without prefix.
-        target: State dict of the model, in its initial values.
-        keep_function: Add focal levels so that the outputs stay the same, at the price of
-            kernels that do not train; see `fit_levels`. Defaults to False.
-        normalize_modulator: That setting of the model, which no tensor tells. Defaults to
-            False.
+        target: State dict of the model, with its initial values.
+        keep_function: Add focal levels by `insert_levels`, which keeps the outputs but does not
+            train, instead of `append_levels`. Defaults to False.
+        normalize_modulator: That setting of the model, which is not visible in its tensors.
+            Defaults to False.
+        name: Name of the checkpoint, for error messages. Defaults to ``'The checkpoint'``.
 
     Returns:
-        A state dict with exactly the keys and shapes of ``target``, and what was changed.
+        A state dict with exactly the keys and shapes of ``target``, and the changes.
 
     Raises:
         CheckpointError: If the checkpoint is of another architecture, has more levels or
-            more input channels than the model (other than one), or has keys that match
-            nothing.
+            more input channels than the model (unless the model has one), or has unknown keys.
     """
-    report = FitReport()
-    state = _drop(source, target, report)
-    check_dimensions(state)
-    _check_architecture(state, target)
-    state = fit_embedding(state, target, report)
-    state = fit_levels(
-        state,
-        target,
-        report,
-        keep_function=keep_function,
-        normalize_modulator=normalize_modulator,
-    )
-    state = fit_kernels(state, target, report)
+    report = FitReport(name)
+    # A classifier's final norm has other inputs than the output norms of the backbone.
+    report.dropped = [
+        key
+        for key in source
+        if key in CLASSIFIER or (OUTPUT_NORM.fullmatch(key) and key not in target)
+    ]
+    state = {key: value for key, value in source.items() if key not in report.dropped}
+    _check_architecture(state, target, name)
+    state = _fit_embedding(state, target, report)
+    state = _fit_levels(state, target, report, keep_function, normalize_modulator)
+    state = _fit_kernels(state, target, report)
     return _complete(state, target, report), report
 
 
-def fit_embedding(
+def _fit_embedding(
     state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport
 ) -> State:
-    """Give the stem the model's input channels and patch size.
-
-    What is preserved: see `adapt_input_channels` and `resize_patch_embedding`.
-
-    Args:
-        state: State dict; the stem's kernel is (C, C_in, k, k).
-        target: State dict of the model.
-        report: The changes are added here.
-
-    Returns:
-        A new state dict; other tensors are the same objects.
-
-    Raises:
-        CheckpointError: If channels would have to be left out, or an overlapped embedding
-            resized.
-    """
-    fitted = dict(state)
+    """Adapt the stem's kernel (C, C_in, k, k) to the model's input channels and patch size."""
     weight, (channels, size) = state[STEM], target[STEM].shape[1:3]
     if weight.shape[1] != channels:
         report.embedding.append(f'input channels {weight.shape[1]} to {channels}')
-        weight = adapt_input_channels(weight, channels)
+        weight = adapt_input_channels(weight, channels, report.checkpoint)
     old, width = weight.shape[2:]
     if old == width != size:
         report.embedding.append(f'patch size {old} to {size}')
-        weight = resize_patch_embedding(weight, size)
-    fitted[STEM] = weight
-    return fitted
+        weight = resize_patch_embedding(weight, size, report.checkpoint)
+    return {**state, STEM: weight}
 
 
-def fit_kernels(
+def _fit_kernels(
     state: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport
 ) -> State:
-    """Resize every depth-wise kernel to the model's (Section 4.2: larger kernels for dense tasks).
-
-    Zero-padding keeps the network's function; cropping does not, and the report says what
-    share of the kernels' energy (squared norm) was cut.
-
-    Args:
-        state: State dict; kernels are (C, 1, k, k).
-        target: State dict of the model.
-        report: Counts of padded and cropped kernels are added here.
-
-    Returns:
-        A new state dict; other tensors are the same objects.
-    """
+    """Resize the depth-wise kernels (C, 1, k, k) (Section 4.2: larger kernels for dense tasks)."""
     fitted = dict(state)
-    before, after = Counter(), Counter()  # energy of the kernels per change
+    before, after = Counter(), Counter()  # energy of the cropped kernels per change
     for key, weight in state.items():
         if not _KERNEL.fullmatch(key) or key not in target:
             continue
@@ -133,10 +189,8 @@ def fit_kernels(
             continue
         fitted[key] = resize_kernel(weight, new)
         change = f'{old}x{old} to {new}x{new}'
-        if new > old:
-            report.padded[change] += 1
-        else:
-            report.cropped[change] += 1
+        (report.padded if new > old else report.cropped)[change] += 1
+        if new < old:
             before[change] += kernel_energy(weight)
             after[change] += kernel_energy(fitted[key])
     for change, energy in before.items():
@@ -144,33 +198,14 @@ def fit_kernels(
     return fitted
 
 
-def fit_levels(
+def _fit_levels(
     state: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     report: FitReport,
-    *,
-    keep_function: bool = False,
-    normalize_modulator: bool = False,
+    keep_function: bool,
+    normalize_modulator: bool,
 ) -> State:
-    """Give blocks more focal levels, with gates of zero.
-
-    By default they come last (`append_levels`), and the global context changes a little, for
-    it is averaged after the last level. Levels that keep the function to rounding come
-    before the last one (`insert_levels`), but do not train.
-
-    Args:
-        state: State dict.
-        target: State dict of the model.
-        report: Counts of changed blocks are added here.
-        keep_function: Insert the levels instead of appending them. Defaults to False.
-        normalize_modulator: That setting of the model. Defaults to False.
-
-    Returns:
-        A new state dict; other tensors are the same objects.
-
-    Raises:
-        CheckpointError: If the checkpoint has more levels than the model.
-    """
+    """Add focal levels with zero gates: append them, or insert them to keep the function."""
     fitted = dict(state)
     for key in [key for key in state if _CONTEXT.fullmatch(key) and key in target]:
         block = key[: -len('f.weight')]
@@ -178,32 +213,39 @@ def fit_levels(
         old, new = count_levels(theirs), count_levels(ours)
         if old == new:
             continue
-        _check_levels(block, theirs, old, new)
+        _check_levels(
+            theirs, old, new, f'{report.checkpoint}, {block.removesuffix(".modulation.")}'
+        )
         start = max(old - 1, 0) if keep_function else old
         sizes = [
             ours[f'focal_layers.{level}.0.weight'].shape[-1]
             for level in range(start, start + new - old)
         ]
-        add_levels = insert_levels if keep_function else append_levels
-        changed = add_levels(theirs, sizes, normalize_modulator)
+        if keep_function:
+            changed = insert_levels(theirs, sizes, normalize_modulator, report.checkpoint)
+        else:
+            changed = append_levels(theirs, sizes, normalize_modulator)
         fitted.update({block + name: tensor for name, tensor in changed.items()})
         report.levels[f'{old} to {new}'] += 1
     report.function_kept = keep_function and bool(report.levels)
     return fitted
 
 
-def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read off a state dict's keys and shapes which FocalNet it is.
+def describe(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> dict[str, Any]:
+    """Read the architecture of a FocalNet from the keys and shapes of its state dict.
 
     Args:
         state: State dict, without prefix.
+        name: Name of the checkpoint, for error messages. Defaults to ``'The checkpoint'``.
 
     Returns:
         Constructor arguments of `FocalNet` that keys and shapes determine.
 
     Raises:
-        CheckpointError: If stages or blocks are missing between others.
+        CheckpointError: If a tensor has dimensions that no FocalNet has, or a stage or block
+            before others is missing.
     """
+    _check_dimensions(state, name)
     stem = state[STEM]
     kernels = {
         match.group(1, 3): state[match.string].shape[-1]
@@ -212,7 +254,7 @@ def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     contexts = [match for match in map(_CONTEXT.fullmatch, state) if match]
     depths = Counter(int(match[1]) for match in contexts)
-    _check_gaps({(int(match[1]), int(match[2])) for match in contexts})
+    _check_blocks({(int(match[1]), int(match[2])) for match in contexts}, name)
     stages = sorted(depths)
     conv_embed = stem.shape[-1] == 7
     return dict(
@@ -228,26 +270,23 @@ def describe(state: Mapping[str, Tensor]) -> dict[str, Any]:
     )
 
 
-def check_dimensions(state: Mapping[str, Tensor]) -> None:
-    """Refuse tensors of which no setting could be read off.
-
-    Args:
-        state: State dict, without prefix.
-
-    Raises:
-        CheckpointError: If a tensor has dimensions that no FocalNet has.
-    """
+def _check_dimensions(state: Mapping[str, Tensor], name: str) -> None:
     for key, value in state.items():
-        expected = next((n for name, n in _DIMENSIONS.items() if re.fullmatch(name, key)), None)
+        expected = next((n for rule, n in _DIMENSIONS.items() if re.fullmatch(rule, key)), None)
         if expected is not None and (value.ndim != expected or not value.numel()):
             raise CheckpointError(
-                f'has {key} of shape {tuple(value.shape)} where {expected} dimensions, none of '
-                'them 0, were expected: it is no FocalNet, or damaged.'
+                f'{name} has {key} of shape {tuple(value.shape)}, expected {expected} dimensions '
+                'greater than 0. It is not a FocalNet, or damaged.'
             )
 
 
-def _check_gaps(blocks: set[tuple[int, int]]) -> None:
-    """Refuse a network that lacks one of its (stage, block), which is no shallower one."""
+def _check_blocks(blocks: set[tuple[int, int]], name: str) -> None:
+    """Check the number of (stage, block), and that none is missing before others."""
+    if len(blocks) > _MAX_BLOCKS:
+        raise CheckpointError(
+            f'{name} has {len(blocks)} blocks, expected at most {_MAX_BLOCKS}. It is damaged or '
+            'malicious.'
+        )
     stages = {stage for stage, _ in blocks}
     missing = [f'stage {i}' for i in range(len(stages)) if i not in stages]
     for i in sorted(stages):
@@ -255,73 +294,76 @@ def _check_gaps(blocks: set[tuple[int, int]]) -> None:
         missing += [f'block {j} of stage {i}' for j in range(len(own)) if j not in own]
     if missing:
         raise CheckpointError(
-            f'is damaged or cut: {missing[0]} is missing, though later ones are there; take a '
-            'whole checkpoint.'
+            f'{name} is damaged or incomplete: {missing[0]} is missing, but later ones are '
+            'present. Use a complete checkpoint.'
         )
 
 
-def _drop(source: Mapping[str, Tensor], target: Mapping[str, Tensor], report: FitReport) -> State:
-    # A classifier's final norm saw other features than any output norm of the backbone.
-    report.dropped = [
-        key
-        for key in source
-        if key in CLASSIFIER or (OUTPUT_NORM.fullmatch(key) and key not in target)
-    ]
-    return {key: value for key, value in source.items() if key not in report.dropped}
-
-
-def _check_architecture(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    theirs, ours = describe(state), describe(target)
+def _check_architecture(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], name: str
+) -> None:
+    theirs, ours = describe(state, name), describe(target)
     differences = [
-        f'{name} is {theirs[name]} in the checkpoint and {ours[name]} in the model'
-        for name in theirs
-        if name not in _FITTED and theirs[name] != ours[name]
+        f'{key} is {theirs[key]} in the checkpoint and {ours[key]} in the model'
+        for key in theirs
+        if key not in _ADAPTABLE and theirs[key] != ours[key]
     ]
     if differences:
         raise CheckpointError(
-            f'is of another architecture: {", ".join(differences)}; change the backbone '
-            'settings or take another checkpoint.'
+            f'{name} has another architecture: {", ".join(differences)}. Change the backbone '
+            'settings or use another checkpoint.'
         )
 
 
 def _complete(state: State, target: Mapping[str, Tensor], report: FitReport) -> State:
-    fresh = [key for key in target if key not in state and OUTPUT_NORM.fullmatch(key)]
-    report.fresh = fresh + report.fresh
-    state = {**state, **{key: target[key] for key in fresh}}
+    """Add the output norms of the model, and check keys and shapes."""
+    report.initial = [key for key in target if key not in state and OUTPUT_NORM.fullmatch(key)]
+    state = {**state, **{key: target[key] for key in report.initial}}
+    shapes = [
+        f'{key} {tuple(state[key].shape)} for {tuple(target[key].shape)}'
+        for key in sorted(state.keys() & target.keys())
+        if state[key].shape != target[key].shape
+    ]
     problems = [
-        listed(sorted(state.keys() - target.keys()), 'unexpected keys'),
-        listed(sorted(target.keys() - state.keys()), 'missing keys'),
-        listed(
-            [
-                f'{key} {tuple(state[key].shape)} for {tuple(target[key].shape)}'
-                for key in sorted(state.keys() & target.keys())
-                if state[key].shape != target[key].shape
-            ],
-            'shapes that differ',
-        ),
+        join_keys(sorted(state.keys() - target.keys()), 'unexpected keys'),
+        join_keys(sorted(target.keys() - state.keys()), 'missing keys'),
+        join_keys(shapes, 'different shapes'),
     ]
     if any(problems):
-        raise CheckpointError(
-            f'does not fit the model: {"; ".join(filter(None, problems))}; '
-            'use the checkpoint of this architecture, unchanged.'
-        )
+        raise mismatch(report.checkpoint, *problems)
     return state
+
+
+def mismatch(name: str, *problems: str) -> CheckpointError:
+    """The error for a checkpoint whose keys or shapes do not match those of the model."""
+    return CheckpointError(
+        f'{name} does not match the model: {"; ".join(filter(None, problems))}. Use the '
+        'unmodified checkpoint of this architecture.'
+    )
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _check_levels(block: str, modulation: State, old: int, new: int) -> None:
-    place = block.removesuffix('.modulation.')
+def _check_levels(modulation: State, old: int, new: int, place: str) -> None:
     if old > new:
         raise CheckpointError(
-            f'has {old} focal levels at {place} but the model has {new}, and '
-            f'levels cannot be removed: set focal_levels={old} for that stage (--levels {old} or '
-            f'more), or take the checkpoint with {new} levels.'
+            f'{place} has {old} focal levels and the model {new}, and levels cannot be removed. '
+            f'Set focal_levels={old} for that stage (--levels {old} or more), or use a checkpoint '
+            f'with {new} levels.'
         )
     kernels = {f'focal_layers.{level}.0.weight' for level in range(old)}
     if {key for key in modulation if key.startswith('focal_layers.')} != kernels:
         raise CheckpointError(
-            f'has gates for {old} focal levels at {place}, but kernels of others: it is damaged.'
+            f'{place} has gates for {old} focal levels, but kernels of other levels: the '
+            'checkpoint is damaged.'
         )
+
+
+def _count_changes(counter: Counter[str], what: str, cut: Mapping[str, float] | None = None) -> str:
+    changes = ', '.join(
+        f'{change}: {count}' + (f' with {cut[change]:.1%} of their energy cut' if cut else '')
+        for change, count in sorted(counter.items())
+    )
+    return f'{sum(counter.values())} {what} ({changes})' if counter else ''

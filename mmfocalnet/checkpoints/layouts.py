@@ -1,4 +1,4 @@
-"""Key layouts of FocalNet checkpoints: recognising them, renaming to and from the release's."""
+"""Key layouts of FocalNet checkpoints: detect them, rename to and from the 2022 release's."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmfocalnet.checkpoints.metadata import told_settings
+from mmfocalnet.checkpoints.metadata import read_settings
+from mmfocalnet.checkpoints.read import Checkpoint
 from mmfocalnet.errors import CheckpointError
-from mmfocalnet.text import named, shown
+from mmfocalnet.text import join_keys, short_text
 
 State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
 
 CLASSIFIER = ('norm.weight', 'norm.bias', 'head.weight', 'head.bias')
-# Numbers of more digits count nothing, and Python refuses to read the longest.
 OUTPUT_NORM = re.compile(r'norm(\d{1,9})\.(weight|bias)', re.ASCII)
 STEM = 'patch_embed.proj.weight'
 
-# The release's names on the left. {i} is a stage, {next} the one after it, {j} a block; the
-# first rule that fits the start of a key renames it.
+# The release's names are on the left. {i} is a stage, {next} the next stage, {j} a block. The first
+# rule that matches the start of a key renames it.
 _BLOCK = 'layers.{i}.blocks.{j}.'
 _TIMM: Rules = (
     ('patch_embed.', 'stem.'),
@@ -53,13 +52,13 @@ _TRANSFORMERS: Rules = (
     ('norm.', 'layernorm.'),
     ('head.', 'classifier.'),
 )
-# timm computes these as 1x1 convolutions (the modulator's h is one everywhere).
+# timm implements these as 1x1 convolutions; the modulator's h is one in every layout.
 _LINEAR = re.compile(
     r'layers\.\d+\.blocks\.\d+\.(modulation\.(f|proj)|mlp\.fc[12])\.weight', re.ASCII
 )
 _CONTEXT = 'layers.0.blocks.0.modulation.f.weight'
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# One key of each kind, for measuring how near a foreign file comes.
+# One key of each kind, to find the layout that is most similar to an unknown file.
 _KINDS = (
     *(STEM, _CONTEXT, 'patch_embed.norm.weight', 'norm.weight', 'head.weight'),
     *('layers.0.downsample.proj.weight', 'layers.0.downsample.norm.weight'),
@@ -72,45 +71,48 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How one project names and shapes the tensors of a FocalNet.
+    """Names and shapes of the tensors of a FocalNet in one project.
 
     Attributes:
-        name: ``'release'`` (mmfocalnet's own as well), ``'timm'`` or ``'transformers'``.
-        rules: Pairs of key beginnings, the release's and this layout's.
+        name: ``'release'`` (also mmfocalnet's own), ``'timm'`` or ``'transformers'``.
+        rules: Pairs of key prefixes, the release's and this layout's.
     """
 
     name: str
     rules: Rules = ()
 
     def from_release(self, key: str) -> str:
-        """Rename a key of the release's."""
+        """Rename a key of the release."""
         return _renamed(key, self.rules)
 
     def to_release(self, key: str) -> str:
-        """Rename a key of this layout's."""
+        """Rename a key of this layout."""
         return _renamed(key, tuple((theirs, ours) for ours, theirs in self.rules))
 
 
 RELEASE = Layout('release')
 TIMM = Layout('timm', _TIMM)
+TIMM_POSTNORM = Layout('timm', _TIMM_POSTNORM)
 TRANSFORMERS = Layout('transformers', _TRANSFORMERS)
 _LAYOUTS = (RELEASE, TIMM, TRANSFORMERS)
 
 
 @dataclass(frozen=True)
 class Network:
-    """One FocalNet of a checkpoint, in the release's names and shapes.
+    """A FocalNet in a checkpoint, in the release's names and shapes.
 
     Attributes:
+        checkpoint: Name of the checkpoint; error messages start with it.
         state: Its tensors.
-        layout: Name of the layout that they came in.
-        source: Who writes such files, in words, for the log.
-        prefix: What stood before its keys.
+        layout: Name of the layout in the file.
+        source: Program that writes such files, for the log.
+        prefix: Prefix of its keys in the file.
         others: Keys of the file that do not belong to it, such as neck and heads.
-        settings: ``use_postln`` and ``normalize_modulator``, as far as the layout's names or
-            the metadata tell them.
+        settings: ``use_postln`` and ``normalize_modulator``, if the names of the layout or the
+            metadata specify them.
     """
 
+    checkpoint: str
     state: State
     layout: str
     source: str
@@ -121,21 +123,16 @@ class Network:
     def __str__(self) -> str:
         if not self.prefix:
             return self.source
-        return f'{self.source}; keys below {self.prefix!r}, beside {len(self.others)} others'
+        return f'{self.source}; keys below {self.prefix!r}, {len(self.others)} other keys'
 
 
-def select_network(
-    state: Mapping[str, Tensor],
-    prefix: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Network:
-    """Cut one FocalNet out of a state dict of any known layout, which may hold more.
+def select_network(checkpoint: Checkpoint, prefix: str | None = None) -> Network:
+    """Select a FocalNet in a checkpoint of any known layout, which may contain other modules.
 
     Args:
-        state: State dict as it came out of the file.
-        prefix: What stands before the network's keys, such as ``'backbone.'``. Defaults to
-            None: found by itself, where just one FocalNet is in the file.
-        metadata: Of `open_checkpoint`; tells more of the source. Defaults to None.
+        checkpoint: Of `open_checkpoint`.
+        prefix: Prefix of the network's keys, such as ``'backbone.'``. Defaults to None: detected,
+            if the checkpoint contains exactly one FocalNet.
 
     Returns:
         The network, renamed to the release's keys.
@@ -143,27 +140,31 @@ def select_network(
     Raises:
         CheckpointError: If there is no FocalNet, or not under that prefix, or several.
     """
-    found = _networks(state)
+    found = _networks(checkpoint.state)
     if not found:
-        raise CheckpointError(_nearest(state))
-    names = ', '.join(repr(item) for item in found)
+        raise _no_network(checkpoint)
+    prefixes = ', '.join(map(repr, found))
     if prefix is None:
         if len(found) > 1:
             raise CheckpointError(
-                f'holds several FocalNets: choose by prefix= (--prefix), one of {names}.'
+                f'{checkpoint.name} contains several FocalNets. Select one of {prefixes} by '
+                'prefix= (--prefix).'
             )
         prefix = next(iter(found))
-    else:
-        prefix = _closed(prefix)
-        prefix = next((p for p in (prefix, 'module.' + prefix) if p in found), prefix)
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'
+    prefix = next((p for p in (prefix, f'module.{prefix}') if p in found), prefix)
     if prefix not in found:
-        raise CheckpointError(f'has no FocalNet under prefix {prefix!r}: it is under {names}.')
+        raise CheckpointError(
+            f'{checkpoint.name} has no FocalNet under the prefix {prefix!r}. Use one of {prefixes}.'
+        )
     if len(found[prefix]) > 1:
         layouts = ' and '.join(layout.name for layout in found[prefix])
         raise CheckpointError(
-            f'is ambiguous: its keys below {prefix!r} are those of {layouts}; keep one of them.'
+            f'{checkpoint.name} is ambiguous: its keys below {prefix!r} match the layouts '
+            f'{layouts}. Keep one of them.'
         )
-    return _cut(state, prefix, found[prefix][0], metadata or {})
+    return _extract(checkpoint, prefix, found[prefix][0])
 
 
 def to_timm(state: Mapping[str, Tensor], use_postln: bool) -> State:
@@ -171,12 +172,12 @@ def to_timm(state: Mapping[str, Tensor], use_postln: bool) -> State:
 
     Args:
         state: State dict in the release's names.
-        use_postln: Whether its blocks are post-norm, which timm names otherwise.
+        use_postln: Whether its blocks are post-norm, for which timm has other names.
 
     Returns:
         State dict in timm's names; linear weights (N, C) become (N, C, 1, 1).
     """
-    layout = Layout('timm', _TIMM_POSTNORM if use_postln else _TIMM)
+    layout = TIMM_POSTNORM if use_postln else TIMM
     return {
         layout.from_release(key): value[..., None, None] if _LINEAR.fullmatch(key) else value
         for key, value in state.items()
@@ -200,82 +201,68 @@ def to_transformers(state: Mapping[str, Tensor]) -> State:
 
 
 def _networks(state: Mapping[str, Tensor]) -> dict[str, list[Layout]]:
-    """Prefix to the layouts in which a FocalNet begins there."""
+    """Prefix of each FocalNet to its possible layouts."""
     found: dict[str, list[Layout]] = {}
     for layout in _LAYOUTS:
         stem, context = layout.from_release(STEM), layout.from_release(_CONTEXT)
         for key in state:
             prefix = key.removesuffix(stem)
             if prefix != key and (not prefix or prefix.endswith('.')) and prefix + context in state:
-                found.setdefault(_base(prefix, layout), []).append(layout)
+                # FocalNetForImageClassification and FocalNetBackbone contain a FocalNetModel.
+                wrapper = 'focalnet.' if layout is TRANSFORMERS else ''
+                found.setdefault(prefix.removesuffix(wrapper), []).append(layout)
     return dict(sorted(found.items()))
 
 
-def _base(prefix: str, layout: Layout) -> str:
-    # FocalNetForImageClassification and FocalNetBackbone wrap what FocalNetModel is.
-    return prefix.removesuffix('focalnet.') if layout is TRANSFORMERS else prefix
-
-
-def _closed(prefix: str) -> str:
-    return prefix if not prefix or prefix.endswith('.') else prefix + '.'
-
-
-def _cut(
-    state: Mapping[str, Tensor], prefix: str, layout: Layout, metadata: Mapping[str, Any]
-) -> Network:
+def _extract(checkpoint: Checkpoint, prefix: str, layout: Layout) -> Network:
+    state = checkpoint.state
     own = {key: key.removeprefix(prefix) for key in state if key.startswith(prefix)}
     if layout is TRANSFORMERS:
         own = {key: short.removeprefix('focalnet.') for key, short in own.items()}
-    settings = told_settings(metadata)
+    settings = read_settings(checkpoint.metadata)
     if layout is TIMM:
-        use_postln = any('.norm1_post.' in key for key in own)
-        settings['use_postln'] = use_postln
-        layout = Layout('timm', _TIMM_POSTNORM if use_postln else _TIMM)
+        settings['use_postln'] = any('.norm1_post.' in key for key in own)
+        layout = TIMM_POSTNORM if settings['use_postln'] else TIMM
     renamed = {key: layout.to_release(short) for key, short in own.items()}
     if len(set(renamed.values())) < len(renamed):
         raise CheckpointError(
-            f'is ambiguous: several of its keys mean the same tensor of the {layout.name} layout.'
+            f'{checkpoint.name} is ambiguous: several of its keys mean the same tensor of the '
+            f'{layout.name} layout. Keep one of them.'
         )
-    cut = {name: _linear(name, state[key]) for key, name in renamed.items()}
-    _check_floats(cut)
-    others = [key for key in state if key not in own]
-    source = _source(layout, state, cut, metadata)
-    return Network(cut, layout.name, source, prefix, others, settings)
-
-
-def _check_floats(cut: State) -> None:
-    wrong = [f'{key} {value.dtype}' for key, value in cut.items() if value.dtype not in _FLOATS]
+    network = {name: _reshaped(name, state[key]) for key, name in renamed.items()}
+    wrong = [f'{key} {value.dtype}' for key, value in network.items() if value.dtype not in _FLOATS]
     if wrong:
         raise CheckpointError(
-            f'has weights of types in which no FocalNet is stored ({named(wrong)}): take the '
-            'checkpoint from before it was quantised, or cast them to float32.'
+            f'{checkpoint.name} has weights of unsupported types ({join_keys(wrong)}). Use the '
+            'checkpoint from before quantization, or cast them to float32.'
         )
+    others = [key for key in state if key not in own]
+    source = _source(layout, checkpoint, network)
+    return Network(checkpoint.name, network, layout.name, source, prefix, others, settings)
 
 
-def _linear(key: str, value: Tensor) -> Tensor:
+def _reshaped(key: str, value: Tensor) -> Tensor:
     is_conv = value.ndim == 4 and value.shape[2:] == (1, 1)
     return value.flatten(1) if is_conv and _LINEAR.fullmatch(key) else value
 
 
-def _source(
-    layout: Layout, state: Mapping[str, Tensor], cut: State, metadata: Mapping[str, Any]
-) -> str:
+def _source(layout: Layout, checkpoint: Checkpoint, network: State) -> str:
     if layout.name == 'timm':
         return "timm's focalnet_*"
     if layout.name == 'transformers':
-        wrapped = any('focalnet.embeddings.' in key for key in state)
-        head = 'FocalNetForImageClassification' if 'head.weight' in cut else 'FocalNetBackbone'
-        return f"transformers' {head if wrapped else 'FocalNetModel'}"
-    if 'mmfocalnet' in metadata:
+        wrapped = any('focalnet.embeddings.' in key for key in checkpoint.state)
+        head = 'ForImageClassification' if 'head.weight' in network else 'Backbone'
+        return f"transformers' FocalNet{head if wrapped else 'Model'}"
+    if 'mmfocalnet' in checkpoint.metadata:
         return "mmfocalnet's converter"
-    if 'mmengine_version' in metadata:
+    if 'mmengine_version' in checkpoint.metadata:
         return "MMEngine's training checkpoint"
     for package in ('mmdet', 'mmseg'):
-        version = metadata.get(f'{package}_version')
+        version = checkpoint.metadata.get(f'{package}_version')
         if isinstance(version, str):
-            return f"the 2022 release's {package} {shown(version)}"
-    if any(map(OUTPUT_NORM.fullmatch, cut)):
-        return 'a dense model of the 2022 release or of mmfocalnet, whose names agree'
+            return f"the 2022 release's {package} {short_text(version)}"
+    if any(map(OUTPUT_NORM.fullmatch, network)):
+        return 'a dense model of the 2022 release or of mmfocalnet (same names)'
     return "the release's classification model"
 
 
@@ -283,7 +270,12 @@ def _renamed(key: str, rules: Rules) -> str:
     for old, new in rules:
         match = _pattern(old).match(key)
         if match:
-            return new.format(**_indices(match)) + key[match.end() :]
+            indices = {name: int(value) for name, value in match.groupdict().items()}
+            if 'next' in indices:
+                indices['i'] = indices['next'] - 1
+            elif 'i' in indices:
+                indices['next'] = indices['i'] + 1
+            return new.format(**indices) + key[match.end() :]
     return key
 
 
@@ -293,39 +285,33 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.sub(r'\{(\w+)\}', r'(?P<\1>\\d{1,9})', escaped), re.ASCII)
 
 
-def _indices(match: re.Match[str]) -> dict[str, int]:
-    indices = {name: int(value) for name, value in match.groupdict().items()}
-    if 'next' in indices:
-        indices['i'] = indices['next'] - 1
-    elif 'i' in indices:
-        indices['next'] = indices['i'] + 1
-    return indices
-
-
-def _nearest(state: Mapping[str, Tensor]) -> str:
-    """Why a file is refused that holds no FocalNet, and what it resembles most."""
-    keys = [_kind(key) for key in state]
-    scores = {}
-    for layout in _LAYOUTS:
-        kinds = {key: _kind(layout.from_release(key)) for key in _KINDS}
-        scores[layout.name] = [
-            layout.from_release(key)
-            for key, kind in kinds.items()
-            if not any(('.' + other).endswith('.' + kind) for other in keys)
+def _no_network(checkpoint: Checkpoint) -> CheckpointError:
+    """The error for a file without FocalNet; it names the most similar layout."""
+    keys = [f'.{_kind(key)}' for key in checkpoint.state]
+    missing = {
+        layout.name: [
+            name
+            for name in map(layout.from_release, _KINDS)
+            if not any(key.endswith(f'.{_kind(name)}') for key in keys)
         ]
-    name = min(scores, key=lambda layout: len(scores[layout]))
-    missing, total = scores[name], len(_KINDS)
-    examples = ', '.join(repr(shown(key)) for key in list(state)[:3])
-    if len(missing) == total:
-        return f'holds no FocalNet, nor anything like one: its keys are like {examples}.'
-    if not missing:
-        return (
-            f'holds no whole FocalNet: stage 0 of its {name} layout is missing; take a whole one.'
+        for layout in _LAYOUTS
+    }
+    nearest = min(missing, key=lambda name: len(missing[name]))
+    lacking, total = missing[nearest], len(_KINDS)
+    if not lacking:
+        return CheckpointError(
+            f'{checkpoint.name} contains no complete FocalNet: stage 0 of the {nearest} layout is '
+            'missing. Use a complete checkpoint.'
         )
-    return (
-        f'holds no FocalNet: nearest is the {name} layout, of which it has '
-        f'{total - len(missing)} of {total} kinds of keys but no {missing[0]!r}; its keys are '
-        f'like {examples}.'
+    similar = (
+        'no known layout is similar'
+        if len(lacking) == total
+        else f'the most similar layout is {nearest}, with {total - len(lacking)} of {total} kinds '
+        f'of keys, but without {lacking[0]!r}'
+    )
+    examples = ', '.join(repr(short_text(key)) for key in list(checkpoint.state)[:3])
+    return CheckpointError(
+        f'{checkpoint.name} contains no FocalNet: {similar}. Its first keys are {examples}.'
     )
 
 

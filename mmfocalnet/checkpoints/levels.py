@@ -1,4 +1,4 @@
-"""Adding focal levels to a modulation: pure functions on the tensors of one operator.
+"""Add focal levels to a modulation: pure functions on the tensors of one operator.
 
 A modulation is the dict of its tensors: ``f.weight`` (2C + L + 1, C) and ``f.bias``, whose
 rows are query (C), context (C), gates of the L levels and gate of the global context;
@@ -24,18 +24,18 @@ _SMALL = 2.0**-40
 def append_levels(
     modulation: Mapping[str, Tensor], sizes: Sequence[int], normalize_modulator: bool = False
 ) -> State:
-    """Add focal levels after the last one, with gates of zero.
+    """Add focal levels with zero gates after the last one.
 
-    Kept are the query, the focal levels and their gates. The global context changes, for it
-    is averaged after the last level: no kernel makes a further GELU the identity (see
-    docs/checkpoints.md). A centred 1 comes closest; it shrinks contexts around zero and
-    leaves large ones as they are.
+    The query, the focal levels and their gates are kept. The global context changes, because it
+    is averaged after the last level, and no kernel makes another GELU the identity (see
+    docs/checkpoints.md). The new kernels are a centred 1, the best approximation: it shrinks
+    contexts around zero and keeps large ones.
 
     Args:
         modulation: Tensors of one operator with L levels.
         sizes: Kernel size of each new level, odd.
-        normalize_modulator: Whether the operator divides by L + 1, which the map h then
-            makes up for. Defaults to False.
+        normalize_modulator: Whether the operator divides by L + 1; h is scaled to compensate.
+            Defaults to False.
 
     Returns:
         Tensors of one operator with L + len(sizes) levels.
@@ -49,36 +49,39 @@ def append_levels(
 
 
 def insert_levels(
-    modulation: Mapping[str, Tensor], sizes: Sequence[int], normalize_modulator: bool = False
+    modulation: Mapping[str, Tensor],
+    sizes: Sequence[int],
+    normalize_modulator: bool = False,
+    name: str = 'The checkpoint',
 ) -> State:
-    """Add focal levels before the last one, with gates of zero, and keep the function.
+    """Add focal levels with zero gates before the last one, and keep the function.
 
-    GELU(u) is u / 2 for tiny u. So the first new level scales the context down, by a kernel
-    that is a tiny number in its centre, and the kernel of the last level, which no GELU
-    separates from it any more, scales it up again. The result is that of before to the
-    rounding of float32, bfloat16 or float64 (relative error below 1e-12 per unit of context).
+    GELU(u) is u / 2 for tiny u. The first new kernel is a tiny number in its centre and scales the
+    context down, into the linear range of GELU; the kernel of the last level scales it up again.
+    The result is equal up to the rounding of float32, bfloat16 or float64 (relative error below
+    1e-12 per unit of context).
 
-    The scaled kernel is out of float16's range, and too steep for training: for inference
-    and comparison; `append_levels` is for training.
+    The scaled kernel overflows in float16 and is too steep for training. Use it for inference and
+    comparison, and `append_levels` for training.
 
     Args:
         modulation: Tensors of one operator with L levels, 1 or more.
         sizes: Kernel size of each new level, odd. The last level's kernel keeps its size.
-        normalize_modulator: Whether the operator divides by L + 1, which the map h then
-            makes up for. Defaults to False.
+        normalize_modulator: Whether the operator divides by L + 1; h is scaled to compensate.
+            Defaults to False.
+        name: Name of the checkpoint, for the error message. Defaults to ``'The checkpoint'``.
 
     Returns:
-        Tensors of one operator with L + len(sizes) levels; those that are scaled in float32
-        or wider.
+        Tensors of one operator with L + len(sizes) levels; scaled ones in float32 or wider.
 
     Raises:
-        CheckpointError: If there is no level before which to insert.
+        CheckpointError: If the modulation has no level.
     """
     levels = count_levels(modulation)
     if not levels:
         raise CheckpointError(
-            'has no focal level, and levels that keep the function go before one: add them '
-            'without keeping the function.'
+            f'{name} has no focal level, and levels that keep the function are inserted before '
+            'one. Add them without keeping the function.'
         )
     added = _add_gates(modulation, levels, len(sizes), normalize_modulator, before=1)
     last = modulation[_kernel(levels - 1)]
@@ -92,7 +95,7 @@ def insert_levels(
 
 
 def count_levels(modulation: Mapping[str, Tensor]) -> int:
-    """Number L of focal levels of a modulation, as its gates tell."""
+    """Number L of focal levels of a modulation, read from its gates."""
     rows, dim = modulation['f.weight'].shape
     return rows - 2 * dim - 1
 

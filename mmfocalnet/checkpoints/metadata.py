@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself besides tensors: settings that no shape tells."""
+"""Read from a checkpoint's metadata the settings that leave no trace in keys and shapes."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from typing import Any
 from mmfocalnet.archs import find_arch
 from mmfocalnet.errors import ConfigError
 
-# The settings that change what a network computes and leave no trace in its tensors.
-INVISIBLE = ('use_postln', 'normalize_modulator')
-# In characters; those of mmdet have thousands, and parsed they take a hundred times the memory.
-_LONGEST_CONFIG = 10**6
+METADATA_SETTINGS = ('use_postln', 'normalize_modulator')
+"""Settings that change what a network computes, but not the keys and shapes of its tensors."""
+
+# In characters. Parsing takes a hundred times the memory; configs of mmdet have thousands.
+_MAX_CONFIG_LENGTH = 10**6
 
 
-def told_settings(metadata: Mapping[str, Any]) -> dict[str, bool]:
-    """Look up the settings that no key or shape tells.
+def read_settings(metadata: Mapping[str, Any]) -> dict[str, bool]:
+    """Read ``use_postln`` and ``normalize_modulator`` from the metadata.
 
     Args:
-        metadata: Of `open_checkpoint`: what mmfocalnet's converter wrote, the training config
-            of MMEngine or mmcv, or transformers' ``config.json``.
+        metadata: Of `open_checkpoint`: that of mmfocalnet's converter, the training config of
+            MMEngine or mmcv, or transformers' ``config.json``.
 
     Returns:
-        Of ``use_postln`` and ``normalize_modulator`` those that are told.
+        The settings that the metadata specify.
     """
     for read in (_from_converter, _from_transformers, _from_training_config):
         settings = read(metadata)
         if settings:
-            told = {key: settings[key] for key in INVISIBLE if key in settings}
-            # Anyone may have written anything there; older JSON has 0 and 1.
-            return {key: bool(v) for key, v in told.items() if isinstance(v, (bool, int))}
+            found = {key: settings[key] for key in METADATA_SETTINGS if key in settings}
+            # Values may have any type; old JSON files have 0 and 1.
+            return {key: bool(v) for key, v in found.items() if isinstance(v, (bool, int))}
     return {}
 
 
@@ -38,7 +39,7 @@ def _from_converter(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     ours = metadata.get('mmfocalnet')
     if not isinstance(ours, dict) or not isinstance(ours.get('backbone'), dict):
         return {}
-    # What was assumed when converting is no better known for having been written down.
+    # A setting that the converter assumed is still an assumption.
     assumed = ours.get('assumed')
     assumed = [key for key in assumed if isinstance(key, str)] if isinstance(assumed, list) else []
     return {k: v for k, v in ours['backbone'].items() if k not in assumed}
@@ -55,16 +56,17 @@ def _from_transformers(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _from_training_config(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    # MMEngine keeps the config's text as "cfg", mmcv 1 as "config".
+    # MMEngine stores the text of the config as "cfg", mmcv 1 as "config".
     text = metadata.get('cfg', metadata.get('config'))
-    usual = isinstance(text, str) and len(text) <= _LONGEST_CONFIG
-    found = list(_backbones(text)) if usual else []
-    # A teacher and a student may differ; then neither is known.
+    if not isinstance(text, str) or len(text) > _MAX_CONFIG_LENGTH:
+        return {}
+    found = list(_backbones(text))
+    # Backbones that differ, such as teacher and student, leave the setting unknown.
     return found[0] if found and all(settings == found[0] for settings in found) else {}
 
 
 def _backbones(text: str) -> Iterator[dict[str, Any]]:
-    """Every ``dict(type='FocalNet', ...)`` of a config's text, which is parsed and never run."""
+    """Settings of each ``dict(type='FocalNet', ...)`` in a config, parsed and never executed."""
     try:
         nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -84,7 +86,7 @@ def _backbones(text: str) -> Iterator[dict[str, Any]]:
 def _with_defaults(constants: dict[str | None, Any]) -> dict[str, Any]:
     try:
         arch = find_arch(constants['arch']) if constants.get('arch') else {}
-    except ConfigError:  # of a later version
+    except ConfigError:  # an architecture of a later version
         return {}
     settings = {**arch, **{k: v for k, v in constants.items() if v is not None}}
-    return {key: settings.get(key, False) for key in INVISIBLE}
+    return {key: settings.get(key, False) for key in METADATA_SETTINGS}

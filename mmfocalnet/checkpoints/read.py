@@ -1,4 +1,4 @@
-"""Opening checkpoints: what they hold, each file read once."""
+"""Open checkpoints: state dict and metadata, each file read once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +17,41 @@ from torch import Tensor
 from mmfocalnet.checkpoints.download import FOLDER_CONFIG, FOLDER_WEIGHTS, fetch
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
-from mmfocalnet.text import named
+from mmfocalnet.text import join_keys
 
 _WRAPPERS = ('state_dict', 'model', 'teacher')
-_KEPT: ContextVar[dict[Path, Loaded] | None] = ContextVar('kept', default=None)
+_CACHE: ContextVar[dict[Path, Loaded] | None] = ContextVar('cache', default=None)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """An opened checkpoint.
 
     Attributes:
-        path: The file.
+        name: Path, URL or Hugging Face id that the user gave; error messages start with it.
         state: State dict, key to tensor on the CPU.
-        metadata: ``meta`` of a ``.pth`` file or the metadata of a ``.safetensors`` file, and
-            as ``'config.json'`` that file of the folder, if transformers or timm wrote it.
+        metadata: ``meta`` of a ``.pth`` file or the metadata of a ``.safetensors`` file; its key
+            ``'config.json'`` is the content of that file in a folder of transformers or timm.
     """
 
-    path: Path
-    state: dict[str, Tensor]
-    metadata: dict[str, Any]
+    name: str
+    state: Mapping[str, Tensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
-def reading_once() -> Iterator[None]:
-    """Read each checkpoint once within: what the checks before a run have read is what it uses."""
-    kept = _KEPT.get()
-    token = _KEPT.set({} if kept is None else kept)
+def cached_reads() -> Iterator[None]:
+    """Read each checkpoint once in this context, so that a run uses what its checks have read."""
+    cache = _CACHE.get()
+    token = _CACHE.set({} if cache is None else cache)
     try:
         yield
     finally:
-        _KEPT.reset(token)
+        _CACHE.reset(token)
 
 
 def load_once(source: str | os.PathLike) -> Loaded:
-    """Load a checkpoint and, within `reading_once`, keep it for whoever loads it next.
+    """Load a checkpoint; in `cached_reads`, keep its content for the next call.
 
     Args:
         source: As for `fetch`.
@@ -60,48 +60,38 @@ def load_once(source: str | os.PathLike) -> Loaded:
         Path, content and metadata, as of `load_file`.
 
     Raises:
-        CheckpointError: If it cannot be found, downloaded or read.
+        CheckpointError: If it is not found, cannot be downloaded or cannot be read.
     """
     path = fetch(source)
-    kept = _KEPT.get()
-    if kept is None:
+    cache = _CACHE.get()
+    if cache is None:
         return load_file(path)
-    if path not in kept:
-        kept[path] = load_file(path)
-    return kept[path]
+    if path not in cache:
+        cache[path] = load_file(path)
+    return cache[path]
 
 
-def take(source: str | os.PathLike, map_location: Any = 'cpu') -> Loaded:
-    """Load a checkpoint whose content the caller may change, and keep it no longer.
+def pop_cached(source: str | os.PathLike, map_location: Any = 'cpu') -> Loaded:
+    """Like `load_once`, but remove the content from the cache, so that the caller may change it.
 
-    Args:
-        source: As for `fetch`.
-        map_location: As for `torch.load`; content that was kept stays on the CPU. Defaults to
-            ``'cpu'``.
-
-    Returns:
-        As `load_once`.
-
-    Raises:
-        CheckpointError: As `load_once`.
+    Content that was not cached is loaded to ``map_location``, as of `torch.load`.
     """
     path = fetch(source)
-    kept = (_KEPT.get() or {}).pop(path, None)
-    return kept or load_file(path, map_location)
+    cached = (_CACHE.get() or {}).pop(path, None)
+    return cached or load_file(path, map_location)
 
 
-def read_checkpoint(source: str | os.PathLike) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint; see `open_checkpoint`."""
+def read_checkpoint(source: str | os.PathLike) -> Mapping[str, Tensor]:
+    """Read the state dict of a checkpoint; see `open_checkpoint`."""
     return open_checkpoint(source).state
 
 
 def open_checkpoint(source: str | os.PathLike) -> Checkpoint:
     """Open a checkpoint, its tensors memory-mapped where the format allows.
 
-    Wrappers seen in the wild (``state_dict``, ``model``, ``teacher``) are peeled off.
-    Only PyTorch's format before 1.6 cannot be mapped. What is mapped is read from disk when a
-    tensor is first used, and its pages belong to the file: the system takes them back when
-    memory is short.
+    The state dict may be nested below ``state_dict``, ``model`` or ``teacher``. PyTorch's format
+    before 1.6 cannot be mapped. A mapped tensor is read from disk when it is first used, and the
+    operating system can evict its pages when memory is short.
 
     Args:
         source: As for `fetch`.
@@ -110,40 +100,46 @@ def open_checkpoint(source: str | os.PathLike) -> Checkpoint:
         The state dict and the metadata.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, not a checkpoint, or holds anything
-            but tensors and plain containers.
+        CheckpointError: If the file is missing, truncated, not a checkpoint, or contains objects
+            other than tensors and plain containers.
     """
     path, content, metadata = load_once(source)
     metadata = dict(metadata) if isinstance(metadata, dict) else {}
-    if path.name in FOLDER_WEIGHTS and (path.parent / FOLDER_CONFIG).is_file():
-        metadata[FOLDER_CONFIG] = _read_config(path.parent / FOLDER_CONFIG)
-    return Checkpoint(path, _unwrap(content, path), metadata)
+    config = path.parent / FOLDER_CONFIG
+    if path.name in FOLDER_WEIGHTS and config.is_file():
+        try:
+            metadata[FOLDER_CONFIG] = json.loads(config.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f'{config} beside the weights is damaged ({error}). Download or copy it again.'
+            ) from error
+    return Checkpoint(os.fspath(source), _unwrap(content, path), metadata)
 
 
 def check_has_weights(path: str | os.PathLike, content: Any) -> None:
-    """Check that what a checkpoint holds is a state dict, or has one as ``state_dict``.
+    """Check that a checkpoint is a state dict, or contains one as ``state_dict``.
 
     Args:
         path: The file, for the message.
         content: As `load_once` returns it.
 
     Raises:
-        CheckpointError: If it does not.
+        CheckpointError: If it is not.
     """
     state = content.get('state_dict', content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f'{path} holds no weights by name: save model.state_dict() instead.')
+        raise CheckpointError(f'{path} contains no state dict. Save model.state_dict() instead.')
 
 
-def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are NaN or infinite.
+def check_finite(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> None:
+    """Check that no weight is NaN or infinite.
 
-    This reads every tensor once, one after the other and without a copy; for a mapped file
-    that is reading it from disk. Its pages count as resident then, once the size of the file
-    at most, but stay the file's: loading the weights afterwards finds them in memory.
+    Every tensor is read once, without a copy. The pages of a mapped file stay in the page cache,
+    where loading the weights afterwards finds them.
 
     Args:
         state: State dict.
+        name: Name of the checkpoint, for the message. Defaults to ``'The checkpoint'``.
 
     Raises:
         CheckpointError: If there are any; lists at most ten tensors.
@@ -151,59 +147,50 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
     bad = [key for key, value in state.items() if not _is_finite(value)]
     if bad:
         raise CheckpointError(
-            f'has NaN or infinite values in {len(bad)} of {len(state)} tensors '
-            f'({named(bad)}): take one from before its training diverged; '
-            'tools/convert_checkpoint.py --allow-nonfinite converts it as it is.'
+            f'{name} has NaN or infinite values in {len(bad)} of {len(state)} tensors '
+            f'({join_keys(bad)}). Use a checkpoint from before the training diverged, or convert '
+            'it unchanged with tools/convert_checkpoint.py --allow-nonfinite.'
         )
 
 
 def _is_finite(value: Tensor) -> bool:
     if not value.is_floating_point() or not value.numel():
         return True
-    if value.element_size() == 1:  # PyTorch has no extremes of float8
+    if value.element_size() == 1:  # aminmax does not support float8
         value = value.float()
-    # One pass without temporaries; both extremes are NaN where one value is.
+    # One pass without temporaries; NaN propagates to both extremes.
     return all(torch.isfinite(extreme) for extreme in torch.aminmax(value))
-
-
-def _read_config(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f'{path} beside the weights is damaged ({error}): download or copy it again.'
-        ) from error
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(content, dict):
         wrappers = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
-        full = [key for key in wrappers if _holds_tensors(content[key])]
+        full = [key for key in wrappers if _has_tensors(content[key])]
         if len(full) > 1:
             raise CheckpointError(
-                f'{path} holds several state dicts ({", ".join(full)}): save the wanted one '
-                f'alone, torch.save(checkpoint[{full[0]!r}], PATH).'
+                f'{path} contains several state dicts ({", ".join(full)}). Save one of them alone: '
+                f'torch.save(checkpoint[{full[0]!r}], PATH).'
             )
         if not wrappers:
             break
         content = content[(full or wrappers)[0]]
     if content == {}:
-        raise CheckpointError(f'{path} is empty: save model.state_dict() instead.')
+        raise CheckpointError(f'{path} is empty. Save model.state_dict() instead.')
     if not isinstance(content, dict):
         raise CheckpointError(
-            f'{path} holds {type(content).__name__} where a state dict was expected: '
-            'save model.state_dict() instead.'
+            f'{path} contains a {type(content).__name__}, expected a state dict. Save '
+            'model.state_dict() instead.'
         )
     others = [str(key) for key, value in content.items() if not _is_weight(key, value)]
     if others:
         raise CheckpointError(
-            f'{path} holds no state dict under {", ".join(_WRAPPERS)} and has entries '
-            f'that are not plain tensors ({named(others)}): save model.state_dict() instead.'
+            f'{path} has no state dict under {", ".join(_WRAPPERS)}, and its entries '
+            f'{join_keys(others)} are not dense tensors. Save model.state_dict() instead.'
         )
     return content
 
 
-def _holds_tensors(content: dict) -> bool:
+def _has_tensors(content: dict) -> bool:
     return any(isinstance(value, Tensor) for value in content.values())
 
 

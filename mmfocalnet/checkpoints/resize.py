@@ -1,4 +1,4 @@
-"""Resizing the tensors of a checkpoint: pure functions, each saying what it preserves."""
+"""Resize tensors of a checkpoint: pure functions that document what they preserve."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mmfocalnet.errors import CheckpointError
 
 
 def resize_kernel(weight: Tensor, size: int) -> Tensor:
-    """Centre a kernel in zeros, or cut out its centre.
+    """Zero-pad a kernel, or crop it to its centre.
 
-    Zero-padding leaves the convolution's result unchanged; cropping does not, and loses
-    the share of the kernel's energy that `kernel_energy` tells by a comparison.
+    Zero-padding does not change the result of the convolution. Cropping does; compare the
+    `kernel_energy` before and after.
 
     Args:
         weight: Kernel (C, 1, k, k), k odd.
@@ -31,25 +31,25 @@ def kernel_energy(weight: Tensor) -> float:
     return weight.double().square().sum().item()
 
 
-def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
-    """Give the stem's kernel, plain or overlapped, another number of input channels.
+def adapt_input_channels(weight: Tensor, channels: int, name: str = 'The checkpoint') -> Tensor:
+    """Change the number of input channels of the stem's kernel, plain or overlapped.
 
     - Any number to 1: the sum over the channels. A grey image gets the embedding of the
       image that repeats it in all channels.
-    - 1 to any number: an equal share each. An image equal in all channels gets the
-      embedding of one of them.
-    - 2 or more to more: zeros for the new channels. The embedding stays the same, whatever
-      they hold.
+    - 1 to any number: the kernel divided by that number, in each channel. An image with equal
+      channels gets the embedding of one of them.
+    - 2 or more to more: zeros for the new channels. The embedding does not depend on them.
 
     Args:
         weight: Kernel (C, C_in, k, k).
         channels: New C_in.
+        name: Name of the checkpoint, for the error message. Defaults to ``'The checkpoint'``.
 
     Returns:
         Kernel (C, channels, k, k).
 
     Raises:
-        CheckpointError: If channels would have to be left out: which ones, nobody knows.
+        CheckpointError: If channels would have to be removed, because the choice is ambiguous.
     """
     old = weight.shape[1]
     if channels == 1:
@@ -58,38 +58,39 @@ def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
         return weight.repeat(1, channels, 1, 1) / channels
     if old > channels:
         raise CheckpointError(
-            f'has {old} input channels but the model has {channels}, and which to leave out is '
-            f'unknown: set in_chans={old}, or cut patch_embed.proj.weight yourself.'
+            f'{name} has {old} input channels and the model {channels}, and it is unknown which '
+            f'to remove. Set in_chans={old}, or slice patch_embed.proj.weight before loading.'
         )
     return F.pad(weight, (0, 0, 0, 0, 0, channels - old))
 
 
-def resize_patch_embedding(weight: Tensor, size: int) -> Tensor:
-    """Give the plain patch embedding another patch size.
+def resize_patch_embedding(weight: Tensor, size: int, name: str = 'The checkpoint') -> Tensor:
+    """Change the patch size of the plain patch embedding.
 
-    Either way a patch of the smaller size and the same patch enlarged bilinearly to the
-    larger size get the same embedding. Enlarging takes, of all kernels that do so, the one
-    of least norm: the pseudo-inverse resize of FlexiViT (arXiv:2212.08013). Shrinking
-    back then returns the kernel from before.
+    A patch of the smaller size and the same patch enlarged bilinearly to the larger size get the
+    same embedding. Enlarging selects the kernel of minimum norm with this property, by the
+    pseudo-inverse resize of FlexiViT (arXiv:2212.08013). Shrinking it back returns the original
+    kernel.
 
     Args:
         weight: Kernel (C, C_in, p, p) of stride p.
         size: New p.
+        name: Name of the checkpoint, for the error message. Defaults to ``'The checkpoint'``.
 
     Returns:
         Kernel (C, C_in, size, size).
 
     Raises:
-        CheckpointError: If one of the kernels is the overlapped 7x7 one of stride 4, whose
-            stride is fixed.
+        CheckpointError: If the old or new kernel is the overlapped 7x7 one, whose stride 4 is
+            fixed.
     """
     old = weight.shape[-1]
     if old == size:
         return weight
     if 7 in (old, size):
         raise CheckpointError(
-            f'has a patch embedding of {old}x{old} but the model has {size}x{size}, and the '
-            'overlapped 7x7 embedding of stride 4 has no other size: set patch_size and '
+            f'{name} has a patch embedding of {old}x{old} and the model {size}x{size}, and the '
+            'overlapped 7x7 embedding of stride 4 cannot be resized. Set patch_size and '
             'use_conv_embed as in the checkpoint.'
         )
     enlarge = _bilinear(min(old, size), max(old, size))

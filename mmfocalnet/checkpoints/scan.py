@@ -1,8 +1,8 @@
-"""Looking through a checkpoint's pickle before PyTorch builds anything of it.
+"""Scan a checkpoint's pickle before PyTorch builds objects from it.
 
-PyTorch's own restricted unpickler runs no code, but lets a small file ask for any amount of memory
-or time. Here the same instructions are followed with stand-ins that only say how deep and how long
-the real objects would be.
+PyTorch's restricted unpickler runs no code, but a small file can make it use unlimited memory or
+time. This module executes the same instructions with placeholders that only record nesting depth
+and size of the objects.
 """
 
 from __future__ import annotations
@@ -12,53 +12,55 @@ import re
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-# Training checkpoints nest a dozen containers.
-_DEPTH = 100
-# What is copied when objects are made is about what the pickle holds.
-_COPIES = 64
+# Training checkpoints nest about twelve containers.
+_MAX_DEPTH = 100
+# Building the objects may copy this many times the bytes of the pickle, plus a constant.
+_MAX_COPIES = 64
 _SLACK = 2**20
-# Objects that wait to be put into a container; picklers put a thousand at a time.
-_WAITING = 2**16
-# Numbers and short tuples of them are keys; sets hold little else.
-_KEY = 1000
+# Objects on the stack; picklers add a thousand at a time to a container.
+_MAX_STACK = 2**16
+# Bytes of a tuple that is a key.
+_MAX_KEY = 1000
 
 
 class HostilePickleError(ValueError):
-    """A pickle that asks for more than its length can justify, or for what no checkpoint needs."""
+    """A pickle that needs too much memory or time, or instructions that no checkpoint needs."""
 
 
-class _Thing:
-    """Stand-in for an object: how deep it nests, and about how many bytes a copy of it takes.
+class _Placeholder:
+    """Placeholder for an object: its nesting depth and approximate size of a copy in bytes.
 
-    Of a tuple that holds another tuple many times over the copy counts each time.
+    A tuple that occurs several times in another tuple counts each time.
     """
 
     __slots__ = ('depth', 'parts', 'size', 'value')
 
-    def __init__(self, value: Any = None, size: int = 8, parts: tuple[_Thing, ...] | None = None):
+    def __init__(
+        self, value: Any = None, size: int = 8, parts: tuple[_Placeholder, ...] | None = None
+    ):
         self.value = value
-        self.parts = parts  # of tuples, which can be keys
+        self.parts = parts  # of tuples
         self.depth = 1 + max((part.depth for part in parts or ()), default=0)
         self.size = size + sum(part.size for part in parts or ())
         _check_depth(self)
 
-    def add(self, things: list[_Thing]) -> None:
-        """Put things into a list or dict, which a set may be made of: that hashes its tuples."""
-        self.size += sum(8 if thing.parts is None else 8 + thing.size for thing in things)
-        self.depth = max([self.depth, *(1 + thing.depth for thing in things)])
+    def add(self, items: list[_Placeholder]) -> None:
+        """Add items to a list or dict. Tuples count with their parts: a set hashes them."""
+        self.size += sum(8 if item.parts is None else 8 + item.size for item in items)
+        self.depth = max([self.depth, *(1 + item.depth for item in items)])
         _check_depth(self)
 
 
 def check_pickle(file: BinaryIO) -> None:
-    """Follow one pickle from where the file stands to its end.
+    """Scan one pickle, from the current position of the file to the end of the pickle.
 
     Args:
-        file: The pickle; it is left behind its end.
+        file: The file; its position is moved to the end of the pickle.
 
     Raises:
-        HostilePickleError: If it nests too deep, copies more than it holds, or uses a key, an
-            allocation or an instruction that no checkpoint needs.
-        ValueError: If it is damaged; IndexError and KeyError as well.
+        HostilePickleError: If it nests too deeply, copies far more than its size, or uses a key,
+            an allocation or an instruction that no checkpoint needs.
+        ValueError: If it is damaged; also IndexError and KeyError.
     """
     _Machine().run(file)
 
@@ -67,24 +69,24 @@ class _Machine:
     """The stack and the memo of an unpickler."""
 
     def __init__(self) -> None:
-        self.stack: list[_Thing] = []
-        self.marks: list[list[_Thing]] = []
-        self.memo: dict[int, _Thing] = {}
+        self.stack: list[_Placeholder] = []
+        self.marks: list[list[_Placeholder]] = []
+        self.memo: dict[int, _Placeholder] = {}
         self.copied = 0
 
     def run(self, file: BinaryIO) -> None:
         for opcode, argument, position in pickletools.genops(file):
             if opcode.name in _CONSTANTS:
                 size = len(argument) if isinstance(argument, (str, bytes)) else 8
-                self.stack.append(_Thing(argument, size))
+                self.stack.append(_Placeholder(argument, size))
             elif opcode.name in _INSTRUCTIONS:
                 _INSTRUCTIONS[opcode.name](self, argument)
             else:
-                raise HostilePickleError(f'instruction {opcode.name}')
-            if self.copied > _COPIES * (position or 0) + _SLACK:
-                raise HostilePickleError('it copies more than it holds')
-            if len(self.stack) + len(self.marks) > _WAITING:
-                raise HostilePickleError('more objects than one container takes')
+                raise HostilePickleError(f'the pickle has the instruction {opcode.name}')
+            if self.copied > _MAX_COPIES * (position or 0) + _SLACK:
+                raise HostilePickleError('the pickle copies far more than its size')
+            if len(self.stack) + len(self.marks) > _MAX_STACK:
+                raise HostilePickleError('the pickle puts too many objects on the stack')
 
     def do_nothing(self, argument: Any) -> None:
         """PROTO, STOP."""
@@ -92,39 +94,39 @@ class _Machine:
     def name_global(self, argument: str) -> None:
         name = argument.replace(' ', '.')
         if name in ('builtins.bytearray', '__builtin__.bytearray'):
-            raise HostilePickleError('a bytearray')
-        self.stack.append(_Thing(name))
+            raise HostilePickleError('the pickle creates a bytearray')
+        self.stack.append(_Placeholder(name))
 
     def mark(self, argument: None) -> None:
         self.marks.append(self.stack)
         self.stack = []
 
-    def to_mark(self) -> list[_Thing]:
-        things, self.stack = self.stack, self.marks.pop()
-        return things
+    def to_mark(self) -> list[_Placeholder]:
+        items, self.stack = self.stack, self.marks.pop()
+        return items
 
     def make_empty(self, argument: None) -> None:
-        self.stack.append(_Thing())
+        self.stack.append(_Placeholder())
 
-    def make_tuple(self, things: list[_Thing]) -> None:
-        self.stack.append(_Thing(size=8 * len(things), parts=tuple(things)))
+    def make_tuple(self, items: list[_Placeholder]) -> None:
+        self.stack.append(_Placeholder(size=8 * len(items), parts=tuple(items)))
 
     def make_small_tuple(self, length: int) -> None:
-        things = [self.stack.pop() for _ in range(length)]
-        self.make_tuple(things[::-1])
+        items = [self.stack.pop() for _ in range(length)]
+        self.make_tuple(items[::-1])
 
-    def pop_pair(self) -> list[_Thing]:
+    def pop_pair(self) -> list[_Placeholder]:
         value, key = self.stack.pop(), self.stack.pop()
         return [key, value]
 
-    def append(self, things: list[_Thing]) -> None:
-        self.stack[-1].add(things)
+    def append(self, items: list[_Placeholder]) -> None:
+        self.stack[-1].add(items)
 
-    def set_items(self, things: list[_Thing]) -> None:
-        for key in things[::2]:
-            if key.depth > 2 or (key.size > _KEY and key.parts is not None):
-                raise HostilePickleError('a key of nested tuples')
-        self.stack[-1].add(things)
+    def set_items(self, items: list[_Placeholder]) -> None:
+        for key in items[::2]:
+            if key.depth > 2 or (key.size > _MAX_KEY and key.parts is not None):
+                raise HostilePickleError('the pickle has a key of large or nested tuples')
+        self.stack[-1].add(items)
 
     def get(self, index: int) -> None:
         self.stack.append(self.memo[index])
@@ -137,39 +139,40 @@ class _Machine:
         self.copied += arguments.size
         given = arguments.parts or ()
         called = [function.value]
-        if function.value == _CALLING_ANOTHER:
+        if function.value == _INDIRECT_CALL:
             called += [part.value for part in given[:1]]
         for name in called:
             if given and _ALLOCATING.fullmatch(str(name)):
-                raise HostilePickleError(f'a call of {name}')
-        # An attribute may be a function, of which `build` would change the parts.
+                raise HostilePickleError(f'the pickle calls {name}')
+        # An attribute may be a function, whose attributes `build` must not change.
         value = function.value if str(function.value).endswith('.getattr') else None
-        self.stack.append(_Thing(value, parts=(arguments,)))
+        self.stack.append(_Placeholder(value, parts=(arguments,)))
 
     def build(self, argument: None) -> None:
         state = self.stack.pop()
         if self.stack[-1].value is not None:
-            raise HostilePickleError('it changes a class or a function')
+            raise HostilePickleError('the pickle changes a class or a function')
         self.copied += state.size
         self.stack[-1].add([state])
 
     def load_storage(self, argument: None) -> None:
-        self.stack[-1] = _Thing()
+        self.stack[-1] = _Placeholder()
 
 
-def _check_depth(thing: _Thing) -> None:
-    if thing.depth > _DEPTH:
-        raise HostilePickleError(f'containers nested more than {_DEPTH} deep')
+def _check_depth(item: _Placeholder) -> None:
+    if item.depth > _MAX_DEPTH:
+        raise HostilePickleError(f'the pickle has containers nested more than {_MAX_DEPTH} levels')
 
 
-# What makes as many numbers as it is told to; checkpoints rebuild tensors over their storages.
+# Calls that allocate any requested size; checkpoints rebuild tensors from their storages instead.
 _ALLOCATING = re.compile(r'torch\.(\w+\.)*\w*(Tensor|Storage)|numpy\.ndarray')
-_CALLING_ANOTHER = 'torch._tensor._rebuild_from_type_v2'  # its first argument, with the third
+# It calls its first argument with the third.
+_INDIRECT_CALL = 'torch._tensor._rebuild_from_type_v2'
 _CONSTANTS = (
     *('NONE', 'NEWFALSE', 'NEWTRUE', 'BININT', 'BININT1', 'BININT2', 'BINFLOAT', 'LONG1'),
     *('BINUNICODE', 'SHORT_BINSTRING'),
 )
-# All that PyTorch's unpickler follows.
+# All other instructions that PyTorch's restricted unpickler supports.
 _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     'PROTO': _Machine.do_nothing,
     'STOP': _Machine.do_nothing,

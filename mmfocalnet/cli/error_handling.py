@@ -1,7 +1,8 @@
-"""How tools end: error messages, exit codes, and what they print."""
+"""How the tools end: error messages, exit codes, and lines on stdout."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import logging
@@ -16,32 +17,36 @@ from typing import Any
 
 import torch
 
-from mmfocalnet.cli.origins import is_of_worker, message
-from mmfocalnet.cli.settings import FULL_DISK, hint, raised_by_builder
-from mmfocalnet.errors import DataError, OneProcessError, UserError
+from mmfocalnet.errors import DataError, UserError
 from mmfocalnet.text import escape
 
-# Exit codes. 0 and 1 are the tools' own: 1 where data has errors, or something was left out.
+# Exit codes. 0 and 1 are the tools' own: 1 if data has errors, or something was skipped.
 USER_ERROR, UNEXPECTED = 2, 3
 INTERRUPTED, CLOSED_STDOUT = 128 + 2, 128 + 13  # as shells report SIGINT and SIGPIPE
+# The disk is full, or the user's quota, or the maximum size of a file is reached.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class RunError(Exception):
+    """A run failed; the cause is ``__cause__``, the text says where to look."""
 
 
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Let a command end mistakes of the user with an error message on stderr and exit code 2.
+    """Decorate a command: user errors end in an error message on stderr and exit code 2.
 
-    These are `UserError`, a full disk, and what MMEngine raises itself for a setting that a class
-    does not take and for a class that it does not know. All other exceptions end with their
-    traceback and exit code 3, Ctrl-C with exit code 130. If the reader of stdout is gone, as in
-    ``| head``, the command ends with exit code 141 and without a message.
+    User errors are `UserError` and a full disk. Other exceptions end in their traceback and exit
+    code 3, and a `RunError` in the traceback of its cause, its text, and exit code 3. Ctrl-C
+    ends in exit code 130. If the reader of stdout is closed, as in ``| head``, the command ends
+    with exit code 141 without a message.
     """
 
     @functools.wraps(main)
     def wrapper() -> None:
         _prepare_streams()
-        logging.raiseExceptions = False  # a full disk would print a traceback per line of the log
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the tools set it for imports
+        logging.raiseExceptions = False  # a full disk would print a traceback per log line
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # the tools set it for their imports
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        code, closed = _run(main), _end_stdout()
+        code, closed = _run(main), _flush_stdout()
         if code or closed:
             sys.exit(code or closed)
 
@@ -60,7 +65,7 @@ def print_error(text: str) -> None:
 
 
 def _prepare_streams() -> None:
-    """Let stdout and stderr take any text: they may be closed, or ASCII only."""
+    """Make stdout and stderr accept any text, also if they are closed or ASCII only."""
     for name in ('stdout', 'stderr'):
         if getattr(sys, name) is None:  # closed, as by `>&-`
             setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115
@@ -70,7 +75,7 @@ def _prepare_streams() -> None:
 
 
 def _run(main: Callable[[], None]) -> int | str | None:
-    """Run a command, report how it failed, and return its exit code."""
+    """Run a command, report its failure, and return its exit code."""
     try:
         main()
     except SystemExit as end:
@@ -81,50 +86,59 @@ def _run(main: Callable[[], None]) -> int | str | None:
         print_error('interrupted')
         return INTERRUPTED
     except Exception as error:
-        # If stdout still takes a line, the pipe led to another process.
-        broken = BrokenPipeError in (type(error), type(error.__cause__))
-        if broken and (code := _end_stdout('\n')):
+        cause = error.__cause__ if isinstance(error, RunError) and error.__cause__ else error
+        # If stdout still accepts a line, the broken pipe was another one.
+        if isinstance(cause, BrokenPipeError) and (code := _flush_stdout('\n')):
             return code
-        if sentence := _sentence(error):
-            if _is_to_be_printed(error):
-                print_error(sentence)
+        if message := _user_message(cause):
+            if _is_reported_by_this_process(cause):
+                print_error(message)
             return USER_ERROR
-        traceback.print_exception(error)
+        traceback.print_exception(cause)
+        if cause is not error:
+            print_error(str(error))
         return UNEXPECTED
     return None
 
 
-def _sentence(error: Exception) -> str | None:
-    """The error message for a mistake of the user or a full disk; None for other errors."""
-    sentence = ' '.join(message(error).split())
-    if raised_by_builder(error):
-        return f'The config does not fit what it builds ({sentence}): {hint(error)}.'
-    if getattr(error, 'errno', None) in FULL_DISK:
+def _user_message(error: BaseException) -> str | None:
+    """The error message for a user error or a full disk; None for other errors."""
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
         return (
-            f'{error.filename or "A file"} cannot be written ({error.strerror}): make room, then '
-            'run it again; a training goes on with --resume.'
+            f'{error.filename or "A file"} cannot be written ({error.strerror}): free some space, '
+            'then run again; continue a training with --resume.'
         )
-    return sentence if isinstance(error, UserError) else None
+    if not isinstance(error, UserError):
+        return None
+    text = str(error)
+    if _is_of_worker(error):
+        # PyTorch raises it again with the traceback of the worker before the message.
+        text = text.rsplit(f'{type(error).__name__}: ', 1)[-1]
+    return ' '.join(text.split())
 
 
-def _is_to_be_printed(error: Exception) -> bool:
-    """Most often all processes of a launch fail alike, and one per machine reports it.
+def _is_of_worker(error: BaseException) -> bool:
+    """Whether an exception was raised in a worker of a data loader."""
+    return str(error).startswith('Caught ')
 
-    Faults of a worker or of one batch may have occurred in one process only.
+
+def _is_reported_by_this_process(error: BaseException) -> bool:
+    """Usually all processes of a launch fail alike, and one per machine reports it.
+
+    Faulty data may have been found by one process only.
     """
     of_one_batch = isinstance(error, DataError) and torch.distributed.is_initialized()
-    alone = is_of_worker(error) or isinstance(error, OneProcessError) or of_one_batch
-    return alone or os.environ.get('LOCAL_RANK', '0') == '0'
+    return of_one_batch or _is_of_worker(error) or os.environ.get('LOCAL_RANK', '0') == '0'
 
 
-def _end_stdout(text: str = '') -> int:
-    """Flush stdout. If that fails, drop the rest, which Python would flush once more at its end.
+def _flush_stdout(text: str = '') -> int:
+    """Flush stdout; if that fails, discard the rest, which Python would flush again at exit.
 
     Args:
-        text: Written before.
+        text: Written first.
 
     Returns:
-        The exit code: 0 if all was written.
+        The exit code: 0 if everything was written.
     """
     try:
         sys.stdout.write(text)

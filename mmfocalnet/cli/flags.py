@@ -1,4 +1,4 @@
-"""Flags that tools share."""
+"""Command-line flags that tools share."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class _Options(DictAction):
     def __call__(self, parser: ArgumentParser, *args: Any, **kwargs: Any) -> None:
         try:
             super().__call__(parser, *args, **kwargs)
-        except Exception:  # ValueError, AssertionError, SyntaxError, by the kind of typing error
+        except Exception:  # ValueError, AssertionError or SyntaxError
             parser.error('--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_epochs=1')
 
 
 def integer(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
-    """Make what argparse's ``type`` takes for integers.
+    """Build a ``type`` of argparse for integers.
 
     Args:
-        minimum: The smallest that is accepted.
-        maximum: The largest that is accepted.
+        minimum: The smallest value allowed.
+        maximum: The largest value allowed.
     """
 
     def integer(text: str) -> int:  # argparse prints this name

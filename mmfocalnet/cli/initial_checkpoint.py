@@ -1,4 +1,4 @@
-"""The checkpoint that a run starts from."""
+"""Loading the checkpoint that a run starts from or resumes."""
 
 from __future__ import annotations
 
@@ -12,66 +12,68 @@ from mmfocalnet.arguments import is_integer
 from mmfocalnet.checkpoints import check_has_weights, check_sums, load_once
 from mmfocalnet.cli.error_handling import print_error
 from mmfocalnet.config import is_first_process
-from mmfocalnet.engine.hooks.checkpoint import MARK
+from mmfocalnet.engine.hooks.checkpoint import LAST_CHECKPOINT
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.files import is_url
 from mmfocalnet.registry import type_name
 from mmfocalnet.text import short_repr
 
 
-def check_start(cfg: Config) -> None:
+def load_initial_checkpoint(cfg: Config) -> None:
     """Find and load the checkpoint that a run starts from or resumes.
 
-    Within `mmfocalnet.checkpoints.reading_once` the run uses what was loaded here.
+    Within `mmfocalnet.checkpoints.cached_reads` the run uses what is loaded here.
 
     Args:
-        cfg: The config. ``load_from`` is set to the path of the file; where the run resumes the
-            newest checkpoint of its work dir, to the newest that is complete. Where it resumes,
-            the seed is set to that of the checkpoint.
+        cfg: The config. ``load_from`` is set to the path of the file: that of ``load_from``, or to
+            resume, the newest complete checkpoint of the work dir. To resume, ``randomness.seed``
+            is set to the seed of the checkpoint.
 
     Raises:
-        CheckpointError: If it is missing, cannot be downloaded or read, or has no training to
-            resume.
+        CheckpointError: If it is missing, cannot be downloaded or read, or cannot be resumed.
     """
     resume = cfg.get('resume')
     content = None
     if cfg.get('load_from'):
         path, content, _ = load_once(cfg.load_from)
-        # Not the URL again, under which the server could have another file by now.
+        # Not the URL, which could serve another file by now.
         cfg.load_from = str(path)
     elif resume:
         cfg.load_from, content = _find_checkpoint(cfg)
     if cfg.get('load_from'):
         check_has_weights(cfg.load_from, content)
-        _check_average(cfg, content)
+        _check_ema(cfg, content)
         if resume:
             _check_resumable(cfg.load_from, content)
-            _take_seed(cfg, content)
+            _use_seed(cfg, content)
 
 
 def _find_checkpoint(cfg: Config) -> tuple[str | None, Any]:
-    """The newest complete checkpoint of a work dir and its content; None if nothing was saved yet.
+    """Find the newest complete checkpoint of a work dir; None if nothing was saved yet.
 
-    One that is missing or damaged is skipped with a message, if there is another.
+    A missing or damaged checkpoint is skipped with a message if there is an older one.
+
+    Returns:
+        Its path and content.
     """
     work_dir = Path(cfg.work_dir)
-    mark = work_dir / MARK
-    if not mark.is_file():
+    pointer = work_dir / LAST_CHECKPOINT
+    if not pointer.is_file():
         return None, None
-    newest = mark.read_text().strip()
+    newest = pointer.read_text().strip()
     if is_url(newest):
         raise CheckpointError(
-            f'{mark} names {newest}, in a storage from which --resume does not read: copy '
-            'it to this machine and give it as --resume PATH.'
+            f'{pointer} points to {newest}, which --resume cannot read: copy '
+            'it to this machine and specify it as --resume PATH.'
         )
-    newest = _at_hand(Path(newest), work_dir)
+    newest = _in_work_dir(Path(newest), work_dir)
     problems = []
-    for path in [newest, *_before(newest)]:
+    for path in [newest, *_older(newest)]:
         try:
             if not path.is_file():
                 raise CheckpointError(
-                    f'{mark} names {str(path)!r}, which is gone: give another one as --resume '
-                    f'PATH, or delete {mark} to start afresh.'
+                    f'{pointer} points to {str(path)!r}, which does not exist: specify another '
+                    f'checkpoint as --resume PATH, or delete {pointer} to start anew.'
                 )
             check_sums(path)
             content = load_once(path).content
@@ -85,13 +87,13 @@ def _find_checkpoint(cfg: Config) -> tuple[str | None, Any]:
     raise problems[0]
 
 
-def _at_hand(path: Path, work_dir: Path) -> Path:
-    """The checkpoint itself, or its namesake in a work dir that was moved."""
+def _in_work_dir(path: Path, work_dir: Path) -> Path:
+    """The checkpoint, or the file of its name in the work dir if that was moved."""
     return path if path.is_file() or not path.name else work_dir / path.name
 
 
-def _before(newest: Path) -> list[Path]:
-    """The checkpoints beside one that have its name and a lower number, the highest first."""
+def _older(newest: Path) -> list[Path]:
+    """The checkpoints in the same folder with the same name and a lower number, newest first."""
     numbers = {}
     for path in (newest, *newest.parent.glob('*.*')):
         if name := re.fullmatch(r'(\D*)(\d+)(\.\w+)', path.name):
@@ -103,19 +105,18 @@ def _before(newest: Path) -> list[Path]:
     return sorted(older, key=lambda path: numbers[path][2], reverse=True)
 
 
-def _check_average(cfg: Config, content: Any) -> None:
-    """MMEngine's EMAHook looks into checkpoints of MMEngine's form only."""
+def _check_ema(cfg: Config, content: Any) -> None:
+    """Check what MMEngine's ``EMAHook`` needs: a checkpoint in MMEngine's format."""
     hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or ()]
     if 'EMAHook' in hooks and isinstance(content, dict) and 'state_dict' not in content:
         raise CheckpointError(
-            f'{cfg.load_from} has no state_dict, as checkpoints of MMEngine have, and EMAHook of '
-            f'{cfg.filename} looks for one: give it as init_cfg.checkpoint of the model or its '
-            'backbone, or leave out the hook.'
+            f'{cfg.load_from} has no state_dict, which EMAHook of {cfg.filename} needs: specify '
+            'it as init_cfg.checkpoint of the model or its backbone, or remove the hook.'
         )
 
 
 def _check_resumable(path: str, content: Any) -> None:
-    """Look for what MMEngine reads when it resumes."""
+    """Check what MMEngine reads when it resumes."""
     content = content if isinstance(content, dict) else {}
     meta = content.get('meta')
     meta = meta if isinstance(meta, dict) else {}
@@ -123,7 +124,7 @@ def _check_resumable(path: str, content: Any) -> None:
     fault = None
     for key in ('epoch', 'iter'):
         if not is_integer(meta.get(key)) or not 0 <= meta[key] < 2**31:
-            fault = f'meta.{key} is {short_repr(meta.get(key))}, expected an integer from 0 on'
+            fault = f'meta.{key} is {short_repr(meta.get(key))}, expected an integer of at least 0'
     for key in ('log_scalars', 'runtime_info', 'resumed_keys'):
         if not isinstance(hub, dict) or not isinstance(hub.get(key), dict):
             fault = f'message_hub.{key} is not a dict'
@@ -132,19 +133,19 @@ def _check_resumable(path: str, content: Any) -> None:
     if fault:
         raise CheckpointError(
             f'{path} is not a checkpoint to resume from ({fault}): start from its weights '
-            'with load_from and without --resume, or give a checkpoint that a training saved.'
+            'with load_from and without --resume, or specify a checkpoint that a training saved.'
         )
 
 
-def _take_seed(cfg: Config, content: Any) -> None:
-    """Resume with the seed of the checkpoint, in the sampler too.
+def _use_seed(cfg: Config, content: Any) -> None:
+    """Use the seed of the checkpoint, also in the sampler.
 
-    MMEngine takes that seed only after the data loader was built with another one.
+    MMEngine restores it only after the data loader was built with another one.
     """
     meta = content['meta']
     if 'seed' not in meta:
         return
     if not is_integer(meta['seed']) or not 0 <= meta['seed'] < 2**32:
-        meta['seed'] = None  # MMEngine would pass it on to NumPy
+        meta['seed'] = None  # MMEngine would pass it to NumPy
     else:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=meta['seed'])

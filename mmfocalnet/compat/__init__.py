@@ -1,7 +1,7 @@
-"""Stand-ins for what a dependency lacks.
+"""Replacements for what a dependency lacks, one module per op or package.
 
-`ensure_mmcv_ops` lets an mmcv without ops import, `ensure_panopticapi` lets mmdet load and score
-panoptic data.
+`ensure_mmcv_ops` makes an mmcv without compiled ops import; `ensure_panopticapi` makes mmdet load
+and score panoptic data.
 """
 
 from mmfocalnet.compat.mmcv_ops import ensure_mmcv_ops

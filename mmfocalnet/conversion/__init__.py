@@ -1,1 +1,1 @@
-"""Converting checkpoints: deducing the architecture and writing other layouts."""
+"""Convert checkpoints: deduce the architecture, write other layouts."""

@@ -1,4 +1,9 @@
-"""Writing a FocalNet in the layouts of mmfocalnet, timm, transformers and the 2022 release."""
+"""Write a FocalNet in the layouts of mmfocalnet, timm, transformers and the 2022 release.
+
+The functions take a state dict in the release's names, for timm and transformers without output
+norms, and all constructor arguments of `FocalNet` as ``settings``. They raise `CheckpointError` if
+the path has another suffix or cannot be written, or if the library does not support the settings.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmfocalnet.checkpoints.layouts import State, to_timm, to_transformers
 from mmfocalnet.errors import CheckpointError
@@ -23,7 +27,7 @@ _SUFFIXES = {
     'timm': ('.pth', '.bin', '.safetensors'),
     'transformers': ('',),
 }
-# What the other libraries' FocalNets cannot be told to do otherwise.
+# Settings that are constants in the other libraries' FocalNets.
 _FIXED = {
     'timm': dict(patch_size=4, focal_factor=2, patch_norm=True),
     'transformers': dict(focal_factor=2, patch_norm=True),
@@ -31,16 +35,12 @@ _FIXED = {
 
 
 def write_ours(state: State, meta: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write a checkpoint of mmfocalnet's: ``init_cfg`` and MMEngine's ``load_from`` take it.
+    """Write a ``.pth`` or ``.safetensors`` file for ``init_cfg`` and MMEngine's ``load_from``.
 
     Args:
-        state: State dict of a FocalNet in the release's names, or of a whole model.
-        meta: Metadata, of which ``'mmfocalnet'`` goes into a ``.safetensors`` file as well.
-        path: A ``.pth`` (state dict below ``'state_dict'``, metadata below ``'meta'``) or
-            ``.safetensors`` file.
-
-    Raises:
-        CheckpointError: If it has another suffix or cannot be written.
+        state: State dict of a FocalNet or of a complete model.
+        meta: Metadata; a ``.safetensors`` file stores ``'mmfocalnet'`` only.
+        path: The file. A ``.pth`` has the keys ``'state_dict'`` and ``'meta'``.
     """
     path = _destination(path, 'ours')
     if path.suffix == '.safetensors':
@@ -51,31 +51,15 @@ def write_ours(state: State, meta: Mapping[str, Any], path: str | os.PathLike) -
 
 
 def write_release(state: State, path: str | os.PathLike) -> None:
-    """Write a ``.pth`` as the 2022 release's classification code reads it.
-
-    Args:
-        state: State dict in the release's names.
-        path: The file; the state dict lies below ``'model'``.
-
-    Raises:
-        CheckpointError: If it has another suffix or cannot be written.
-    """
+    """Write a ``.pth`` for the 2022 release's classification code, with the key ``'model'``."""
     _save_pickle({'model': _compact(state)}, _destination(path, 'release'))
 
 
 def write_timm(state: State, settings: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write a file that ``timm.create_model(..., checkpoint_path=...)`` reads.
+    """Write a file for ``timm.create_model(..., checkpoint_path=...)``.
 
-    Without final norm and classifier: ``timm.models.load_checkpoint(..., strict=False)``.
-
-    Args:
-        state: State dict in the release's names, without output norms.
-        settings: All arguments of `FocalNet`.
-        path: A ``.pth``, ``.bin`` or ``.safetensors`` file.
-
-    Raises:
-        CheckpointError: If timm has no such network, or the file has another suffix or cannot
-            be written.
+    Load a file without final norm and classifier by
+    ``timm.models.load_checkpoint(..., strict=False)``.
     """
     path = _destination(path, 'timm')
     _check_expressible(settings, 'timm')
@@ -92,40 +76,25 @@ def write_transformers(
     path: str | os.PathLike,
     labels: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a folder that transformers' ``from_pretrained`` opens.
+    """Write a new or empty folder for transformers' ``from_pretrained``.
 
-    Args:
-        state: State dict in the release's names, without output norms.
-        settings: All arguments of `FocalNet`.
-        path: The folder, new or empty.
-        labels: ``id2label`` and ``label2id`` of the classes. Defaults to None: numbers.
-
-    Raises:
-        CheckpointError: If transformers has no such network, or the folder cannot be written.
+    ``labels`` has ``id2label`` and ``label2id``; by default the classes are ``LABEL_0`` and so on.
     """
     path = _destination(path, 'transformers')
     _check_expressible(settings, 'transformers')
     save = _safetensors_writer()
-    config = json.dumps(transformers_config(state, settings) | dict(labels or {}), indent=2)
+    config = json.dumps(_transformers_config(state, settings) | dict(labels or {}), indent=2)
 
     def fill(folder: Path) -> None:
         folder.mkdir()
         (folder / 'config.json').write_text(config + '\n')
         save(to_transformers(_compact(state)), {'format': 'pt'}, folder / 'model.safetensors')
 
-    _put(fill, path)
+    _replace(fill, path)
 
 
-def transformers_config(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``config.json`` of transformers' FocalNet.
-
-    Args:
-        state: State dict in the release's names; its head gives the number of classes.
-        settings: All arguments of `FocalNet`.
-
-    Returns:
-        The content of the file.
-    """
+def _transformers_config(state: State, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of the ``config.json`` of transformers' FocalNet."""
     stages = len(settings['depths'])
     config = dict(
         architectures=['FocalNetBackbone'],
@@ -157,14 +126,16 @@ def transformers_config(state: Mapping[str, Tensor], settings: Mapping[str, Any]
 def _destination(path: str | os.PathLike, to: str) -> Path:
     try:
         path, suffixes = Path(path).expanduser(), _SUFFIXES[to]
-    except RuntimeError as error:  # there is no such user
-        raise CheckpointError(f'{path} cannot be written ({error}): give another place.') from error
+    except RuntimeError as error:  # unknown user
+        raise CheckpointError(
+            f'{path} cannot be written ({error}). Specify another path.'
+        ) from error
     if path.name in ('', '..'):
-        raise CheckpointError(f"'{path}' names no new file or folder: give one.")
+        raise CheckpointError(f"'{path}' is not the name of a new file or folder. Specify one.")
     known = {suffix for choices in _SUFFIXES.values() for suffix in choices if suffix}
     if path.suffix not in suffixes and not (to == 'transformers' and path.suffix not in known):
         wanted = f'a {" or ".join(suffixes)} file' if suffixes != ('',) else 'a folder'
-        raise CheckpointError(f'{path} does not fit --to {to}: it writes {wanted}, so name one.')
+        raise CheckpointError(f'--to {to} writes {wanted}, not {path}. Specify such a path.')
     return path
 
 
@@ -173,39 +144,37 @@ def _check_expressible(settings: Mapping[str, Any], to: str) -> None:
         f'{key}={settings[key]}' for key, value in _FIXED[to].items() if settings[key] != value
     ]
     if wrong:
-        owner = "timm's" if to == 'timm' else "transformers'"
         raise CheckpointError(
-            f"{owner} FocalNet cannot have {', '.join(wrong)}: keep this one in mmfocalnet's "
-            'layout (--to ours).'
+            f'FocalNet in {to} does not support {", ".join(wrong)}. Keep the checkpoint in '
+            "mmfocalnet's layout (--to ours)."
         )
 
 
 def _compact(state: State) -> State:
-    """Give every tensor a storage of its own, and of its size.
+    """Give every tensor a separate storage of its size.
 
-    PyTorch writes the whole storage of a view, and safetensors refuses shared ones.
+    PyTorch writes the complete storage of a view, and safetensors refuses shared storages.
     """
     compact, storages = {}, set()
     for key, value in state.items():
         storage = value.untyped_storage()
-        whole = storage.nbytes() == value.numel() * value.element_size()
-        own = whole and storage.data_ptr() not in storages
+        full = storage.nbytes() == value.numel() * value.element_size()
+        compact[key] = value if full and storage.data_ptr() not in storages else value.clone()
         storages.add(storage.data_ptr())
-        compact[key] = value if own else value.clone()
     return compact
 
 
 def _save_pickle(content: dict[str, Any], path: Path) -> None:
     def save(part: Path) -> None:
-        with part.open('wb') as file:  # torch.save itself hides why a file cannot be opened
+        with part.open('wb') as file:  # torch.save hides the reason if a file cannot be opened
             torch.save(content, file)
 
-    _put(save, path)
+    _replace(save, path)
 
 
 def _save_safetensors(state: State, metadata: dict[str, str], path: Path) -> None:
     save = _safetensors_writer()
-    _put(lambda part: save(state, metadata, part), path)
+    _replace(lambda part: save(state, metadata, part), path)
 
 
 def _safetensors_writer() -> Callable[[State, dict[str, str], Path], None]:
@@ -225,23 +194,23 @@ def _safetensors_writer() -> Callable[[State, dict[str, str], Path], None]:
     return save
 
 
-def _put(save: Callable[[Path], None], path: Path) -> None:
-    """Write under a temporary name beside the destination, then rename."""
+def _replace(save: Callable[[Path], None], path: Path) -> None:
+    """Write under a temporary name in the same folder, then rename."""
     part = path.with_name(f'.{path.name}.partial-{os.getpid()}')
     try:
         save(part)
         os.replace(part, path)
-    except Exception as error:  # the disk, PyTorch and safetensors each raise their own
+    except Exception as error:  # the operating system, PyTorch and safetensors
         reason = ' '.join(str(getattr(error, 'strerror', None) or error).split())
-        raise CheckpointError(f'{path} cannot be written ({reason}){_advice(error)}.') from error
+        raise CheckpointError(f'{path} cannot be written ({reason}).{_advice(error)}') from error
     finally:
-        with suppress(OSError):  # where nothing could be written, nothing is left
+        with suppress(OSError):  # it may not exist
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def _advice(error: Exception) -> str:
-    if not isinstance(error, OSError):  # no other place would help
+    if not isinstance(error, OSError):  # another path would not help
         return ''
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-        return ': name a new or empty folder'
-    return ': give another place, whose folder exists and is yours to write'
+        return ' Specify a new or empty folder.'
+    return ' Specify a path in an existing, writable folder.'

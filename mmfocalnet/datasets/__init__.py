@@ -1,7 +1,6 @@
-"""Images in folders per class, and the generated sets that demos and tests train on."""
+"""Datasets: images in folders per class, the generated sample sets, checks before training."""
 
 from mmfocalnet.datasets.image_folder import ImageFolder
-from mmfocalnet.datasets.shape_crops import make_shape_crops
 from mmfocalnet.datasets.shapes import (
     CLASSES,
     METAINFO,
@@ -10,8 +9,8 @@ from mmfocalnet.datasets.shapes import (
     Sample,
     Segment,
     draw_image,
-    make_shapes,
 )
+from mmfocalnet.datasets.shapes_files import make_shape_crops, make_shapes
 from mmfocalnet.datasets.transforms import PackImage, RandomResizedCrop
 
 __all__ = [

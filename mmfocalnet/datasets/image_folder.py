@@ -1,4 +1,4 @@
-"""Images in one folder per class, as ImageNet is unpacked."""
+"""Images in one folder per class, the layout of ImageNet."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from mmfocalnet.errors import ConfigError, DataError
 from mmfocalnet.registry import register, type_name
 
 SUFFIXES = ('.jpeg', '.jpg', '.png', '.bmp', '.webp', '.tif', '.tiff')
-"""What images end with, in lower or upper case."""
+"""Suffixes of images, in lower or upper case."""
 
 
 @register(DATASETS)
 class ImageFolder(BaseDataset):
-    """Images in folders that are named for their classes: ``ROOT/CLASS/**/*.JPEG``.
+    """Images in folders with the names of their classes: ``ROOT/CLASS/**/*.JPEG``.
 
-    The label of a class is its place among the folders' names in order, or in
-    ``metainfo['classes']`` where that is given.
+    The label of a class is the index of its folder in sorted order, or its index in
+    ``metainfo['classes']`` if given.
 
     Args:
-        data_root: Where the set lies, such as ``'data/imagenet'``. Defaults to ``''``.
+        data_root: Root folder of the dataset, such as ``'data/imagenet'``. Defaults to ``''``.
         data_prefix: ``dict(img=...)``, the folder of the split within ``data_root``.
-        metainfo: ``dict(classes=...)``, where not all folders are to be read or another order
-            counts. Defaults to None.
-        kwargs: What else MMEngine's ``BaseDataset`` takes: ``pipeline``, ``test_mode``, ...
+        metainfo: ``dict(classes=...)``, to select classes or change their order. Defaults to
+            None: all folders.
+        kwargs: Other arguments of MMEngine's ``BaseDataset``: ``pipeline``, ``test_mode``, ...
 
     Raises:
         ConfigError: If the folder is missing.
@@ -52,27 +52,27 @@ class ImageFolder(BaseDataset):
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """List the images by class: ``img_path`` and ``gt_label`` of each."""
+        """List the images by class, each with ``img_path`` and ``gt_label``."""
         root = Path(self.data_prefix['img'])
         data = []
         for label, name in enumerate(self.metainfo['classes']):
             if not (root / name).is_dir():
                 raise DataError(
-                    f'{root} has no folder {name!r}, which metainfo names as a class: add it, or '
-                    'correct metainfo=dict(classes=(...)) of the dataset.'
+                    f'{root} has no folder {name!r}, a class of metainfo: add it, or correct '
+                    'metainfo=dict(classes=(...)) of the dataset.'
                 )
             paths = list(_images(root / name))
             if not paths:
                 raise DataError(
-                    f'{root / name} has no images ({", ".join(SUFFIXES)}): unpack those of this '
-                    'class there, or remove the folder from every split.'
+                    f'{root / name} has no images ({", ".join(SUFFIXES)}): copy the images of '
+                    'this class there, or remove the folder from every split.'
                 )
             data += [{'img_path': path, 'gt_label': label} for path in paths]
         return data
 
 
 def list_classes(folder: Path) -> list[str]:
-    """Name the classes of a split, in the order of their labels.
+    """List the classes of a split, in the order of their labels.
 
     Args:
         folder: Folder of the split, with one folder per class.
@@ -83,29 +83,29 @@ def list_classes(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise ConfigError(
-            f'{folder} is missing: put or link the images there, in one folder per class, or '
+            f'{folder} is missing: copy or link the images there, in one folder per class, or '
             'change data_root of the dataset.'
         )
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     classes = [name for name in classes if not name.startswith('.')]
     if not classes:
         raise DataError(
-            f'{folder} has no folders: one per class was expected, with its images in it; '
-            "ImageNet's validation images are to be sorted into such folders first."
+            f'{folder} has no folders, expected one per class with its images. Sort the '
+            'validation images of ImageNet into such folders first.'
         )
     return classes
 
 
 def check_image_folders(datasets: Sequence[dict], model: dict) -> None:
-    """Compare the classes of the splits of a set with one another and with the model.
+    """Compare the classes of the splits with one another and with the model.
 
     Args:
-        datasets: Configs of datasets; all but those of type ``ImageFolder`` pass.
+        datasets: Configs of datasets; all types except ``ImageFolder`` pass.
         model: Config of the model.
 
     Raises:
         ConfigError: If a folder is missing, or the model has another number of classes.
-        DataError: If a folder has no classes, or two splits have other ones.
+        DataError: If a folder has no classes, or two splits have different ones.
     """
     first = None
     for dataset in datasets:
@@ -125,17 +125,18 @@ def check_image_folders(datasets: Sequence[dict], model: dict) -> None:
 
 
 def _difference(folder: Path, classes: list[str], other: Path, others: list[str]) -> str:
-    only = sorted(set(classes) - set(others))
-    more = sorted(set(others) - set(classes))
     faults = [
-        f'{len(names)} in {place} alone, such as {names[0]!r}'
-        for names, place in ((only, folder), (more, other))
+        f'{len(names)} only in {place}, such as {min(names)!r}'
+        for names, place in (
+            (set(classes) - set(others), folder),
+            (set(others) - set(classes), other),
+        )
         if names
     ]
     return (
         f'{folder} and {other} have different classes '
-        f'({"; ".join(faults) or "in another order"}): labels would not mean the same; correct '
-        'the folders.'
+        f'({"; ".join(faults) or "the order differs"}), which would change the meaning of labels: '
+        'correct the folders.'
     )
 
 

@@ -1,4 +1,4 @@
-"""Faults of datasets of semantic label maps that can be found before a training."""
+"""Checks of semantic label maps that need no training: files, values, labels to learn."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
-from mmfocalnet.datasets.classes import base_names, find_kind
-from mmfocalnet.datasets.image_faults import read_label_map
+from mmfocalnet.datasets.dataset_configs import base_names, dataset_class
+from mmfocalnet.datasets.image_files import decode_label_map
 from mmfocalnet.errors import DataError
 from mmfocalnet.files import is_url
 
@@ -20,101 +20,89 @@ IGNORED = 255
 
 
 def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
-    """Check that images and label maps of a dataset exist and hold a label to learn.
+    """Check that the images and label maps of a dataset exist and have a label to learn.
 
-    Folders are listed. Maps are read until one has a label, which is the first one as a rule.
+    Folders are listed. Maps are decoded until one has a label, usually the first one.
 
     Args:
-        dataset: Config of the dataset, of a kind of ``BaseSegDataset`` that lists its files as
-            that does; anything else passes, and so do files that are not on this machine.
-        tolerance: Share of the images of which files may be missing; above 0, one file may be
-            missing in any case. Defaults to 0.
+        dataset: Config of a ``BaseSegDataset`` or a subclass that lists files in the same way.
+            Other datasets pass, and so do files on other machines.
+        tolerance: Share of the images whose files may be missing; above 0, one file may always
+            be missing. Defaults to 0.
 
     Raises:
-        DataError: If there are no images, no label maps, files are missing or images are not
-            regular files, or all maps together have no label to learn.
+        DataError: If there are no images or no label maps, files are missing, images are not
+            regular files, or no map has a label to learn.
     """
     if not _lists_files(dataset):
         return
     try:
         source = build_source(dataset)
-    except DataError:  # also of a class of the user's that takes fewer settings
+    except DataError:  # also of a user's class that takes fewer settings
         return
     samples = source.data_list
+    loaders = str(dataset.get('pipeline'))
     if not samples:
-        folder = source.data_prefix.get('img_path')
         raise DataError(
-            f'{folder} has no files *{source.img_suffix}: put the images there, or correct '
-            'data_prefix and img_suffix of the dataset.'
+            f'{source.data_prefix.get("img_path")} has no files *{source.img_suffix}: copy the '
+            'images there, or correct data_prefix and img_suffix of the dataset.'
         )
-    if 'seg_map_path' not in samples[0] and 'LoadAnnotations' in str(dataset.get('pipeline')):
+    if 'seg_map_path' not in samples[0] and 'LoadAnnotations' in loaders:
         raise DataError(
             f'data_prefix of {dataset["type"]} has no seg_map_path, and LoadAnnotations of its '
             "pipeline reads label maps: add their folder, seg_map_path='...'."
         )
+    for path in irregular_images(source):
+        raise DataError(f'{path} is not a regular file: remove it, or copy the image there.')
     paths = [
         sample[key] for key in ('img_path', 'seg_map_path') for sample in samples if key in sample
     ]
-    for path in irregular_images(source):
-        raise DataError(f'{path} is not a regular file: remove it, or copy the image there.')
     missing = _missing(paths, source.data_prefix.values())
     if len(missing) > (max(1, tolerance * len(samples)) if tolerance else 0):
         raise DataError(
-            f'{missing[0]} is missing ({len(missing)} files missing in all, of {len(samples)} '
-            'images): add the files or remove their images; list them with python '
+            f'{missing[0]} is missing ({len(missing)} missing files in all, of {len(samples)} '
+            'images): add the files or remove their images. List them with python '
             'tools/check_dataset.py CONFIG.'
         )
-    # Other loaders may give other labels.
-    if re.search(r'\bLoadAnnotations\b', str(dataset.get('pipeline'))):
+    # Loaders of other names may make other labels of the values.
+    if re.search(r'\bLoadAnnotations\b', loaders):
         _check_labels(source)
 
 
 def build_source(dataset: dict) -> Any:
-    """Build a dataset of mmseg with a list of its files and without its pipeline.
-
-    Args:
-        dataset: Its config.
+    """Build a dataset of mmseg, from its config, for its list of files.
 
     Raises:
-        DataError: If mmseg does not take the settings.
+        DataError: If mmseg does not accept the settings.
     """
-    # Serialised, the list could not be read at once.
+    # Serialised, the list would not be available as data_list.
     settings = dict(dataset, pipeline=[], serialize_data=False, lazy_init=False)
     try:
         return DATASETS.build(settings)
     except Exception as error:
         raise DataError(
-            f'{dataset["type"]} does not take its settings ({error}): correct the dataset of the '
-            'config.'
+            f'{dataset["type"]} does not accept its settings ({error}): correct the dataset of '
+            'the config.'
         ) from error
 
 
 def irregular_images(source: Any) -> list[str]:
-    """Find images that mmseg leaves out because they are not regular files, such as FIFOs.
-
-    Args:
-        source: The dataset, as `build_source` builds it.
-    """
+    """Find images that mmseg does not list because they are not regular files, such as FIFOs."""
     folder = source.data_prefix.get('img_path')
     if source.ann_file or not folder:
         return []
     listed = {os.path.normpath(sample['img_path']) for sample in source.data_list}
-    others = [path for path in _walk(folder) if os.path.normpath(path) not in listed]
     return [
-        path for path in others if path.endswith(source.img_suffix) and not os.path.isfile(path)
+        path
+        for path in _walk(folder)
+        if path.endswith(source.img_suffix)
+        and os.path.normpath(path) not in listed
+        and not os.path.isfile(path)
     ]
 
 
 def label_of(value: int, source: Any) -> int:
-    """The label that mmseg makes of a value of a map.
-
-    Args:
-        value: As stored.
-        source: The dataset, as `build_source` builds it.
-
-    Returns:
-        The label; values that do not fit into 8 bits, which mmseg misreads, stay as they are.
-    """
+    """The label that mmseg makes of a value of a map; values that exceed 8 bits are unchanged."""
     if not 0 <= value <= 255:
         return value
     if source.reduce_zero_label:
@@ -124,17 +112,17 @@ def label_of(value: int, source: Any) -> int:
 
 
 def blank_fault(values: Iterable[int], source: Any) -> str | None:
-    """Find out whether maps of some values hold no label to learn.
+    """Find out whether the maps of a dataset have no label to learn.
 
-    Masks made by drawing programs hold 0 and 255, and mmseg ignores 255: the background is the only
-    label left.
+    Masks from drawing programs have the values 0 and 255. mmseg ignores 255, which leaves the
+    background as the only label.
 
     Args:
-        values: All values that occur in the maps of a dataset.
-        source: The dataset, as `build_source` builds it.
+        values: All values in the maps.
+        source: The dataset, from `build_source`.
 
     Returns:
-        What is wrong, or None; None as well if there are no values.
+        The folder and what is wrong; None if there are labels, or no values.
     """
     values = set(values)
     labels = {label_of(value, source) for value in values} - {IGNORED}
@@ -142,33 +130,32 @@ def blank_fault(values: Iterable[int], source: Any) -> str | None:
     if not values or (labels and not (several and values == {0, IGNORED})):
         return None
     folder = source.data_prefix.get('seg_map_path')
-    found = ' and '.join(map(str, sorted(values)))
+    found = (
+        f'{folder}: all label maps have only the values {" and ".join(map(str, sorted(values)))}'
+    )
     if values == {0, IGNORED}:
         return (
-            f'{folder}: all label maps have no values but {found}, and pixels of {IGNORED} are '
-            'ignored: replace it by the number of the class, such as 1'
+            f'{found}, and pixels of {IGNORED} are ignored: replace it by the number of the class, '
+            'such as 1'
         )
-    return f'{folder}: all label maps have no values but {found}, and all their pixels are ignored'
+    return f'{found}, and all their pixels are ignored'
 
 
 def _lists_files(dataset: dict) -> bool:
-    kind = find_kind(dataset)
+    kind = dataset_class(dataset)
     if 'BaseSegDataset' not in base_names(kind):
         return False
     from mmseg.datasets import BaseSegDataset
 
     prefixes = [dataset.get('data_root'), *(dataset.get('data_prefix') or {}).values()]
-    elsewhere = dataset.get('backend_args') or any(is_url(prefix) for prefix in prefixes)
-    return kind.load_data_list is BaseSegDataset.load_data_list and not elsewhere
+    is_remote = dataset.get('backend_args') or any(map(is_url, prefixes))
+    return kind.load_data_list is BaseSegDataset.load_data_list and not is_remote
 
 
 def _missing(paths: list[str], folders: Iterable[str | None]) -> list[str]:
-    """Those of some paths that do not exist.
-
-    Listing folders is much faster than asking for each file where they are on a network.
-    """
-    there = {path for folder in folders if folder for path in _walk(folder)}
-    return [path for path in paths if path not in there and not os.path.exists(path)]
+    """The paths that do not exist; on a network, listing folders is faster than a stat each."""
+    found = {path for folder in folders if folder for path in _walk(folder)}
+    return [path for path in paths if path not in found and not os.path.exists(path)]
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -179,7 +166,7 @@ def _walk(folder: str) -> Iterator[str]:
 def _check_labels(source: Any) -> None:
     values: set[int] = set()
     for sample in source.data_list:
-        labels = read_label_map(sample['seg_map_path']) if 'seg_map_path' in sample else ''
+        labels = decode_label_map(sample['seg_map_path']) if 'seg_map_path' in sample else ''
         if isinstance(labels, np.ndarray) and labels.ndim == 2 and labels.dtype.kind != 'f':
             values.update(np.unique(labels).tolist())
             if not blank_fault(values, source):

@@ -1,4 +1,4 @@
-"""Transforms for classification that mmcv and mmdet do not have."""
+"""Transforms for classification that mmcv and mmdet lack."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mmfocalnet.registry import register
 
 @register(TRANSFORMS)
 class RandomResizedCrop(BaseTransform):
-    """Cut out a part of random area and aspect and resize it to a square.
+    """Crop a region of random area and aspect ratio and resize it to a square.
 
     Args:
         size: Side of the result in pixels.
-        area: Least and most area of the part, as a share of the image. Defaults to (0.08, 1).
-        aspect: Least and most width over height. Defaults to (3/4, 4/3).
-        interpolation: As of `mmcv.imresize`. Defaults to ``'bicubic'``.
-        backend: Likewise; Pillow's, unlike OpenCV's, smooths where it shrinks. Defaults to
+        area: Minimum and maximum area, as a share of the image. Defaults to (0.08, 1).
+        aspect: Minimum and maximum of width / height. Defaults to (3/4, 4/3).
+        interpolation: As in `mmcv.imresize`. Defaults to ``'bicubic'``.
+        backend: As in `mmcv.imresize`. Pillow, unlike OpenCV, antialiases. Defaults to
             ``'pillow'``.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: If ``area`` or ``aspect`` is out of range.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class RandomResizedCrop(BaseTransform):
     ) -> None:
         if not 0 < area[0] <= area[1] <= 1 or not 0 < aspect[0] <= aspect[1]:
             raise ConfigError(
-                f'RandomResizedCrop takes area=(least, most) above 0 and up to 1, and '
-                f'aspect=(least, most) above 0, got {area} and {aspect}.'
+                'RandomResizedCrop needs area=(minimum, maximum) above 0 and up to 1 and '
+                f'aspect=(minimum, maximum) above 0, got area={area} and aspect={aspect}.'
             )
         self.size = size
         self.area = area
@@ -53,21 +53,21 @@ class RandomResizedCrop(BaseTransform):
         self.backend = backend
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Replace ``img`` (H, W, C) by (size, size, C); sets ``img_shape``."""
-        top, left, height, width = self._place(*results['img'].shape[:2])
-        part = results['img'][top : top + height, left : left + width]
+        """Replace ``img`` (H, W, C) by (size, size, C) and set ``img_shape``."""
+        top, left, height, width = self._sample_region(*results['img'].shape[:2])
+        region = results['img'][top : top + height, left : left + width]
         results['img'] = mmcv.imresize(
-            part, (self.size, self.size), interpolation=self.interpolation, backend=self.backend
+            region, (self.size, self.size), interpolation=self.interpolation, backend=self.backend
         )
         results['img_shape'] = (self.size, self.size)
         return results
 
     @cache_randomness
-    def _place(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the part; the middle where ten draws do not fit."""
+    def _sample_region(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width; the centre of the image if ten samples do not fit."""
         for _ in range(10):
             area = height * width * np.random.uniform(*self.area)
-            # Twice as wide is as likely as twice as high.
+            # In log space, so that an aspect is as likely as its inverse.
             aspect = math.exp(np.random.uniform(*map(math.log, self.aspect)))
             h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if 0 < h <= height and 0 < w <= width:
@@ -79,10 +79,10 @@ class RandomResizedCrop(BaseTransform):
 
 @register(TRANSFORMS)
 class PackImage(BaseTransform):
-    """Give the model the image as a tensor and its label beside it.
+    """Pack the inputs of a classifier.
 
-    Adds ``inputs``, uint8 (C, H, W), and ``data_samples``, a ``BaseDataElement`` with
-    ``gt_label`` and, for messages and pictures, ``img_path``; everything else is left behind.
+    Returns ``inputs``, uint8 (C, H, W), and ``data_samples``, a ``BaseDataElement`` with
+    ``gt_label`` and, for error messages and drawings, ``img_path``.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay: the nearer a layer is to the image, the slower it learns."""
+"""Layer-wise learning-rate decay: layers closer to the input get smaller learning rates."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from mmfocalnet.registry import register
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 LAYER_SCALES = ('gamma_1', 'gamma_2')
 
-
-# What MMEngine's default constructor reads; it passes over anything else without a word.
+# Keys that MMEngine's default constructor reads. It ignores others silently.
 PARAMWISE = {
     *('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult'),
     *('dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'),
@@ -28,20 +27,20 @@ PARAMWISE = {
 
 @register(OPTIM_WRAPPER_CONSTRUCTORS)
 class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
-    """Multiply learning rates by ``decay_rate`` per layer between a weight and the heads.
+    """Multiply learning rates by ``decay_rate`` per layer between a parameter and the heads.
 
-    With N blocks in all, the stem is layer 0, the blocks are 1 to N, an embedding between two
-    stages belongs to the last block before it, and output norms, neck and heads are layer
-    N + 1. A weight of layer i learns at ``lr * decay_rate ** (N + 1 - i)``. Norms, biases and
-    layer scales, in the heads too, have no weight decay.
+    With N blocks, the stem is layer 0 and the blocks are layers 1 to N. An embedding between two
+    stages belongs to the block before it. Output norms, neck and heads are layer N + 1. Parameters
+    of layer i have the learning rate ``lr * decay_rate ** (N + 1 - i)``. Norms, biases and layer
+    scales have no weight decay, also in the heads.
 
     Args:
-        optim_wrapper_cfg: As MMEngine's default constructor takes it: ``type``, ``optimizer``
-            with ``lr`` and ``weight_decay``, and arguments of the wrapper.
-        paramwise_cfg: ``decay_rate`` in (0, 1]; optionally ``num_layers``, the N that the
-            config counts on; and all that MMEngine's default constructor takes, whose factors
-            come on top. A match in ``custom_keys`` replaces other rules as it does there, but
-            norms, biases and layer scales decay only if it gives ``decay_mult``.
+        optim_wrapper_cfg: As for MMEngine's default constructor: ``type``, ``optimizer`` with
+            ``lr`` and ``weight_decay``, and arguments of the wrapper.
+        paramwise_cfg: ``decay_rate`` in (0, 1]; optionally ``num_layers``, the expected N; and
+            the keys of MMEngine's default constructor, whose factors are applied on top.
+            ``custom_keys`` replace other rules as in MMEngine, except that norms, biases and
+            layer scales decay only if a custom key sets ``decay_mult``.
 
     Raises:
         ConfigError: If ``decay_rate`` is missing or not in (0, 1], a key is unknown, or the
@@ -56,14 +55,14 @@ class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         unknown = sorted(set(given) - PARAMWISE)
         if unknown:
             raise ConfigError(
-                f'paramwise_cfg has {unknown[0]!r}, which nothing reads: correct it to one of '
+                f'Unknown key {unknown[0]!r} in paramwise_cfg: use one of '
                 f'{", ".join(sorted({"decay_rate", "num_layers", *PARAMWISE}))}.'
             )
         for key in ('lr', 'weight_decay'):
             if optim_wrapper_cfg['optimizer'].get(key) is None:
                 raise ConfigError(
-                    f'{type(self).__name__} needs {key} in optim_wrapper.optimizer, which it '
-                    'sets for each layer: give it there.'
+                    f'{type(self).__name__} requires optim_wrapper.optimizer.{key}, which it '
+                    'scales per layer: set it.'
                 )
         super().__init__(optim_wrapper_cfg, given)
 
@@ -74,12 +73,12 @@ class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: bool | None = None,
     ) -> None:
-        """Append a group for each trainable parameter of a module, with its rate and decay.
+        """Append a parameter group with learning rate and decay for each trainable parameter.
 
         Args:
-            params: Groups so far; modified in place.
-            module: The module; the model itself where ``prefix`` is empty.
-            prefix: Its name in the model.
+            params: Parameter groups; modified in place.
+            module: The module; the model itself if ``prefix`` is empty.
+            prefix: Name of the module in the model.
             is_dcn_module: As in MMEngine's default constructor.
 
         Raises:
@@ -88,14 +87,14 @@ class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         start = len(params)
         super().add_params(params, module, prefix, is_dcn_module)
         self._set_decay(params[start:], module)
-        if not prefix:  # MMEngine calls this for every submodule too
+        if not prefix:  # MMEngine also calls this for each submodule.
             self._scale_rates(params, module)
 
     def _set_decay(self, groups: list[dict[str, Any]], module: nn.Module) -> None:
         own = {id(parameter): name for name, parameter in module.named_parameters(recurse=False)}
         for group in groups:
             factor = self._decay_factor(module, own.get(id(group['params'][0]), ''))
-            # MMEngine leaves the settings of a custom key in the group.
+            # MMEngine keeps the settings of a custom key in the group.
             if factor is not None and 'decay_mult' not in group:
                 group['weight_decay'] = self.base_wd * factor
 
@@ -110,8 +109,8 @@ class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         networks = [module for module in model.modules() if isinstance(module, FocalNet)]
         if not networks:
             raise ConfigError(
-                f'{type(self).__name__} found no FocalNet in {type(model).__name__}: give the '
-                "model backbone=dict(type='FocalNet', ...), or drop optim_wrapper.constructor."
+                f'{type(self).__name__} found no FocalNet in {type(model).__name__}: set '
+                "model.backbone=dict(type='FocalNet', ...) or remove optim_wrapper.constructor."
             )
         scales = {}
         for network in networks:
@@ -123,8 +122,8 @@ class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
             scale = scales.get(id(group['params'][0]), 1.0)
             group['lr'] = group.get('lr', self.base_lr) * scale
         print_log(
-            f'Learning rates decay by {self.decay_rate} per layer, from x 1 at the heads to '
-            f'x {min(scales.values()):.3g} at the stem.',
+            f'Learning rates decay by {self.decay_rate} per layer, from 1 x lr in the heads to '
+            f'{min(scales.values()):.3g} x lr in the stem.',
             'current',
         )
 
@@ -132,21 +131,20 @@ class FocalNetLayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         blocks = sum(len(stage.blocks) for stage in network.layers)
         if self.num_layers not in (None, blocks):
             raise ConfigError(
-                f'paramwise_cfg has num_layers={self.num_layers}, but this FocalNet has {blocks} '
-                'blocks: correct it, or leave it out.'
+                f'paramwise_cfg.num_layers is {self.num_layers}, but this FocalNet has {blocks} '
+                'blocks: correct or remove it.'
             )
         return blocks
 
 
 def layer_ids(network: FocalNet) -> dict[str, int]:
-    """Number the layers of a FocalNet from the image on.
+    """Return the layer number of each parameter of a FocalNet by name.
+
+    The stem is layer 0; a block and the embedding after it have the number of blocks so far; the
+    output norms have the total number of blocks plus one.
 
     Args:
-        network: The backbone, its parts wrapped or not.
-
-    Returns:
-        By parameter name: 0 in the stem, the number of blocks so far in a block and in the
-        embedding after it, one more than the number of blocks in the output norms.
+        network: The backbone. Its modules may be wrapped.
     """
     layers = list(_layers(network))
     ids = {id(parameter): layer for layer, part in layers for parameter in part.parameters()}
@@ -155,7 +153,7 @@ def layer_ids(network: FocalNet) -> dict[str, int]:
 
 
 def _layers(network: FocalNet) -> Iterator[tuple[int, nn.Module]]:
-    # By attributes, not by names: wrappers such as FSDP's add to names.
+    # By attributes, because wrappers such as FSDP's change the names of parameters.
     yield 0, network.patch_embed
     layer = 0
     for stage in network.layers:
@@ -169,7 +167,7 @@ def _layers(network: FocalNet) -> Iterator[tuple[int, nn.Module]]:
 def _check_decay_rate(rate: Any) -> float:
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
         raise ConfigError(
-            'FocalNetLayerDecayOptimizerConstructor needs decay_rate in (0, 1], such as '
+            'FocalNetLayerDecayOptimizerConstructor requires decay_rate in (0, 1], such as '
             f'paramwise_cfg=dict(decay_rate=0.9), got {rate!r}.'
         )
     return rate

@@ -1,27 +1,23 @@
-"""Randomness as a function of a run's seed and of where the run is.
+"""Seeds that depend only on the seed of the run and the position in it.
 
-MMEngine seeds once, at the start: a resumed run then augments, drops and samples otherwise than
-the run that was not interrupted. Here each sample and each iteration has a seed of its own, so
-that nothing random needs to be stored, whatever the number of worker processes.
+MMEngine seeds once, at the start: a resumed run then augments, drops and samples differently from
+an uninterrupted one. Here each sample and each iteration has its own seed. No state of generators
+needs to be saved, and the number of worker processes does not matter.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import ClassBalancedDataset, Compose, DefaultSampler, InfiniteSampler
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
-from mmengine.registry import DATA_SAMPLERS, HOOKS
-from mmengine.runner import Runner
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import ClassBalancedDataset
+from mmengine.registry import DATASETS, TRANSFORMS
 
 from mmfocalnet.registry import register
 
-# What a seed is for, so that the n-th sample and the n-th iteration have different ones.
+# The first number of a place: the n-th sample and the n-th iteration have different seeds.
 SAMPLE, ITERATION = range(2)
 
 
@@ -29,28 +25,29 @@ def seed_from(*place: int) -> None:
     """Seed Python, NumPy and PyTorch, its GPUs too, in this process.
 
     Args:
-        *place: Numbers, 0 or more; others give an unrelated seed.
+        *place: Integers of at least 0; each tuple gives an unrelated seed.
     """
     seed = int(np.random.SeedSequence(place).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
-    # `torch.manual_seed` notes the call stack for GPUs that are not in use yet, for every sample.
+    # `torch.manual_seed` would record the call stack for unused GPUs, for every sample.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
 
 
 class SeededIndex(int):
-    """The index of a sample that brings the place in the run from which to seed it.
+    """The index of a sample, with the place in the run that seeds it.
 
-    It stays itself when dataset wrappers count modulo their length or from an offset.
+    Dataset wrappers compute other indices from it, modulo their length or from an offset; these
+    keep the place.
 
     Attributes:
-        place: What `seed_from` takes.
+        place: The arguments of `seed_from`.
     """
 
     def __new__(cls, index: int, place: tuple[int, ...]) -> SeededIndex:
-        """Make one of a plain index."""
+        """Make one from an integer."""
         self = super().__new__(cls, index)
         self.place = place
         return self
@@ -65,104 +62,26 @@ class SeededIndex(int):
         return SeededIndex(int(self) % other, self.place)
 
 
-class SeededIndices(list):
-    """A list of indices of which `SeededIndex` looks up one with its own place."""
+@register(TRANSFORMS)
+class SeedSample(BaseTransform):
+    """Seed this process for one sample: the first step of a training pipeline.
 
-    def __getitem__(self, index: int) -> int:
-        found = super().__getitem__(index)
-        return SeededIndex(found, index.place) if isinstance(index, SeededIndex) else found
-
-
-def seed_sample(results: dict) -> dict:
-    """Seed this process for the sample that a pipeline is about to make.
-
-    Args:
-        results: What the dataset says of the sample; unchanged.
-
-    Returns:
-        The same.
-    """
-    index = results.get('sample_idx')
-    if isinstance(index, SeededIndex):  # a sample that replaces a bad one goes on with its seed
-        seed_from(*index.place)
-    return results
-
-
-@register(DATA_SAMPLERS)
-class SeededSampler(DefaultSampler):
-    """MMEngine's ``DefaultSampler``, whose samples are augmented by (seed, epoch, position).
-
-    Args:
-        dataset: The dataset; its pipeline gets `seed_sample` before its first step.
-        **settings: Those of ``DefaultSampler``: ``shuffle`` (default True), ``seed``,
-            ``round_up``.
+    The seed is that of the `SeededIndex` in ``results['sample_idx']``, which `SeededSampler` and
+    `SeededInfiniteSampler` yield. Without one, as in tests, the step does nothing.
     """
 
-    def __init__(self, dataset: Any, **settings: Any) -> None:
-        super().__init__(dataset, **settings)
-        _seed_pipelines(dataset)
-
-    def __iter__(self) -> Iterator[SeededIndex]:
-        """Iterate over this process's share of an epoch."""
-        for position, index in enumerate(super().__iter__()):
-            place = (SAMPLE, self.seed, self.epoch, position * self.world_size + self.rank)
-            yield SeededIndex(index, place)
+    def transform(self, results: dict) -> dict:
+        """Seed Python, NumPy and PyTorch; the results are unchanged."""
+        index = results.get('sample_idx')
+        if isinstance(index, SeededIndex):
+            seed_from(*index.place)
+        return results
 
 
-@register(DATA_SAMPLERS)
-class SeededInfiniteSampler(InfiniteSampler):
-    """MMEngine's ``InfiniteSampler``, whose samples are augmented by (seed, position).
+@register(DATASETS)
+class SeededClassBalancedDataset(ClassBalancedDataset):
+    """MMEngine's ``ClassBalancedDataset``, which passes on the seed of a sample."""
 
-    Args:
-        dataset: The dataset; its pipeline gets `seed_sample` before its first step.
-        **settings: Those of ``InfiniteSampler``: ``shuffle`` (default True), ``seed``.
-    """
-
-    def __init__(self, dataset: Any, **settings: Any) -> None:
-        super().__init__(dataset, **settings)
-        _seed_pipelines(dataset)
-        self.start = 0
-
-    def __iter__(self) -> Iterator[SeededIndex]:
-        """Iterate over this process's share of endless passes."""
-        for position, index in enumerate(super().__iter__(), self.start):
-            place = (SAMPLE, self.seed, position * self.world_size + self.rank)
-            yield SeededIndex(index, place)
-
-    def skip(self, num_samples: int) -> None:
-        """Go to where a run is resumed; the loops of the maintained fork call this.
-
-        Args:
-            num_samples: Samples that this process has used up.
-        """
-        super().skip(num_samples)
-        self.start = num_samples
-
-
-@register(HOOKS)
-class SeedIterationsHook(Hook):
-    """Seed what the model does at random (drop path, sampling of proposals) per iteration.
-
-    The place is (seed of the run, iteration, rank of the process).
-    """
-
-    priority = 'VERY_HIGH'
-
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
-    ) -> None:
-        """Seed this process."""
-        seed_from(ITERATION, runner.seed, runner.iter, get_rank())
-
-
-def _seed_pipelines(dataset: Any) -> None:
-    """Let the pipelines of a dataset and of those that it wraps begin with `seed_sample`."""
-    pipeline = getattr(dataset, 'pipeline', None)
-    if isinstance(pipeline, Compose) and seed_sample not in pipeline.transforms:
-        pipeline.transforms.insert(0, seed_sample)
-    if isinstance(dataset, ClassBalancedDataset):
-        dataset.repeat_indices = SeededIndices(dataset.repeat_indices)
-    wrapped = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    for part in wrapped:
-        if part is not None:
-            _seed_pipelines(part)
+    def _get_ori_dataset_idx(self, idx: int) -> int:
+        found = super()._get_ori_dataset_idx(idx)
+        return SeededIndex(found, idx.place) if isinstance(idx, SeededIndex) else found

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import (
     FullyShardedDataParallel,
 )
 
+from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import replacing
 from mmfocalnet.models import FocalNetBlock
 from mmfocalnet.registry import register
@@ -98,6 +99,20 @@ class FocalNetFSDPStrategy(FSDPStrategy):
 
             wrapper.clip_func = clip
         return wrapper
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        """Shard the model.
+
+        Raises:
+            ConfigError: If it has scalar weights, which FSDP cannot shard.
+        """
+        scalars = [name for name, weight in model.named_parameters() if not weight.ndim]
+        if scalars:
+            raise ConfigError(
+                f'FSDP cannot shard scalar weights, and {type(model).__name__} has {scalars[0]}: '
+                'train it without runner_type and strategy.'
+            )
+        return super()._wrap_model(model)
 
     def save_checkpoint(self, filename: str, **settings: Any) -> None:
         """Save a checkpoint; one that is a single file appears whole or not at all.

@@ -1,4 +1,4 @@
-"""Measures that MMEngine, mmdet and mmseg do not have."""
+"""Metrics that MMEngine, mmdet and mmseg lack."""
 
 from mmfocalnet.evaluation.accuracy import TopKAccuracy
 

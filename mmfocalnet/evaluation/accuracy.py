@@ -15,17 +15,17 @@ from mmfocalnet.registry import register
 
 @register(METRICS)
 class TopKAccuracy(BaseMetric):
-    """How often the right class is among the k likeliest, in percent.
+    """Percentage of images whose label is among the k classes with the highest scores.
 
     Logged as ``accuracy/top1``, ``accuracy/top5``, ...
 
     Args:
-        topk: The numbers k. Defaults to (1, 5), ImageNet's.
-        kwargs: What MMEngine's ``BaseMetric`` takes.
+        topk: Values of k. Defaults to (1, 5), ImageNet's.
+        kwargs: Other arguments of MMEngine's ``BaseMetric``.
 
     Raises:
-        ConfigError: If they are not whole numbers, or, when measured, if there are less than k
-            classes.
+        ConfigError: If a k is not a positive integer, or exceeds the number of classes when
+            measured.
     """
 
     default_prefix = 'accuracy'
@@ -34,12 +34,12 @@ class TopKAccuracy(BaseMetric):
         super().__init__(**kwargs)
         if not is_list(topk) or not topk:
             raise ConfigError(
-                f'topk of TopKAccuracy must list numbers such as (1, 5), got {topk!r}.'
+                f'topk of TopKAccuracy must be a list of integers such as (1, 5), got {topk!r}.'
             )
         self.topk = tuple(integer('topk', k, minimum=1) for k in topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Note of each image at which place its class came, counted from 0."""
+        """Store for each image how many classes have a higher score than the label."""
         for sample in data_samples:
             scores, label = sample['pred_scores'], sample['gt_label']
             if max(self.topk) > len(scores):
@@ -47,12 +47,11 @@ class TopKAccuracy(BaseMetric):
                     f'TopKAccuracy(topk={self.topk}) needs {max(self.topk)} classes, but the '
                     f'model has {len(scores)}: set topk of val_evaluator and test_evaluator.'
                 )
-            # Of classes with the same score the others come first, and so do they where scores
-            # are NaN: a constant is no success.
+            # Ties and NaN count as higher, so that constant scores are not counted as correct.
             self.results.append(int((~(scores < scores[label])).sum()) - 1)
 
     def compute_metrics(self, results: list[int]) -> dict[str, float]:
-        """Share of images with a place below k, for every k."""
+        """Percentage of images with a rank below k, for every k."""
         return {
-            f'top{k}': 100 * sum(place < k for place in results) / len(results) for k in self.topk
+            f'top{k}': 100 * sum(rank < k for rank in results) / len(results) for k in self.topk
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmfocalnet.datasets.image_faults import depth_warning, file_fault
+from mmfocalnet.datasets.image_files import depth_warning, file_fault
 from mmfocalnet.errors import UserError
 from mmfocalnet.text import escape
 

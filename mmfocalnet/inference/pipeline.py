@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 
+from mmfocalnet.datasets.dataset_configs import find_datasets
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.images import ImageError
 from mmfocalnet.registry import type_name
@@ -27,9 +28,7 @@ def find_test_dataset(cfg: Config) -> dict[str, Any]:
             f'{cfg.filename} has no test_dataloader, whose dataset tells how to prepare pictures: '
             'give a config that has one, such as those in configs/.'
         )
-    while 'dataset' in dataset or 'datasets' in dataset:
-        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
-    return dataset
+    return next(find_datasets(dataset))
 
 
 def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:

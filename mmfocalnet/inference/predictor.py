@@ -19,15 +19,16 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from mmfocalnet.checkpoints import check_has_weights, load_once, reading_once
+from mmfocalnet.checkpoints import cached_reads, check_has_weights, load_once
 from mmfocalnet.config import read_model_config
-from mmfocalnet.datasets.classes import check_classes, find_kind
+from mmfocalnet.datasets.category_names import check_num_classes
+from mmfocalnet.datasets.dataset_configs import dataset_class
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
 from mmfocalnet.models.weights import check_fits
-from mmfocalnet.text import shown
+from mmfocalnet.text import short_text
 
 # How mmdet packs class and instance into one number.
 INSTANCE_OFFSET = 1000
@@ -62,7 +63,7 @@ def load_predictor(
             f'{config} has default_scope={cfg.get("default_scope")!r}; expected a config for '
             "mmdet or mmseg: set default_scope='mmdet' or 'mmseg' in it."
         )
-    with reading_once():
+    with cached_reads():
         path, content, _ = load_once(checkpoint)
         check_has_weights(path, content)
         return Predictor(cfg, str(path), device)
@@ -82,7 +83,7 @@ def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]
         CheckpointError: If the checkpoint is of another model, or its weights are not finite.
     """
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    with reading_once():
+    with cached_reads():
         check_fits(model, checkpoint)
         content = load_checkpoint(model, checkpoint, map_location='cpu')
     return model.eval(), content
@@ -221,7 +222,7 @@ def _dataset_meta(cfg: Config, checkpoint_meta: Any) -> dict[str, Any]:
     """Classes and palette: the checkpoint knows what it was trained on, else the config."""
     dataset = find_test_dataset(cfg)
     meta = {
-        **getattr(find_kind(dataset), 'METAINFO', {}),
+        **getattr(dataset_class(dataset), 'METAINFO', {}),
         **(dataset.get('metainfo') or {}),
         **_trained_on(checkpoint_meta),
     }
@@ -230,7 +231,7 @@ def _dataset_meta(cfg: Config, checkpoint_meta: Any) -> dict[str, Any]:
             f'{cfg.filename} names no classes: add metainfo=dict(classes=(...)) to the dataset of '
             'its test_dataloader.'
         )
-    check_classes(dict(dataset, metainfo=dict(classes=meta['classes'])), cfg.model)
+    check_num_classes(dict(dataset, metainfo=dict(classes=meta['classes'])), cfg.model)
     return meta
 
 
@@ -245,7 +246,7 @@ def _trained_on(checkpoint_meta: Any) -> dict[str, Any]:
     if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
         return {}
     # A name is drawn and printed.
-    return dict(classes=[shown(name)[:100] for name in classes], palette=found.get('palette'))
+    return dict(classes=[short_text(name)[:100] for name in classes], palette=found.get('palette'))
 
 
 def _task(model: nn.Module, scope: str) -> str:

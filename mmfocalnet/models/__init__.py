@@ -1,10 +1,11 @@
-"""The operator, the FocalNet backbone and its architectures, a classifier and a neck."""
+"""Focal modulation, the FocalNet backbone, an image classifier and a neck."""
 
 from mmfocalnet.archs import ARCHS, find_arch
 from mmfocalnet.models.classifier import FocalNetClassifier
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import FocalNet, FocalNetBlock
 from mmfocalnet.models.mixers import MIXERS
+from mmfocalnet.models.pretrained import load_pretrained
 from mmfocalnet.models.simple_feature_pyramid import SimpleFeaturePyramid
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     'FocalNetClassifier',
     'SimpleFeaturePyramid',
     'find_arch',
+    'load_pretrained',
 ]

@@ -1,4 +1,4 @@
-"""FocalNet as an image classifier (Section 4.1 of the paper): pooled features, one linear layer."""
+"""FocalNet as an image classifier (Section 4.1 of the paper): average pooling, linear layer."""
 
 from __future__ import annotations
 
@@ -13,38 +13,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfocalnet.arguments import integer, probability
-from mmfocalnet.checkpoints import fit_checkpoint, load_pretrained, name_as_classifier, read_head
+from mmfocalnet.checkpoints import fit_checkpoint, name_as_classifier, read_head
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.focalnet import FocalNet, pretrained_options
+from mmfocalnet.models.focalnet import FocalNet
+from mmfocalnet.models.focalnet_arguments import pretrained_options
 from mmfocalnet.models.mixup import BatchMix
+from mmfocalnet.models.pretrained import load_pretrained
 from mmfocalnet.registry import register
-
-MAX_CLASSES = 2**24
 
 
 @register(MODELS)
 class FocalNetClassifier(BaseModel):
-    """A FocalNet that names the class of an image.
+    """Image classifier with a FocalNet backbone.
 
-    The last stage's features, after their output norm, are averaged over the image and mapped
-    to the classes by one linear layer. The published network is the same, but for the name of
-    that norm; checkpoints of the release load as they are.
+    The features of the last stage, after their output norm, are averaged over the image and mapped
+    to the classes by one linear layer. Checkpoints of the released classifiers can be loaded; only
+    the name of the norm differs.
 
     Args:
-        backbone: Config of a `FocalNet` that returns its last stage alone.
+        backbone: Config of a `FocalNet` that returns only its last stage.
         num_classes: Number K of classes. Defaults to 1000.
-        label_smoothing: Share of each label that is spread evenly over all classes. Defaults
-            to 0.1.
-        mix: Arguments of `mmfocalnet.models.mixup.BatchMix`; None mixes no images. Defaults to
-            None.
+        label_smoothing: Share of each label that is distributed over all classes. Defaults to
+            0.1.
+        mix: Arguments of `mmfocalnet.models.mixup.BatchMix`. Defaults to None: no mixing.
         data_preprocessor: Config, such as MMEngine's ``ImgDataPreprocessor``. Defaults to None:
-            images come as they are to be.
-        init_cfg: None for random weights, or ``dict(type='Pretrained', checkpoint=...)`` for
-            backbone, norm and linear layer of a classifier of any known layout. To start with
-            another linear layer, give it to the backbone instead. Defaults to None.
+            images are not preprocessed.
+        init_cfg: None for random weights, or ``dict(type='Pretrained', checkpoint=...)`` to load
+            backbone, norm and linear layer of a classifier in any supported layout. To start with
+            a new linear layer, set ``init_cfg`` of the backbone instead. Defaults to None.
 
     Raises:
-        ConfigError: If the backbone returns other stages, or an argument does not fit.
+        ConfigError: If the backbone returns other stages, or an argument is invalid.
     """
 
     def __init__(
@@ -57,10 +56,10 @@ class FocalNetClassifier(BaseModel):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
-        num_classes = integer('num_classes', num_classes, minimum=1, maximum=MAX_CLASSES)
+        num_classes = integer('num_classes', num_classes, minimum=1)
         label_smoothing = probability('label_smoothing', label_smoothing)
         if not isinstance(mix, (dict, type(None))):
-            raise ConfigError(f'mix must be a dict such as dict(mixup=0.8), or None, got {mix!r}.')
+            raise ConfigError(f'mix must be a dict, such as dict(mixup=0.8), or None, got {mix!r}.')
         self.backbone = MODELS.build(backbone)
         _check_last_stage(self.backbone)
         self.num_classes = num_classes
@@ -69,7 +68,7 @@ class FocalNetClassifier(BaseModel):
         self.head = nn.Linear(self.backbone.num_features[-1], num_classes)
         if init_cfg:
             pretrained_options(init_cfg)
-        # MMEngine loads a checkpoint to test or to resume by names alone.
+        # MMEngine loads checkpoints for testing and resuming by parameter names.
         self._register_load_state_dict_pre_hook(self._rename)
 
     def forward(
@@ -82,8 +81,8 @@ class FocalNetClassifier(BaseModel):
 
         Args:
             inputs: Images (B, C_in, H, W).
-            data_samples: One per image, with ``gt_label`` in training; predictions are added
-                to them. Defaults to None.
+            data_samples: One per image, with ``gt_label`` in training. Predictions are added to
+                them. Defaults to None.
             mode: ``'tensor'``, ``'predict'`` or ``'loss'``. Defaults to ``'tensor'``.
 
         Returns:
@@ -92,7 +91,7 @@ class FocalNetClassifier(BaseModel):
             loss.
 
         Raises:
-            ConfigError: If there is no such mode.
+            ConfigError: If the mode is unknown.
         """
         if mode == 'loss':
             return self.loss(inputs, data_samples)
@@ -103,7 +102,7 @@ class FocalNetClassifier(BaseModel):
         return self._classify(inputs)
 
     def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
-        """Cross entropy of images (B, C_in, H, W), mixed and with smoothed labels as set."""
+        """Cross entropy of images (B, C_in, H, W), with mixing and label smoothing."""
         targets = torch.stack([sample.gt_label for sample in data_samples])
         if self.mix:
             inputs, targets = self.mix(inputs, targets, self.num_classes)
@@ -113,7 +112,7 @@ class FocalNetClassifier(BaseModel):
     def predict(
         self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None
     ) -> list[BaseDataElement]:
-        """Give the samples of images (B, C_in, H, W) their scores and their likeliest class."""
+        """Add scores and the most likely class to the samples of images (B, C_in, H, W)."""
         samples = data_samples or [BaseDataElement() for _ in inputs]
         for sample, scores in zip(samples, self._classify(inputs).softmax(-1), strict=True):
             sample.pred_scores = scores
@@ -121,7 +120,7 @@ class FocalNetClassifier(BaseModel):
         return samples
 
     def init_weights(self) -> None:
-        """Load what ``init_cfg`` names; else draw a head and let the backbone start as it says.
+        """Load the checkpoint of ``init_cfg``, or initialise the head and then the backbone.
 
         Raises:
             CheckpointError: If the checkpoint does not fit.
@@ -135,11 +134,11 @@ class FocalNetClassifier(BaseModel):
             options = pretrained_options(self.init_cfg)
             load_pretrained(self.backbone, **options)
             self.load_state_dict(self._read_head(options), strict=False)
-            print_log('Loaded its final norm and its linear layer, too.', logger='current')
+            print_log('Loaded the final norm and the linear layer too.', logger='current')
         self.is_init = True
 
     def check_pretrained(self) -> None:
-        """Fit what ``init_cfg`` names, if anything, leaving the model as it is.
+        """Check that the checkpoint of ``init_cfg`` fits, without changing the model.
 
         Raises:
             CheckpointError: If it cannot be read or does not fit.
@@ -153,12 +152,12 @@ class FocalNetClassifier(BaseModel):
         return read_head(options['checkpoint'], self.state_dict(), self._norm)
 
     def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give the weights of a released classifier their names here; others keep theirs."""
+        """Map the parameter names of a released classifier to those of this class."""
         return name_as_classifier(state, self._norm)
 
     def _rename(self, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
         if not prefix:
-            # The release's files have the weights below "model", where MMEngine leaves them.
+            # Released files have the weights under "model", which MMEngine does not unwrap.
             weights = state['model'] if isinstance(state.get('model'), dict) else state
             renamed = self.rename(weights)
             state.clear()
@@ -176,12 +175,12 @@ class FocalNetClassifier(BaseModel):
 def _check_last_stage(backbone: nn.Module) -> None:
     if not isinstance(backbone, FocalNet):
         raise ConfigError(
-            f'FocalNetClassifier has a FocalNet as its backbone, got {type(backbone).__name__}: '
-            "set backbone=dict(type='FocalNet', ...)."
+            f'The backbone of FocalNetClassifier must be a FocalNet, got '
+            f"{type(backbone).__name__}: set backbone=dict(type='FocalNet', ...)."
         )
     last = len(backbone.num_features) - 1
     if backbone.out_indices != (last,):
         raise ConfigError(
-            f'FocalNetClassifier takes the last stage alone, but model.backbone.out_indices is '
+            'FocalNetClassifier uses only the last stage, but model.backbone.out_indices is '
             f'{list(backbone.out_indices)}: set it to [{last}].'
         )

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a FocalNet as the classifier that the paper's tables count."""
+"""Parameters and FLOPs of FocalNet classifiers, counted as in the paper's tables."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmfocalnet.models.mixers import (
     SlidingWindowAttention,
 )
 
-NUM_CLASSES = 1000  # of ImageNet-1K
+NUM_CLASSES = 1000  # ImageNet-1K
 
 
 def classifier_parameters(net: FocalNet) -> int:
-    """Count the parameters with a final norm and a linear head of 1000 classes.
+    """Count the parameters of a backbone with a final norm and a linear head of 1000 classes.
 
     Args:
-        net: The backbone; its output norms are not counted.
+        net: The backbone. Its output norms are not counted.
 
     Returns:
         Number of parameters.
@@ -33,16 +33,17 @@ def classifier_parameters(net: FocalNet) -> int:
 
 
 def classifier_flops(net: FocalNet, size: int = 224) -> int:
-    """Count the multiply-accumulates of that classifier as the published code's formula does.
+    """Count the multiply-accumulates of that classifier by the formula of the published code.
 
-    It counts linear maps and convolutions, with no bias but that of h; one per element for
-    norms (but the final one), for each context that is summed and for the final average. Patch
-    embeddings count with kernels as large as their stride, the overlapped ones too. The mixers
-    of Table 10 are not in the published code: attention counts its two products as well.
+    Counted are linear maps and convolutions (of biases only that of h), and one operation per
+    element for norms (except the final one), for each summed context and for the final average.
+    Patch embeddings, also overlapped ones, count with kernels of the size of their stride. The
+    published code has no formula for the mixers of Table 10; for attention, its two products are
+    counted too.
 
     Args:
-        net: The backbone, with its last stage among the outputs; weights are not looked at, so
-            one on the meta device is quickest.
+        net: The backbone, with its last stage among the outputs. It may be on the meta device,
+            which is fastest.
         size: Height and width of the image in pixels. Defaults to 224.
 
     Returns:
@@ -68,14 +69,14 @@ def _output_norms(net: FocalNet) -> list[nn.Module]:
 
 
 def _counted_modules(net: FocalNet) -> list[nn.Module]:
-    # Embeddings are counted as a whole, by their stride.
+    # PatchEmbed is counted instead of its convolution.
     inside = [module.proj for module in net.modules() if isinstance(module, PatchEmbed)]
     left_out = {*inside, *_output_norms(net)}
     return [module for module in net.modules() if module not in left_out]
 
 
 def _operations(module: nn.Module, out: Tensor) -> int:
-    """Multiply-accumulates per element of its output that a module adds to those inside it."""
+    """Multiply-accumulates of a module, without those of its submodules."""
     per_element = 0
     if isinstance(module, nn.Linear):
         per_element = module.in_features
@@ -84,9 +85,9 @@ def _operations(module: nn.Module, out: Tensor) -> int:
     elif isinstance(module, PatchEmbed):
         per_element = module.proj.in_channels * module.patch_size**2
     elif isinstance(module, (nn.LayerNorm, DepthwiseConv)):
-        per_element = 1  # of the mixer: the bias of h
+        per_element = 1  # for DepthwiseConv: the bias of h
     elif isinstance(module, FocalModulation):
-        per_element = module.num_contexts + 1  # the contexts, and the bias of h
+        per_element = module.num_contexts + 1  # contexts and bias of h
     elif isinstance(module, (MultiscaleAttentionFirst, MultiscaleAttentionLater)):
         per_element = 2 * (len(module.focal_layers) + 2)
     elif isinstance(module, SlidingWindowAttention):

@@ -1,9 +1,16 @@
-"""Token mixers that take focal modulation's place in the block: the paper's model variants.
+"""Token mixers that replace focal modulation in the block: the variants of Table 10.
 
-The paper derives six variants from FocalNet-T (Table 10) and gives a formula for each. What the
-formulas leave open is chosen so that parameters and FLOPs are the printed ones, as each class
-says; `docs/ablations.md` has the counts. All mixers map (B, H, W, C) to (B, H, W, C) and end
-with the operator's output projection.
+The paper gives a formula for each of the six variants of FocalNet-T. Details that the formulas
+leave open are chosen such that the numbers of parameters and FLOPs equal the printed ones; see
+`docs/ablations.md`. All mixers map (B, H, W, C) to (B, H, W, C) and end with the output projection.
+
+Arguments common to all mixers with focal levels:
+    dim: Number of channels C.
+    focal_window: Kernel size at the first focal level; odd and positive.
+    focal_level: Number L of focal levels.
+    focal_factor: Growth of the kernel size per focal level; even. Defaults to 2.
+    proj_drop: Dropout rate after the output projection. Defaults to 0.
+Invalid values raise `ConfigError`.
 """
 
 from __future__ import annotations
@@ -25,25 +32,14 @@ from mmfocalnet.models.focal_modulation import (
 )
 from mmfocalnet.text import short_repr
 
-HEAD_DIM = 32  # of attention, as in Swin; the paper names none, and no count depends on it
+HEAD_DIM = 32  # As in Swin. The paper does not specify it, and no count depends on it.
 
 
 class DepthwiseConv(nn.Module):
-    """Depth-wise convolutions, then a two-layer MLP: y_i = q(GELU(h(z_i^L))).
+    """Depth-wise convolutions followed by a two-layer MLP: y_i = q(GELU(h(z_i^L))).
 
-    No gates, no global context and nothing to modulate. The linear map before the focal levels
-    and the output projection stay, without which the printed 28.6 M parameters are not reached.
-
-    Args:
-        dim: Number of channels C.
-        focal_window: Kernel size at the first focal level; odd and positive.
-        focal_level: Number L of focal levels.
-        focal_factor: Growth of the kernel size per focal level; even. Defaults to 2.
-        proj_drop: Dropout rate after the output projection. Defaults to 0.
-
-    Raises:
-        ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
-            negative.
+    Without gates, global context and modulation. The linear map before the focal levels and the
+    output projection are kept, as the printed 28.6 M parameters require.
     """
 
     def __init__(
@@ -73,41 +69,31 @@ class DepthwiseConv(nn.Module):
 
 
 class Pooling(FocalModulation):
-    """Focal modulation with averages of the same windows for the depth-wise convolutions.
+    """Focal modulation with average pooling in place of the depth-wise convolutions.
 
-    As in the operator each level ends with a GELU; the paper's formula leaves it out, but so
-    does that of the global average, whose row is the network without focal levels of Table 12.
-    Cells beyond the border do not count.
+    As in the operator, each level ends with a GELU. The paper's formula omits it, but also omits
+    it for the global average, whose row equals the network without focal levels of Table 12.
+    Pixels beyond the border are not counted.
 
     Args:
         dim: Number of channels C.
         **settings: Further arguments of `FocalModulation`.
-
-    Raises:
-        ConfigError: As `FocalModulation`.
     """
 
     def __init__(self, dim: int, **settings: Any) -> None:
         super().__init__(dim, **settings)
-        convolutions = [layer[0] for layer in self.focal_layers]
-        self.focal_layers = nn.ModuleList(
-            nn.Sequential(
-                nn.AvgPool2d(conv.kernel_size, 1, conv.padding, count_include_pad=False), nn.GELU()
-            )
-            for conv in convolutions
-        )
+        for layer in self.focal_layers:
+            conv = layer[0]
+            layer[0] = nn.AvgPool2d(conv.kernel_size, 1, conv.padding, count_include_pad=False)
 
 
 class GlobalPooling(FocalModulation):
-    """Focal modulation by the gated global context alone: no focal levels.
+    """Focal modulation by the gated global context alone, without focal levels.
 
     Args:
         dim: Number of channels C.
-        focal_level: Of no effect: there are no focal levels.
+        focal_level: Ignored.
         **settings: Further arguments of `FocalModulation`.
-
-    Raises:
-        ConfigError: As `FocalModulation`.
     """
 
     def __init__(self, dim: int, focal_level: int = 0, **settings: Any) -> None:
@@ -115,10 +101,10 @@ class GlobalPooling(FocalModulation):
 
 
 class _MultiscaleAttention(nn.Module):
-    """What the two kinds share: L focal levels, multi-head attention of each x_i over its scales.
+    """Multi-head attention of each location x_i over its own scales.
 
-    The keys are z_i^0 to z_i^{L+1}: the location's own features, its L contexts and the global
-    one. L + 2 keys per location, not the formula's L + 1, give the printed FLOPs.
+    The keys are z_i^0 to z_i^{L+1}: the location's features, its L contexts and the global
+    context. The printed FLOPs require these L + 2 keys per location; the formula has L + 1.
     """
 
     def __init__(
@@ -145,7 +131,7 @@ class _MultiscaleAttention(nn.Module):
         return torch.stack([scale.permute(0, 2, 3, 1) for scale in scales], dim=3)
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend from (B, H, W, C) to its own keys and values (B, H, W, L + 2, C)."""
+        """Attend from (B, H, W, C) to keys and values (B, H, W, L + 2, C) of the location."""
         query, keys, values = (t.unflatten(-1, (self.num_heads, -1)) for t in (query, keys, values))
         scores = torch.einsum('bhwnd,bhwknd->bhwkn', query, keys) * query.shape[-1] ** -0.5
         x = torch.einsum('bhwkn,bhwknd->bhwnd', scores.softmax(dim=3), values)
@@ -153,21 +139,10 @@ class _MultiscaleAttention(nn.Module):
 
 
 class MultiscaleAttentionFirst(_MultiscaleAttention):
-    """Attention over the scales of a location, with q, k and v computed before aggregation.
+    """Attention over the scales of a location; q, k and v are computed before aggregation.
 
-    Keys and values pass through the same focal levels: kernels of their own would make 29.0 M
-    parameters, where 28.6 M are printed.
-
-    Args:
-        dim: Number of channels C.
-        focal_window: Kernel size at the first focal level; odd and positive.
-        focal_level: Number L of focal levels.
-        focal_factor: Growth of the kernel size per focal level; even. Defaults to 2.
-        proj_drop: Dropout rate after the output projection. Defaults to 0.
-
-    Raises:
-        ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
-            negative.
+    Keys and values share the focal levels: separate kernels would give 29.0 M parameters instead
+    of the printed 28.6 M.
     """
 
     def __init__(self, dim: int, *args: Any, **settings: Any) -> None:
@@ -182,21 +157,10 @@ class MultiscaleAttentionFirst(_MultiscaleAttention):
 
 
 class MultiscaleAttentionLater(_MultiscaleAttention):
-    """Attention over the scales of a location, with k and v computed from each of its scales.
+    """Attention over the scales of a location; k and v are computed from each scale.
 
-    The keys and values of the global context are computed at every location, though they are
-    the same everywhere: the printed FLOPs include that.
-
-    Args:
-        dim: Number of channels C.
-        focal_window: Kernel size at the first focal level; odd and positive.
-        focal_level: Number L of focal levels.
-        focal_factor: Growth of the kernel size per focal level; even. Defaults to 2.
-        proj_drop: Dropout rate after the output projection. Defaults to 0.
-
-    Raises:
-        ConfigError: If a kernel size would be even or not positive, or ``focal_level`` is
-            negative.
+    Keys and values of the global context are computed at every location, although they are the
+    same everywhere, because the printed FLOPs include that.
     """
 
     def __init__(self, dim: int, *args: Any, **settings: Any) -> None:
@@ -211,10 +175,10 @@ class MultiscaleAttentionLater(_MultiscaleAttention):
 
 
 class SlidingWindowAttention(nn.Module):
-    """Multi-head attention of each location over the 7x7 around it, itself included.
+    """Multi-head attention of each location over the 7x7 window centred on it.
 
-    Cells beyond the border are masked. There is no position bias, of which the paper says
-    nothing. The neighbours' keys and values are laid out in memory, each 49 times the features.
+    Locations beyond the border are masked. There is no position bias; the paper does not mention
+    one. The keys and values of all windows are materialised, each 49 times the features' memory.
 
     Args:
         dim: Number of channels C.
@@ -236,7 +200,7 @@ class SlidingWindowAttention(nn.Module):
         size = x.shape[1:3]
         qkv = self.qkv(x).permute(0, 3, 1, 2)
         query, key, value = qkv.chunk(3, dim=1)
-        # [B, C, H, W] -> [B, heads, C / heads, H*W], and the neighbours' 49 before H*W.
+        # Query: [B, C, H, W] -> [B, heads, C / heads, H*W]; keys and values: [..., 49, H*W].
         query = query.flatten(2).unflatten(1, (self.num_heads, -1))
         keys, values = (self._neighbours(part) for part in (key, value))
         scores = torch.einsum('bndp,bndkp->bnkp', query, keys) * query.shape[2] ** -0.5
@@ -261,45 +225,45 @@ MIXERS: dict[str, type[nn.Module]] = {
     'sliding_window_attention': SlidingWindowAttention,
 }
 
-# Settings of focal modulation that the mixers not derived from it have too, or leave unused.
-_COMMON = ('focal_window', 'focal_level', 'focal_factor', 'proj_drop')
+# Settings that mixers not derived from FocalModulation support or ignore.
+_COMMON_SETTINGS = ('focal_window', 'focal_level', 'focal_factor', 'proj_drop')
 
 
 def build_mixer(name: str, dim: int, settings: dict[str, Any]) -> nn.Module:
-    """Make a token mixer by its name.
+    """Build a token mixer by name.
 
     Args:
         name: A key of `MIXERS`.
         dim: Number of channels C.
-        settings: Further arguments of `FocalModulation`. A mixer that is not derived from it
-            takes of window, levels and dropout what it has.
+        settings: Further arguments of `FocalModulation`. Mixers not derived from it use only
+            their own ones of ``focal_window``, ``focal_level``, ``focal_factor``, ``proj_drop``.
 
     Returns:
         The mixer, a map of (B, H, W, C) to (B, H, W, C).
 
     Raises:
-        ConfigError: If there is no such mixer, it does not have a setting that was changed, or
-            the settings do not fit.
+        ConfigError: If the mixer is unknown, does not have a setting that differs from its
+            default, or a setting is invalid.
     """
-    if not isinstance(name, str) or name not in MIXERS:
-        raise ConfigError(f'There is no mixer {short_repr(name)}: choose from {", ".join(MIXERS)}.')
+    check_mixer_name(name)
     mixer = MIXERS[name]
     if issubclass(mixer, FocalModulation):
         return mixer(dim, **settings)
-    _check_unchanged(name, settings)
-    taken = ('proj_drop',) if mixer is SlidingWindowAttention else _COMMON
-    return mixer(dim, **{key: settings[key] for key in taken if key in settings})
-
-
-def _check_unchanged(name: str, settings: dict[str, Any]) -> None:
-    """Refuse changed settings that only focal modulation has."""
-    parameters = inspect.signature(FocalModulation).parameters
+    defaults = inspect.signature(FocalModulation).parameters
     for key, value in settings.items():
-        if key not in _COMMON and value != parameters[key].default:
+        if key not in _COMMON_SETTINGS and value != defaults[key].default:
             raise ConfigError(
-                f'mixer={name!r} has no {key}, got {short_repr(value)}: leave it at '
-                f"{parameters[key].default!r}, or use mixer='focal_modulation'."
+                f'mixer={name!r} has no {key}, got {short_repr(value)}: remove it, or set '
+                "mixer='focal_modulation'."
             )
+    supported = ('proj_drop',) if mixer is SlidingWindowAttention else _COMMON_SETTINGS
+    return mixer(dim, **{key: settings[key] for key in supported if key in settings})
+
+
+def check_mixer_name(name: Any) -> None:
+    """Raise `ConfigError` unless a mixer has this name."""
+    if not isinstance(name, str) or name not in MIXERS:
+        raise ConfigError(f'There is no mixer {short_repr(name)}: choose from {", ".join(MIXERS)}.')
 
 
 def _focal_layers(dim: int, window: int, level: int, factor: int) -> nn.ModuleList:
@@ -307,5 +271,5 @@ def _focal_layers(dim: int, window: int, level: int, factor: int) -> nn.ModuleLi
 
 
 def _num_heads(dim: int) -> int:
-    """The most heads that divide the channels and have `HEAD_DIM` of them or more; at least 1."""
+    """Maximum number of heads that divides the channels into `HEAD_DIM` or more; at least 1."""
     return next(n for n in range(max(1, dim // HEAD_DIM), 0, -1) if dim % n == 0)

@@ -1,4 +1,4 @@
-"""Mixing the images of a batch with one another, and their labels alike."""
+"""Mixup and CutMix of the images and labels of a batch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from mmfocalnet.errors import ConfigError
 
 
 class BatchMix:
-    """Mixup or CutMix of a whole batch, as the paper's classifiers were trained.
+    """Mixup or CutMix of a complete batch, as in the paper's training of classifiers.
 
-    Each batch is mixed with itself in another order, by one of the two, chosen at random where
-    both are on. The share lambda that an image keeps is drawn from Beta(alpha, alpha) once per
-    batch.
+    Each batch is mixed with a permutation of itself, by one of the two methods; if both are
+    enabled, one is chosen at random per batch. The share lambda that an image keeps is drawn from
+    Beta(alpha, alpha) once per batch.
 
     Args:
-        mixup: Alpha of mixup (arXiv:1710.09412), which blends two images; 0 switches it off.
+        mixup: Alpha of mixup (arXiv:1710.09412), which blends two images. 0 disables it.
             Defaults to 0.8.
-        cutmix: Alpha of CutMix (arXiv:1905.04899), which puts a rectangle of one image into
-            the other; 0 switches it off. Defaults to 1.
-        switch_prob: How often a batch is cut rather than blended, where both are on. Defaults
-            to 0.5.
+        cutmix: Alpha of CutMix (arXiv:1905.04899), which pastes a rectangle of one image into
+            the other. 0 disables it. Defaults to 1.
+        switch_prob: Probability of CutMix if both are enabled. Defaults to 0.5.
 
     Raises:
-        ConfigError: If both are off, or a number is out of range.
+        ConfigError: If both are disabled, or a number is out of range.
     """
 
     def __init__(self, mixup: float = 0.8, cutmix: float = 1.0, switch_prob: float = 0.5) -> None:
@@ -34,11 +33,11 @@ class BatchMix:
         switch_prob = finite_number('switch_prob', switch_prob)
         if min(mixup, cutmix) < 0 or mixup == cutmix == 0:
             raise ConfigError(
-                f'mix takes mixup and cutmix of 0 (off) or more, one of them above 0, got '
-                f'mixup={mixup} and cutmix={cutmix}: to mix nothing set model.mix=None.'
+                'mixup and cutmix must be at least 0, and one of them above 0, got '
+                f'mixup={mixup} and cutmix={cutmix}. To disable mixing set model.mix=None.'
             )
         if not 0 <= switch_prob <= 1:
-            raise ConfigError(f'switch_prob of mix must be from 0 to 1, got {switch_prob}.')
+            raise ConfigError(f'switch_prob must be from 0 to 1, got {switch_prob}.')
         self.mixup = mixup
         self.cutmix = cutmix
         self.switch_prob = switch_prob
@@ -47,7 +46,7 @@ class BatchMix:
         """Mix a batch.
 
         Args:
-            images: Normalised images (B, C, H, W); they are left as they are.
+            images: Normalised images (B, C, H, W); not modified.
             labels: Their classes (B,).
             num_classes: Number K of classes.
 
@@ -70,21 +69,21 @@ class BatchMix:
 
 
 def draw_share(alpha: float) -> float:
-    """Draw lambda from Beta(alpha, alpha), from 0 to 1."""
+    """Draw lambda from Beta(alpha, alpha)."""
     return torch.distributions.Beta(alpha, alpha).sample().item()
 
 
 def cut_and_paste(images: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
-    """Put one rectangle of other images into images, at the same place.
+    """Paste one rectangle of other images into images at the same position.
 
     Args:
-        images: Images (B, C, H, W); they are left as they are.
-        others: Images (B, C, H, W) to take the rectangle from.
-        share: How much of each image to keep. The rectangle has the image's aspect and a
-            centre anywhere, so that the border may cut some of it off.
+        images: Images (B, C, H, W); not modified.
+        others: Images (B, C, H, W) from which the rectangle is taken.
+        share: Share of each image to keep. The rectangle has the image's aspect ratio and a
+            random centre, and is clipped at the border.
 
     Returns:
-        The images, and the share that each really kept.
+        The images, and the share that each actually keeps.
     """
     height, width = images.shape[2:]
     side = (1 - share) ** 0.5

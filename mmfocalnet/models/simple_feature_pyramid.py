@@ -1,4 +1,4 @@
-"""A feature pyramid from a single map, for the monolithic FocalNets (Table 13 of the paper)."""
+"""Feature pyramid from a single map, for the monolithic FocalNets (Table 13 of the paper)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import register
 from mmfocalnet.text import short_repr
 
-SCALES = (4, 2, 1, 0.5)  # of the levels' maps, beside the input's
+SCALES = (4, 2, 1, 0.5)  # Sizes of the levels relative to the input map.
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of a map (B, C, H, W)."""
+    """Layer norm over the channels of (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W) at each location."""
@@ -29,22 +29,21 @@ class LayerNorm2d(nn.LayerNorm):
 class SimpleFeaturePyramid(BaseModule):
     """Simple feature pyramid of ViTDet (Li et al. 2022, Section 3): all levels from one map.
 
-    A map of stride 16 becomes maps of strides 4 (two transposed convolutions), 8 (one), 16 and
-    32 (maximum of 2x2 cells), each followed by a 1x1 and a 3x3 convolution with a norm. As in
-    mmdet's FPN, further levels take every second cell of the one before. Maps of odd size are
-    padded at the right and bottom, so that a cell of stride s covers the same s pixels as in
-    any other pyramid.
+    From a map of stride 16 it computes maps of strides 4 (two transposed convolutions), 8 (one),
+    16 and 32 (2x2 max pooling), each followed by a 1x1 and a 3x3 convolution with a norm. Further
+    levels subsample the previous one by 2, as in mmdet's FPN. Maps of odd size are padded on the
+    right and bottom, so that a location of stride s covers the same s pixels as in other pyramids.
 
     Args:
-        in_channels: Channels C of the map, in a list of one as of other necks, such as [768];
-            C is a multiple of 4.
+        in_channels: List with the number of channels C of the map, such as [768]; C must be a
+            multiple of 4.
         out_channels: Channels of every level. Defaults to 256.
-        num_outs: Number of levels, 4 or more. Defaults to 5, which ends with stride 64, as
-            the RPN of Mask R-CNN has it.
-        init_cfg: Of MMEngine's initialisers. Defaults to None: PyTorch's own.
+        num_outs: Number of levels, at least 4. Defaults to 5: up to stride 64, as the RPN of
+            Mask R-CNN expects.
+        init_cfg: Config of MMEngine's initialisers. Defaults to None: PyTorch's initialisation.
 
     Raises:
-        ConfigError: If an argument does not fit; the sentence names it.
+        ConfigError: If an argument is invalid; the message contains its name and value.
     """
 
     def __init__(
@@ -67,19 +66,19 @@ class SimpleFeaturePyramid(BaseModule):
         """Compute the levels.
 
         Args:
-            inputs: The backbone's one map (B, C, H, W), in a tuple.
+            inputs: Tuple with one map (B, C, H, W).
 
         Returns:
-            ``num_outs`` maps (B, out_channels, H_i, W_i), the largest first: of 4, 2, 1, 1/2,
-            1/4, ... times the size, rounded up.
+            ``num_outs`` maps (B, out_channels, H_i, W_i) of 4, 2, 1, 1/2, 1/4, ... times the
+            size, rounded up.
 
         Raises:
-            ConfigError: If there is more than one map.
+            ConfigError: If there is not exactly one map.
         """
         if len(inputs) != 1:
             raise ConfigError(
-                f'SimpleFeaturePyramid takes one map, got {len(inputs)}: choose one stage in '
-                'model.backbone.out_indices, that of stride 16.'
+                f'SimpleFeaturePyramid requires one map, got {len(inputs)}: set '
+                'model.backbone.out_indices to the stage of stride 16.'
             )
         outs = [level(inputs[0]) for level in self.levels]
         while len(outs) < self.num_outs:
@@ -93,7 +92,7 @@ def _widths(dim: int) -> tuple[int, ...]:
 
 
 def _rescale(dim: int, scale: float) -> list[nn.Module]:
-    """Layers from the map (B, dim, H, W) to one of ``scale`` times its size."""
+    """Layers that resize a map (B, dim, H, W) by ``scale``."""
     if scale == 4:
         twice = _rescale(dim, 2)
         return [*twice, LayerNorm2d(dim // 2), nn.GELU(), *_rescale(dim // 2, 2)]
@@ -105,7 +104,7 @@ def _rescale(dim: int, scale: float) -> list[nn.Module]:
 
 
 def _refine(channels: int, out_channels: int) -> list[nn.Module]:
-    """The two convolutions of a level; the norms after them have the bias."""
+    """The two convolutions of a level, without bias because norms follow."""
     return [
         nn.Conv2d(channels, out_channels, kernel_size=1, bias=False),
         LayerNorm2d(out_channels),
@@ -116,15 +115,9 @@ def _refine(channels: int, out_channels: int) -> list[nn.Module]:
 
 def _check_in_channels(in_channels: Sequence[int]) -> int:
     values = list(in_channels) if is_list(in_channels) else []
-    if len(values) != 1 or not is_integer(values[0]) or values[0] < 1:
+    if len(values) != 1 or not is_integer(values[0]) or values[0] < 4 or values[0] % 4:
         raise ConfigError(
-            'SimpleFeaturePyramid takes one map: in_channels must list its channels, such as '
-            f'[768], got {short_repr(in_channels)}; choose one stage in '
-            'model.backbone.out_indices.'
+            'in_channels of SimpleFeaturePyramid must be a list with one multiple of 4, such as '
+            f'[768], got {short_repr(in_channels)}. Set model.backbone.out_indices to one stage.'
         )
-    if values[0] % 4:
-        raise ConfigError(
-            f'in_channels of SimpleFeaturePyramid must be a multiple of 4, got {values[0]}: two '
-            'transposed convolutions halve it.'
-        )
-    return integer('in_channels', values[0], minimum=4)
+    return int(values[0])

@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds the weights of a model."""
+"""Check that a checkpoint contains the weights of a model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from mmfocalnet.checkpoints import check_finite, read_checkpoint
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.models.classifier import FocalNetClassifier
-from mmfocalnet.text import named
+from mmfocalnet.text import join_keys
 
 
 def check_fits(model: nn.Module, checkpoint: str) -> None:
-    """Make sure that a checkpoint holds every weight of a model that is to be tested.
+    """Check that a checkpoint contains every weight of a model that is tested or resumed.
 
     Args:
         model: The model as MMEngine built it.
         checkpoint: Its checkpoint, as for `mmfocalnet.checkpoints.fetch`.
 
     Raises:
-        CheckpointError: If weights are missing, have other shapes, are not numbers of the same
-            kind (floating point, integer, ...), or are NaN or infinite.
+        CheckpointError: If weights are missing, have other shapes or another kind of type
+            (floating point, integer, ...), or are NaN or infinite.
     """
     state = {
         key.removeprefix('module.'): value for key, value in read_checkpoint(checkpoint).items()
@@ -34,19 +34,17 @@ def check_fits(model: nn.Module, checkpoint: str) -> None:
     if wrong:
         raise CheckpointError(
             f'{checkpoint} is not a checkpoint of this config: {len(wrong)} weights are '
-            f'missing or have another shape ({named(wrong)}); give the one that was trained with '
-            'it.'
+            f'missing or have another shape ({join_keys(wrong)}). Use a checkpoint that was '
+            'trained with this config.'
         )
-    odd = [f'{k} {state[k].dtype}' for k, value in own.items() if _kind(state[k]) != _kind(value)]
-    if odd:
+    wrong = [f'{k} {state[k].dtype}' for k, value in own.items() if _kind(state[k]) != _kind(value)]
+    if wrong:
         raise CheckpointError(
-            f'{checkpoint} has {len(odd)} weights of another type than the model '
-            f'({named(odd)}): save the weights as floating-point numbers.'
+            f'{checkpoint} has {len(wrong)} weights of another type than the model '
+            f'({join_keys(wrong)}). Save the weights as floating-point numbers.'
         )
-    try:
-        check_finite({key: state[key] for key, value in own.items() if torch.isfinite(value).all()})
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint} {error}') from None
+    finite = {key: state[key] for key, value in own.items() if torch.isfinite(value).all()}
+    check_finite(finite, str(checkpoint))
 
 
 def _kind(value: Tensor) -> str:

@@ -7,19 +7,18 @@ from mmfocalnet.ops.dispatch import (
     modulate,
     use_path,
 )
-from mmfocalnet.ops.layers import is_exact_gelu, runs_as_it_stands
-from mmfocalnet.ops.plain import ModulationWeights, gated_sum
+from mmfocalnet.ops.reference import ModulationWeights
+from mmfocalnet.ops.unmodified import is_exact_gelu, is_unmodified
 
 __all__ = [
     'PATHS',
     'ModulationWeights',
     'explain',
     'feed_forward',
-    'gated_sum',
     'is_exact_gelu',
+    'is_unmodified',
     'keep_path',
     'linear',
     'modulate',
-    'runs_as_it_stands',
     'use_path',
 ]

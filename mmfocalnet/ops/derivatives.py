@@ -1,4 +1,4 @@
-"""What hand-written gradients have in common."""
+"""Helpers for autograd functions with hand-written gradients."""
 
 from __future__ import annotations
 
@@ -8,49 +8,44 @@ from typing import Any
 
 import torch
 
-# Private to PyTorch, and not sure to be there in every version; training must not depend on it.
+# Private to PyTorch and missing in some versions.
 _is_legacy_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: False)
 
 
 def without_base(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the same memory as a tensor that is no view.
+    """Return a tensor that shares the memory but is not a view.
 
-    Autograd forbids to change what a function returns in place where that is a view.
+    Autograd forbids in-place changes of a function's result if it is a view.
     """
     return tensor.new_empty(0).set_(tensor)
 
 
 def first_derivatives_only(backward: Callable) -> Callable:
-    """Let an autograd function's backward refuse second derivatives, and autocast leave it be.
+    """Make an autograd function's backward reject second derivatives and ignore autocast.
 
-    PyTorch's own `once_differentiable` gives a constant instead of an error where the incoming
-    gradient is one, as that of a sum is. Autocast may be on in backward though it was off in
-    forward; its types would not be those that were kept.
+    PyTorch's `once_differentiable` silently returns a constant if the incoming gradient is one,
+    for example that of a sum. Autocast in backward alone would change the types of saved tensors.
 
     Args:
         backward: The static method to wrap.
 
     Returns:
-        The same, raising RuntimeError where it is called with ``create_graph=True`` or for many
-        gradients at once.
+        A wrapper that raises RuntimeError under ``create_graph=True`` and for batched gradients.
     """
 
     @functools.wraps(backward)
-    def refusing(ctx: Any, *grads: torch.Tensor) -> Any:
-        for unable, what in (
-            (torch.is_grad_enabled(), 'second derivatives (create_graph=True)'),
-            (_is_batched(grads[0]), 'batched gradients (is_grads_batched, vectorize=True)'),
-        ):
-            if unable:
-                raise RuntimeError(
-                    f'This path of FocalNet has no {what}; compute inside '
-                    "`with mmfocalnet.ops.use_path('plain'):` to have them."
-                )
+    def checked(ctx: Any, *grads: torch.Tensor) -> Any:
+        unsupported = None
+        if torch.is_grad_enabled():
+            unsupported = 'second derivatives (create_graph=True)'
+        elif torch._C._functorch.is_batchedtensor(grads[0]) or _is_legacy_batched(grads[0]):
+            unsupported = 'batched gradients (is_grads_batched, vectorize=True)'
+        if unsupported:
+            raise RuntimeError(
+                f'This path of FocalNet does not support {unsupported}. Compute inside '
+                "`with mmfocalnet.ops.use_path('reference'):`."
+            )
         with torch.autocast(grads[0].device.type, enabled=False):
             return backward(ctx, *grads)
 
-    return refusing
-
-
-def _is_batched(grad: torch.Tensor) -> bool:
-    return torch._C._functorch.is_batchedtensor(grad) or _is_legacy_batched(grad)
+    return checked

@@ -1,4 +1,7 @@
-"""Which path computes an operator: one ordered list each, of which the first that can runs."""
+"""Choice of the path that computes an operator.
+
+Each operator has one ordered list of paths, and the first path that can run a call runs it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import contextvars
 import functools
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,42 +20,42 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.ops import numba_path, plain, pytorch_path, triton_path
-from mmfocalnet.ops.case import Case, autocast_on_cpu
+from mmfocalnet.ops import numba_path, pytorch_path, reference, triton_path
+from mmfocalnet.ops.call import Call, cpu_autocast_enabled
 
 
 class Path(NamedTuple):
-    """One way to compute an operator."""
+    """One implementation of an operator."""
 
     name: str
-    reason_not: Callable[[Case], str | None]  # A clause, or None where the path can run.
+    unsupported: Callable[[Call], str | None]  # Why the path cannot run a call; None if it can.
     run: Callable[..., Tensor]
 
 
-# Fastest first; the last one always can.
+# Fastest first. The reference runs everywhere.
 MODULATION = (
-    Path('triton', triton_path.reason_not, triton_path.modulate),
-    Path('numba', numba_path.reason_not, numba_path.modulate),
-    Path('pytorch', pytorch_path.reason_not, pytorch_path.modulate),
-    Path('plain', lambda case: None, plain.modulate),
+    Path('triton', triton_path.unsupported, triton_path.modulate),
+    Path('numba', numba_path.unsupported, numba_path.modulate),
+    Path('pytorch', pytorch_path.unsupported, pytorch_path.modulate),
+    Path('reference', lambda call: None, reference.modulate),
 )
 LINEAR = (
-    Path('pytorch', pytorch_path.reason_not_linear, pytorch_path.linear),
-    Path('plain', lambda case: None, F.linear),
+    Path('pytorch', pytorch_path.unsupported_linear, pytorch_path.linear),
+    Path('reference', lambda call: None, F.linear),
 )
 FEED_FORWARD = (
-    Path('pytorch', pytorch_path.reason_not_linear, pytorch_path.feed_forward),
-    Path('plain', lambda case: None, plain.feed_forward),
+    Path('pytorch', pytorch_path.unsupported_linear, pytorch_path.feed_forward),
+    Path('reference', lambda call: None, reference.feed_forward),
 )
 PATHS = tuple(path.name for path in MODULATION)
 
-# PyTorch before 2.3 has it in another place.
+# PyTorch before 2.3 has it in another module.
 _is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
-_asked_for: contextvars.ContextVar[str | None] = contextvars.ContextVar('path', default=None)
+_requested: contextvars.ContextVar[str | None] = contextvars.ContextVar('path', default=None)
 
 
-def modulate(x: Tensor, weights: plain.ModulationWeights) -> Tensor:
-    """Compute q(x) * h(sum_l g^l z^l) (Eq. 3 to 6) by the fastest path that can.
+def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
+    """Compute q(x) * h(sum_l g^l z^l) (Eq. 3 to 6) by the fastest available path.
 
     Args:
         x: Features (B, H, W, C).
@@ -61,14 +65,14 @@ def modulate(x: Tensor, weights: plain.ModulationWeights) -> Tensor:
         Features (B, H, W, C).
 
     Raises:
-        ConfigError: If a path was asked for by `use_path` that cannot run here.
+        ConfigError: If the path requested by `use_path` cannot run this call.
     """
-    plain_weights = [weights.f_weight, weights.f_bias, weights.h_weight, weights.h_bias]
-    return _choose(MODULATION, x, plain_weights, weights.kernels).run(x, weights)
+    linear_weights = [weights.f_weight, weights.f_bias, weights.h_weight, weights.h_bias]
+    return _choose(MODULATION, x, linear_weights, weights.kernels).run(x, weights)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute a linear layer by the fastest path that can.
+    """Compute a linear layer by the fastest available path.
 
     Args:
         x: Features (..., C).
@@ -79,7 +83,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         Features (..., D).
 
     Raises:
-        ConfigError: If a path was asked for by `use_path` that cannot run here.
+        ConfigError: If the path requested by `use_path` cannot run this call.
     """
     return _choose(LINEAR, x, [weight, bias]).run(x, weight, bias)
 
@@ -91,11 +95,11 @@ def feed_forward(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
 ) -> Tensor:
-    """Compute Linear, GELU, Linear by the fastest path that can.
+    """Compute Linear, GELU, Linear by the fastest available path.
 
     Args:
         x: Features (..., C).
-        fc1_weight: (D, C), D being the hidden width.
+        fc1_weight: (D, C), where D is the hidden width.
         fc1_bias: (D) or None.
         fc2_weight: (C, D).
         fc2_bias: (C) or None.
@@ -104,7 +108,7 @@ def feed_forward(
         Features (..., C).
 
     Raises:
-        ConfigError: If a path was asked for by `use_path` that cannot run here.
+        ConfigError: If the path requested by `use_path` cannot run this call.
     """
     path = _choose(FEED_FORWARD, x, [fc1_weight, fc1_bias, fc2_weight, fc2_bias])
     return path.run(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
@@ -112,49 +116,57 @@ def feed_forward(
 
 @contextlib.contextmanager
 def use_path(name: str) -> Iterator[None]:
-    """Compute by the path of this name alone, inside a ``with`` block.
+    """Request one path for all operators inside a ``with`` block.
 
-    A compiler, a tracer and whatever else `_is_watched` names get the plain path all the same.
-    An operator that has no path of this name (the MLP and the linear layer have no ``triton``
-    and no ``numba``) chooses as usual.
+    Operators that do not have the path choose as usual: the linear layer and the MLP have no
+    ``triton`` and no ``numba`` path. Compilers, tracers, counters of FLOPs and transforms of
+    `torch.func` always use the reference.
 
     Args:
-        name: ``'triton'``, ``'numba'``, ``'pytorch'`` or ``'plain'``.
+        name: ``'triton'``, ``'numba'``, ``'pytorch'`` or ``'reference'``. ``'plain'`` is the
+            deprecated name of ``'reference'``.
 
     Raises:
-        ConfigError: If there is no such path; later, where it cannot run.
+        ConfigError: If there is no such path, or, when an operator is called, if the path
+            cannot run the call.
     """
+    if name == 'plain':
+        warnings.warn(
+            "use_path('plain') is deprecated: use 'reference'.", DeprecationWarning, stacklevel=3
+        )
+        name = 'reference'
     if name not in PATHS:
-        raise ConfigError(f'There is no path {name!r}; there are {", ".join(PATHS)}.')
-    token = _asked_for.set(name)
+        raise ConfigError(f'Unknown path {name!r}: choose from {", ".join(PATHS)}.')
+    token = _requested.set(name)
     try:
         yield
     finally:
-        _asked_for.reset(token)
+        _requested.reset(token)
 
 
 def keep_path(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Bind a function to the path asked for now, if any.
+    """Bind a function to the path that is requested now.
 
-    What activation checkpointing computes again in backward is to go the way it went before.
+    Activation checkpointing calls the function again in backward, possibly outside the
+    ``with use_path`` block of the forward pass.
 
     Args:
-        function: What calls operators.
+        function: Function that calls operators.
 
     Returns:
-        The same function, with the path that was asked for, or none.
+        The same function, with the current request for a path.
     """
     if _is_compiling():
         return function
-    asked_for = _asked_for.get()
+    requested = _requested.get()
 
     @functools.wraps(function)
     def bound(*args: Any) -> Tensor:
-        token = _asked_for.set(asked_for)
+        token = _requested.set(requested)
         try:
             return function(*args)
         finally:
-            _asked_for.reset(token)
+            _requested.reset(token)
 
     return bound
 
@@ -167,22 +179,22 @@ def explain(
     dtype: torch.dtype = torch.float32,
     device: str = 'cpu',
 ) -> str:
-    """Tell which path computes a focal modulation, and why those before it do not.
+    """Explain which path computes a focal modulation and why faster ones are skipped.
 
     Args:
-        shape: Of the features (B, H, W, C).
+        shape: Shape of the features (B, H, W, C).
         focal_window: Kernel size at the first focal level.
         focal_level: Number of focal levels.
         focal_factor: Growth of the kernel size per focal level. Defaults to 2.
-        dtype: Of the features. Defaults to float32.
+        dtype: Type of the features. Defaults to float32.
         device: ``'cpu'`` or ``'cuda'``. Defaults to ``'cpu'``.
 
     Returns:
         One line per path, down to the one that runs.
     """
     sizes = tuple(focal_window + focal_factor * level for level in range(focal_level))
-    autocast = device == 'cpu' and autocast_on_cpu()
-    path, skipped = _first_able(MODULATION, Case(tuple(shape), sizes, dtype, device, autocast))
+    autocast = device == 'cpu' and cpu_autocast_enabled()
+    path, skipped = _first_supported(MODULATION, Call(tuple(shape), sizes, dtype, device, autocast))
     return '\n'.join([*skipped, f'{path.name}: runs'])
 
 
@@ -192,18 +204,18 @@ def _choose(
     weights: Sequence[Tensor | None],
     kernels: Sequence[Tensor] = (),
 ) -> Path:
-    # A compiler would otherwise follow the choice as well.
-    if _is_compiling() or _is_watched():
+    # Checked first so that a compiler does not trace the choice itself.
+    if _is_compiling() or _is_traced():
         return paths[-1]
-    case = Case.of(x, [weight for weight in weights if weight is not None], kernels)
-    return _choose_for(paths, case, _asked_for.get())
+    call = Call.of(x, [weight for weight in weights if weight is not None], kernels)
+    return _choose_for(paths, call, _requested.get())
 
 
-def _is_watched() -> bool:
-    """Tell whether something records or transforms PyTorch's operations, one by one.
+def _is_traced() -> bool:
+    """Whether PyTorch's operations are recorded or transformed one by one.
 
-    Tracers, counters of FLOPs (modes), the transforms of torch.func and forward-mode derivatives
-    see the plain path only.
+    Such tracers, dispatch modes (for example FLOPs counters), transforms of torch.func and
+    forward-mode derivatives only understand the reference.
     """
     return (
         torch.jit.is_tracing()
@@ -214,24 +226,25 @@ def _is_watched() -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _choose_for(paths: tuple[Path, ...], case: Case, asked_for: str | None) -> Path:
+def _choose_for(paths: tuple[Path, ...], call: Call, requested: str | None) -> Path:
     for path in paths:
-        if path.name == asked_for:
-            reason = path.reason_not(case)
+        if path.name == requested:
+            reason = path.unsupported(call)
             if reason:
-                raise ConfigError(f'The path {path.name!r} cannot run here: {reason}.')
+                raise ConfigError(f'Path {path.name!r} cannot run here: {reason}.')
             return path
-    path, skipped = _first_able(paths, case)
+    path, skipped = _first_supported(paths, call)
     for line in skipped:
-        print_log(f'{tuple(case.shape)}: {line}', logger='current', level=logging.DEBUG)
+        print_log(f'{call.shape}: {line}', logger='current', level=logging.DEBUG)
     return path
 
 
-def _first_able(paths: tuple[Path, ...], case: Case) -> tuple[Path, list[str]]:
-    skipped = []
-    for path in paths:
-        reason = path.reason_not(case)
+def _first_supported(paths: tuple[Path, ...], call: Call) -> tuple[Path, list[str]]:
+    """Return the first path that can run a call, and a line for each path that was skipped."""
+    skipped: list[str] = []
+    for path in paths[:-1]:
+        reason = path.unsupported(call)
         if reason is None:
             return path, skipped
-        skipped.append(f'{path.name}: not used, {reason}')
-    raise AssertionError('the last path always can')
+        skipped.append(f'{path.name}: skipped, {reason}')
+    return paths[-1], skipped

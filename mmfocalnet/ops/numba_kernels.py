@@ -1,11 +1,13 @@
 """The loops of the numba path: Eq. 4 and 5 of the paper, one channel's plane at a time.
 
-A plane (H, W) of one channel fits into a processor's cache together with what is made of it,
-so that a whole hierarchy of focal levels is computed without going through memory. Planes lie
-in scratch buffers with a margin of zeros as wide as the largest kernel's half: above, below and
-between the rows, where one margin serves the end of a row and the beginning of the next. With
-the same pitch (elements from row to row) everywhere, a kernel's tap is one offset for all
-pixels, and several rows are one long loop; what that computes in the margins is not used.
+A plane (H, W) of one channel and all of its intermediate results fit into the processor's cache,
+so that a complete hierarchy of focal levels is computed without traffic to main memory.
+
+Planes are stored in scratch buffers with a margin of zeros above, below and between the rows. The
+margin is half of the largest kernel; the one between two rows serves the end of the first and the
+beginning of the second. All buffers have the same pitch (elements from row to row), so that each
+tap of a kernel is one offset for all pixels and several rows form one long loop. Values computed
+in the margins are not used.
 """
 
 from __future__ import annotations
@@ -20,18 +22,16 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from mmfocalnet.ops.numba_path import MAX_LEVELS, SIZES, openmp
+from mmfocalnet.ops.numba_support import KERNEL_SIZES, MAX_LEVELS, openmp
 
-# Buffers of a plane that each thread needs.
-BUFFERS = 6
-# Elements of a block of rows: with the rows of the input around it, it stays in the L1 cache.
+BUFFERS = 6  # Scratch planes per thread.
+# Elements of a block of rows, which with the input rows around it stays in the L1 cache.
 BLOCK = 1024
-# Taps per row of a kernel's gradient while it is summed, with room for what `_correlate` adds
-# beyond the last column.
-ROW = max(SIZES) + 5
+# Taps per row of a kernel's gradient; `_correlate` writes up to 5 taps beyond the last column.
+ROW = max(KERNEL_SIZES) + 5
 
-# All that `forward` and `backward` take, as one record, since a thread starts with a single
-# pointer. Addresses are of float32; L levels, P = H * W pixels, T taps of all kernels together.
+# Arguments of `forward` and `backward` in one record, because a thread starts with one pointer.
+# Addresses are of float32 arrays; L levels, P = H * W pixels, T taps of all kernels together.
 ARGUMENTS = np.dtype(
     [
         ('batch', 'i8'),
@@ -39,19 +39,19 @@ ARGUMENTS = np.dtype(
         ('height', 'i8'),
         ('width', 'i8'),
         ('levels', 'i8'),
-        ('margin', 'i8'),  # Zeros around a plane: half of the largest kernel.
+        ('margin', 'i8'),  # Zeros around a plane: half of the largest kernel size.
         ('taps', 'i8'),
         ('sizes', 'i8', (MAX_LEVELS,)),
         ('projected', 'i8'),  # Context and gates (B, C + L + 1, P).
         ('kernels', 'i8'),  # (C, T)
-        ('contexts', 'i8', (MAX_LEVELS,)),  # Before GELU (B, C, P) each; 0: do not keep it.
-        ('means', 'i8'),  # Of the last level (B, C).
+        ('contexts', 'i8', (MAX_LEVELS,)),  # Before GELU (B, C, P) each; 0: not kept.
+        ('means', 'i8'),  # Means of the last level (B, C).
         ('totals', 'i8'),  # (B, C, P)
-        ('projected_grad', 'i8'),  # Of the context only (B, C + L + 1, P).
-        ('gate_grads', 'i8'),  # (threads, B, L + 1, P), zeros to begin with.
-        ('kernel_grads', 'i8'),  # (C, T); 0: do not compute them.
-        ('scratch', 'i8'),  # (threads, BUFFERS, buffer), zeros to begin with.
-        ('buffer', 'i8'),
+        ('projected_grad', 'i8'),  # Written for the context only (B, C + L + 1, P).
+        ('gate_grads', 'i8'),  # (threads, B, L + 1, P), zeros at the start.
+        ('kernel_grads', 'i8'),  # (C, T); 0: not computed.
+        ('scratch', 'i8'),  # (threads, BUFFERS, buffer), zeros at the start.
+        ('buffer', 'i8'),  # Elements of a scratch plane.
     ]
 )
 _arguments = numba.from_dtype(ARGUMENTS)
@@ -61,10 +61,10 @@ _ZERO, _HALF, _ONE = _f32(0), _f32(0.5), _f32(1)
 _HALF_LOG2_E = _f32(0.5 * np.log2(np.e))
 _NORMAL = _f32(1 / np.sqrt(2 * np.pi))
 _SMALLEST_EXPONENT = _f32(-126)
-# 2^r on [-0.5, 0.5]: the Taylor series, within 2e-8.
+# Taylor series of 2^r on [-0.5, 0.5]; error below 2e-8.
 _EXP = tuple(_f32(np.log(2) ** n / np.prod(np.arange(1.0, n + 1))) for n in range(1, 7))
-# The normal distribution's tail is exp(-x^2/2) times this polynomial in 1 / (1 + 0.28 x);
-# minimax fit of degree 6, within 1.2e-8 of GELU.
+# The tail of the normal distribution is exp(-x^2/2) times this polynomial in 1 / (1 + 0.28 x):
+# minimax fit of degree 6; error of GELU below 1.2e-8.
 _TAIL_SCALE = _f32(0.28)
 _TAIL = tuple(
     _f32(c)
@@ -80,14 +80,14 @@ _TAIL = tuple(
 _E1, _E2, _E3, _E4, _E5, _E6 = _EXP
 _T1, _T2, _T3, _T4, _T5, _T6 = _TAIL
 
-# Sums may be reordered, which vectorising them needs; NaN and Inf keep their meaning.
+# Reordering of sums is allowed, as vectorisation needs it; NaN and Inf are preserved.
 _SUM = {'contract', 'reassoc', 'nsz'}
 _MULTIPLY_ADD = {'contract'}
 
 
 def _openmp_function(name: str) -> types.ExternalFunction:
-    # Under a name of our own, for another library may bring a second OpenMP, which does not
-    # know the threads of this one.
+    # Under a separate name: another library may load a second OpenMP, which does not know the
+    # threads of this one.
     address = ctypes.cast(getattr(openmp(), name), ctypes.c_void_p).value
     llvmlite.binding.add_symbol(f'mmfocalnet_{name}', address)
     return types.ExternalFunction(f'mmfocalnet_{name}', types.int32())
@@ -115,7 +115,7 @@ def _float_of_bits(_: Any, bits: types.Integer) -> Any:
 
 @njit(inline='always')
 def _plane(address, index, size):
-    """Plane number ``index`` of those of ``size`` elements that begin at an address."""
+    """Plane ``index`` of an array of planes of ``size`` elements each."""
     return carray(_pointer(address + 4 * index * size), (size,))
 
 
@@ -123,15 +123,15 @@ def _plane(address, index, size):
 def _bell(x):
     """exp(-x^2 / 2)."""
     exponent = max(-_HALF_LOG2_E * x * x, _SMALLEST_EXPONENT)
-    whole = np.int32(exponent - _HALF)
-    r = exponent - _f32(whole)
+    integer_part = np.int32(exponent - _HALF)
+    r = exponent - _f32(integer_part)
     power = _ONE + r * (_E1 + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
-    return power * _float_of_bits(np.int32((whole + np.int32(127)) << np.int32(23)))
+    return power * _float_of_bits(np.int32((integer_part + np.int32(127)) << np.int32(23)))
 
 
 @njit(inline='always')
 def _normal_cdf(x, bell):
-    """Share of the normal distribution below x."""
+    """Cumulative distribution function of the normal distribution."""
     t = _ONE / (_ONE + _TAIL_SCALE * abs(x))
     tail = bell * t * (_T1 + t * (_T2 + t * (_T3 + t * (_T4 + t * (_T5 + t * _T6)))))
     return tail if x < _ZERO else _ONE - tail
@@ -187,7 +187,7 @@ def _convolve_with(taps, padded, pitch, kernel, out):
 def _convolve(size, padded, pitch, kernel, out):
     """Convolve a run of pixels: out[i] = sum over y, x of kernel[y, x] padded[i + y pitch + x].
 
-    With its size a constant, the compiler writes out a kernel's row and vectorises over pixels.
+    Constant sizes let the compiler unroll a kernel's row and vectorise over pixels.
     """
     if size == 3:
         _convolve_with(3, padded, pitch, kernel, out)
@@ -241,10 +241,10 @@ def _correlate_3(row, grad, out):
 
 @njit
 def _correlate(size, padded, pitch, grad, out):
-    """Add a run of pixels to the gradient of a kernel, of which ``out`` has rows of ROW.
+    """Add a run of pixels to the gradient of a kernel; ``out`` has ROW elements per row.
 
-    Several taps share one load of the gradient; what they add beyond the kernel's last
-    column is left alone.
+    Several taps share one load of the gradient. Values beyond the kernel's last column are
+    ignored by the caller.
     """
     for y in range(size):
         x = 0
@@ -260,7 +260,7 @@ def _correlate(size, padded, pitch, grad, out):
 
 @njit
 def _my_share(count):
-    """First and last (exclusive) of ``count`` pieces of work that are this thread's."""
+    """First and last (exclusive) of the ``count`` work items of this thread."""
     thread, threads = _thread(), _threads()
     return thread * count // threads, (thread + 1) * count // threads
 
@@ -269,7 +269,7 @@ def _compiled(function: Callable) -> Any:
     signature = types.void(types.CPointer(_arguments))
     try:
         return cfunc(signature, cache=True)(function)
-    except RuntimeError:  # Neither this folder nor the user's cache can be written to.
+    except RuntimeError:  # Neither this folder nor the user's cache is writable.
         return cfunc(signature)(function)
 
 
@@ -293,7 +293,7 @@ def _context_gradient(from_above, total_grad, gate, slope, out):
 
 @_compiled
 def forward(arguments):
-    """Sum the gated contexts of all levels (Eq. 4 and 5); `ARGUMENTS` says what it takes."""
+    """Sum the gated contexts of all levels (Eq. 4 and 5); `ARGUMENTS` lists the arguments."""
     args = carray(arguments, (1,))[0]
     height, width, margin, channels = args.height, args.width, args.margin, args.channels
     pixels, pitch = height * width, width + margin
@@ -350,10 +350,10 @@ def forward(arguments):
 
 @_compiled
 def backward(arguments):
-    """Compute every gradient of `forward`; `ARGUMENTS` says what it takes.
+    """Compute all gradients of `forward`; `ARGUMENTS` lists the arguments.
 
-    ``totals`` holds the gradient of the sum and gets the sum itself, plane by plane, which
-    saves keeping it. Each thread adds up the gradients of the gates over its channels.
+    ``totals`` holds the gradient of the sum at the start and the recomputed sum at the end, so
+    that forward need not keep it. Each thread sums the gradients of the gates over its channels.
     """
     args = carray(arguments, (1,))[0]
     height, width, margin, channels = args.height, args.width, args.margin, args.channels
@@ -384,7 +384,7 @@ def backward(arguments):
             plane = sample * channels + channel
             total_grad = _plane(args.totals, plane, pixels)
 
-            # The global context.
+            # Global context.
             mean = _plane(args.means, plane, 1)[0]
             bell = _bell(mean)
             cdf = _normal_cdf(mean, bell)
@@ -397,7 +397,8 @@ def backward(arguments):
             from_above[:run] = _dot(total_grad, gate) * slope_of_mean / _f32(pixels)
 
             first_tap = args.taps
-            # One turn more than levels: a level's slopes come with the input of the next.
+            # One iteration more than levels: the slopes of a level are computed with the input
+            # of the next level.
             for level in range(args.levels, -1, -1):
                 if level < args.levels:
                     gate = _plane(args.projected, gates + level, pixels)

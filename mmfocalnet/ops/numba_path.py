@@ -1,8 +1,7 @@
-"""The operator through numba: on the CPU, in float32, one channel's plane at a time."""
+"""The numba path: focal modulation on the CPU in float32, one channel's plane at a time."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 from collections.abc import Sequence
@@ -13,54 +12,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfocalnet.ops.case import Case
+from mmfocalnet.ops.call import Call
 from mmfocalnet.ops.derivatives import first_derivatives_only, without_base
-from mmfocalnet.ops.plain import ModulationWeights
+from mmfocalnet.ops.numba_support import KERNEL_SIZES, MAX_LEVELS, openmp
 from mmfocalnet.ops.products import linear, linear_of_planes, linear_transposed, weight_grad
+from mmfocalnet.ops.reference import ModulationWeights
 
-# Kernel sizes with loops written out for them.
-SIZES = (3, 5, 7, 9, 11, 13, 15, 17, 19)
-MAX_LEVELS = 8
-# Numbers of the gradient of f that are put together at a time: they should stay in the cache.
+# Elements of the gradient of f per chunk, which should stay in the cache.
 _CHUNK = 2**21
 
 
-def reason_not(case: Case) -> str | None:
-    """Say why this path cannot compute a modulation; None where it can."""
-    if case.device != 'cpu':
-        return f'the features are on {case.device}, not on the CPU'
-    if case.tensor != 'Tensor':
-        return f'the features are a {case.tensor}, not a plain tensor'
-    if case.dtype != torch.float32 or case.autocast:
-        return f'it computes in float32, not in {"autocast" if case.autocast else case.dtype}'
-    if 0 in case.shape:
-        return 'the features are empty'
-    if not 1 <= len(case.sizes) <= MAX_LEVELS:
-        return f'it takes 1 to {MAX_LEVELS} focal levels, not {len(case.sizes)}'
-    for size in case.sizes:
-        if size not in SIZES:
-            return f'it takes kernels from {SIZES[0]} to {SIZES[-1]}, not of {size}'
-    if case.mixed:
-        return 'the weights are of another type or device than the features'
+def unsupported(call: Call) -> str | None:
+    """Why this path cannot run a call; None if it can."""
+    if call.device != 'cpu':
+        return f'the features are on {call.device}, not on the CPU'
+    if call.dtype != torch.float32 or call.autocast:
+        return f'it computes in float32, not in {"autocast" if call.autocast else call.dtype}'
+    if reason := call.unusual_input():
+        return reason
+    if not 1 <= len(call.kernel_sizes) <= MAX_LEVELS:
+        return f'it supports 1 to {MAX_LEVELS} focal levels, got {len(call.kernel_sizes)}'
+    if unknown := set(call.kernel_sizes) - set(KERNEL_SIZES):
+        return f'it supports odd kernel sizes from 3 to {KERNEL_SIZES[-1]}, got {min(unknown)}'
+    if call.mixed:
+        return 'the weights differ from the features in dtype or device'
     if importlib.util.find_spec('numba') is None:
         return 'numba is not installed (pip install numba)'
     if openmp() is None:
-        return 'PyTorch does not use the threads of GNU OpenMP (libgomp) here'
+        return 'PyTorch does not use GNU OpenMP (libgomp) here'
     try:
         _kernels()
-    except Exception as error:  # Such as numba beside a numpy that is too new for it.
+    except Exception as error:  # For example a numba that does not support the installed numpy.
         return f'numba does not work here ({error})'
     return None
 
 
 def modulate(x: Tensor, weights: ModulationWeights) -> Tensor:
-    """Do what `plain.modulate` does."""
+    """Compute `reference.modulate`."""
     f_weight, f_bias, kernels, h_weight, h_bias, normalize_modulator = weights
     f_bias = f_weight.new_zeros(len(f_weight)) if f_bias is None else f_bias
     h_bias = h_weight.new_zeros(len(h_weight)) if h_bias is None else h_bias
     scale = 1 / (len(kernels) + 1) if normalize_modulator else 1
     tensors = (x, f_weight, f_bias, h_weight.flatten(1), h_bias, *kernels)
-    # Inside the function itself gradients are always off.
+    # Inside an autograd function gradients are always disabled.
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     return _Modulate.apply(scale, keep, *tensors)
 
@@ -68,10 +62,10 @@ def modulate(x: Tensor, weights: ModulationWeights) -> Tensor:
 class _Modulate(torch.autograd.Function):
     """Eq. 3 to 6.
 
-    Query and modulator are (B, P, C) with P = H * W pixels, as the neighbouring layers want
-    them; context and gates are (B, C + L + 1, P), as the loops do. Both come so from their
-    matrix products: nothing is transposed in memory. ``scale`` normalises the modulator;
-    ``keep`` says that backward will follow.
+    Query and modulator are (B, P, C) with P = H * W pixels, the layout of the neighbouring
+    layers; context and gates are (B, C + L + 1, P), the layout of the loops. The matrix products
+    produce these layouts directly, without transposing in memory. ``scale`` normalises the
+    modulator; ``keep`` means that backward will follow.
     """
 
     @staticmethod
@@ -116,7 +110,7 @@ class _Modulate(torch.autograd.Function):
     @first_derivatives_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, f_weight, h_weight, query, projected, packed, means, modulator, *contexts = (
-            # The loops trust the layout, which hooks on saved tensors may have changed.
+            # The loops rely on the layout, which hooks on saved tensors may change.
             tensor.contiguous()
             for tensor in ctx.saved_tensors
         )
@@ -161,7 +155,7 @@ class _Modulate(torch.autograd.Function):
                     f_weight_grad = weight_grad(rows[here], f_grad, f_weight_grad)
                 f_bias_grad += f_grad.sum(0)
                 if with_h:
-                    # By now these are the sums themselves.
+                    # The loops have replaced the gradients by the sums.
                     sums = totals[sample, :, here[1]].t()
                     h_weight_grad = weight_grad(sums, modulator_grad[here], h_weight_grad)
         return (
@@ -191,14 +185,14 @@ def _run(
     contexts: Sequence[Tensor],
     **tensors: Tensor | None,
 ) -> None:
-    """Call one of `numba_kernels` on all of PyTorch's threads; its `ARGUMENTS` name the tensors."""
+    """Run a function of `numba_kernels` on PyTorch's threads; `ARGUMENTS` lists the tensors."""
     kernels = _kernels()
     *_, height, width = shape
     margin = max(sizes) // 2
     threads = _threads(shape[1])
-    # A run of pixels may look past the last row by a kernel's row.
+    # A run of pixels may read past the last row by one row of a kernel.
     buffer = (height + 2 * margin) * (width + margin) + kernels.ROW
-    # Not torch.zeros, whose type and device are the user's to set.
+    # Not torch.zeros: the user may set other default types and devices.
     scratch = tensors['totals'].new_zeros(threads, kernels.BUFFERS, buffer)
     arguments = np.zeros((), kernels.ARGUMENTS)
     numbers = dict(zip(('batch', 'channels', 'height', 'width'), shape, strict=True))
@@ -214,31 +208,14 @@ def _run(
 
 
 def _threads(dim: int) -> int:
-    # Each thread has planes of its own, which with fewer channels than these would outweigh the
-    # features.
+    # Each thread has its own scratch planes; with fewer channels per thread these would take more
+    # memory than the features.
     return min(torch.get_num_threads(), max(1, dim // 4))
 
 
 @functools.cache
 def _kernels() -> ModuleType:
-    # Imported here, for it compiles its loops unless an earlier process left them on the disk.
+    # Imported late: the import compiles the loops unless they are cached on disk.
     from mmfocalnet.ops import numba_kernels
 
     return numba_kernels
-
-
-@functools.cache
-def openmp() -> ctypes.CDLL | None:
-    """PyTorch's own threads, on which the loops run; None where they are not GNU's.
-
-    Another pool's threads would share the cores with PyTorch's, which keep spinning for
-    milliseconds after each operation.
-    """
-    try:
-        # Through PyTorch's own library, for others may have brought another OpenMP.
-        library = ctypes.CDLL(torch._C.__file__)
-        library.GOMP_parallel.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_uint] * 2
-        library.GOMP_parallel.restype = None
-    except (OSError, AttributeError):
-        return None
-    return library

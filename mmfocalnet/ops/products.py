@@ -1,8 +1,8 @@
-"""Matrix products on the CPU, by the library that is faster at them.
+"""Matrix products on the CPU through the faster library.
 
-PyTorch hands matrix products to MKL, which keeps to AVX2 on processors that are not Intel's, and
-1x1 convolutions to oneDNN, which uses what the processor has: with AVX-512 they are twice as
-fast there. A product of rows (M, K) is such a convolution of an image of M pixels.
+PyTorch computes matrix products with MKL, which is limited to AVX2 on processors by other vendors
+than Intel, and 1x1 convolutions with oneDNN, which uses AVX-512 where available and is then twice
+as fast. A matrix product of M rows equals a 1x1 convolution of an image of M pixels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Fewer rows do not repay what oneDNN needs to rearrange the weights.
+# With fewer rows, oneDNN's reordering of the weights costs more than it saves.
 _ROWS = 128
-# Numbers that are put in another order at a time: they should stay in the cache.
+# Elements that are transposed at a time, which should stay in the cache.
 _CHUNK = 2**20
 
 
@@ -34,7 +34,7 @@ def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         if bias is None:
             return torch.bmm(weights, x.transpose(1, 2))
         return torch.baddbmm(bias[:, None], weights, x.transpose(1, 2))
-    # With the parts of rows and weights exchanged the product comes transposed.
+    # Exchanging rows and weights yields the transposed product.
     products = [_convolve(weight.contiguous(), rows, None) for rows in x]
     out = products[0].unsqueeze(0) if len(x) == 1 else torch.stack(products)
     return out if bias is None else out.add_(bias[:, None])
@@ -57,7 +57,7 @@ def linear_of_planes(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def weight_grad(rows: Tensor, grad: Tensor, total: Tensor | None = None) -> Tensor:
     """Gradient of the weights of `linear`: (N, K) from rows (M, K) and a gradient (M, N).
 
-    Added to ``total``, in its memory, where that of other rows is given.
+    If ``total`` is given, the gradient is added to it in place.
     """
     if not (_by_onednn(rows, len(rows)) and _has_avx512()):
         return grad.t() @ rows if total is None else total.addmm_(grad.t(), rows)
@@ -69,7 +69,7 @@ def weight_grad(rows: Tensor, grad: Tensor, total: Tensor | None = None) -> Tens
 def kernel_grad(x: Tensor, grad: Tensor, kernel: Tensor, groups: int = 1) -> Tensor:
     """Gradient of a convolution's kernel (N, K, k, k) from (B, K, H, W) and (B, N, H, W).
 
-    Of unit steps and of the same size as its input; ``kernel`` says shape and type only.
+    The convolution has stride 1 and "same" padding; only shape and type of ``kernel`` are used.
     """
     padding = kernel.shape[-1] // 2
     return torch.ops.aten.convolution_backward(
@@ -95,13 +95,13 @@ def _convolve(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _as_image(rows: Tensor) -> Tensor:
-    # [M, K] -> [1, K, M, 1], dense in channels-last memory.
+    # [M, K] -> [1, K, M, 1], contiguous in channels-last memory.
     return rows.contiguous().view(1, len(rows), 1, -1).permute(0, 3, 1, 2)
 
 
 def _by_onednn(x: Tensor, rows: int) -> bool:
     fits = rows >= _ROWS and x.dtype == torch.float32 and x.device.type == 'cpu'
-    return fits and _has_onednn() and torch.backends.mkldnn.enabled
+    return fits and _has_onednn() and bool(torch.backends.mkldnn.enabled)
 
 
 @functools.cache
@@ -111,5 +111,5 @@ def _has_onednn() -> bool:
 
 @functools.cache
 def _has_avx512() -> bool:
-    # Without it oneDNN's gradient of 1x1 kernels takes twice as long as MKL's product.
+    # Without AVX-512, oneDNN's gradient of 1x1 kernels takes twice as long as MKL's product.
     return torch.backends.cpu.get_cpu_capability() == 'AVX512'

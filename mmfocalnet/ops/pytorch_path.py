@@ -1,7 +1,7 @@
-"""The operators in PyTorch alone, arranged for the CPU.
+"""The pytorch path: the operators in PyTorch, optimised for the CPU.
 
-Against `plain`: large depth-wise convolutions and the gradients of their kernels by the
-routes that are fast in PyTorch, and GELU computed again in backward instead of kept.
+Differences from the reference: large depth-wise convolutions and the gradients of their kernels
+use PyTorch's fast routes, and GELU is recomputed in backward instead of kept.
 """
 
 from __future__ import annotations
@@ -13,56 +13,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfocalnet.ops import plain, products
-from mmfocalnet.ops.case import Case
+from mmfocalnet.ops import products, reference
+from mmfocalnet.ops.call import Call
 from mmfocalnet.ops.derivatives import first_derivatives_only, without_base
 
-# From this kernel size on, Fourier transforms beat PyTorch's gradient of depth-wise kernels,
-# which takes time with the size, and 20 times as long again where channels are many.
+# From this kernel size on, Fourier transforms are faster than PyTorch's gradient of depth-wise
+# kernels, whose time grows with the size and again by 20 times for many channels.
 _FFT_SIZE = 7
-# Pixels of the planes that are transformed at a time: they should stay in the cache.
+# Pixels of the planes that are transformed at a time, which should stay in the cache.
 _FFT_CHUNK = 2**20
-# Hidden activations of an MLP that are computed at a time: likewise.
+# Hidden activations of an MLP that are computed at a time, which should stay in the cache.
 _HIDDEN_CHUNK = 2**21
-# Larger ones are computed again in backward: beyond 32 MiB every allocation gets fresh pages
+# Larger hidden layers are recomputed in backward. Each allocation beyond 32 MiB gets new pages
 # from the system, which takes as long as the matrix product that fills them.
 _HIDDEN_KEPT = 2**23
 
 
-def reason_not(case: Case) -> str | None:
-    """Say why this path cannot compute a modulation; None where it can."""
-    if case.device != 'cpu':
-        return f'the features are on {case.device}, and its detours pay on the CPU only'
-    if case.tensor != 'Tensor':
-        return f'the features are a {case.tensor}, not a plain tensor'
-    if 0 in case.shape:
-        return 'the features are empty'
-    return None
+def unsupported(call: Call) -> str | None:
+    """Why this path cannot run a modulation; None if it can."""
+    if call.device != 'cpu':
+        return f'the features are on {call.device}, and it is faster on the CPU only'
+    return call.unusual_input()
 
 
-def reason_not_linear(case: Case) -> str | None:
-    """Say why this path cannot compute a linear layer or an MLP; None where it can."""
-    if case.autocast:
+def unsupported_linear(call: Call) -> str | None:
+    """Why this path cannot run a linear layer or an MLP; None if it can."""
+    if call.autocast:
         return 'its matrix products do not follow autocast'
-    if not case.dtype.is_floating_point:
-        return f'it computes with real numbers, not with {case.dtype}'
-    if case.mixed:
-        return 'the weights are of another type or device than the features'
-    return reason_not(case)
+    if not call.dtype.is_floating_point:
+        return f'it supports real floating-point numbers, got {call.dtype}'
+    if call.mixed:
+        return 'the weights differ from the features in dtype or device'
+    return unsupported(call)
 
 
-def modulate(x: Tensor, weights: plain.ModulationWeights) -> Tensor:
-    """Do what `plain.modulate` does."""
+def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
+    """Compute `reference.modulate`."""
     f_weight, f_bias, _, h_weight, h_bias, _ = weights
-    case = Case.of(
-        x, [weight for weight in (f_weight, f_bias, h_weight, h_bias) if weight is not None]
-    )
-    product = F.linear if reason_not_linear(case) else linear
-    return plain.modulate(x, weights, aggregate_context, product)
+    given = [weight for weight in (f_weight, f_bias, h_weight, h_bias) if weight is not None]
+    product = F.linear if unsupported_linear(Call.of(x, given)) else linear
+    return reference.modulate(x, weights, aggregate_context, product)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Do what `torch.nn.functional.linear` does."""
+    """Compute `torch.nn.functional.linear`."""
     rows = x.reshape(-1, x.shape[-1])
     return _Linear.apply(rows, weight, bias).view(*x.shape[:-1], len(weight))
 
@@ -86,12 +80,12 @@ class _Linear(torch.autograd.Function):
 
 
 def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor]) -> Tensor:
-    """Do what `plain.aggregate_context` does."""
+    """Compute `reference.aggregate_context`."""
     return _AggregateContext.apply(context, gates, *kernels)
 
 
 class _AggregateContext(torch.autograd.Function):
-    """Eq. 4 and 5; keeps the contexts before GELU. Tensors inside are (B, C, H, W)."""
+    """Eq. 4 and 5. Keeps the contexts before GELU; internal tensors are (B, C, H, W)."""
 
     @staticmethod
     def forward(ctx: Any, context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
@@ -121,7 +115,7 @@ class _AggregateContext(torch.autograd.Function):
         mean_grad = torch.ops.aten.gelu_backward(mean_grad, mean) / grad[0, 0].numel()
         z_grad = mean_grad.expand_as(grad)
         z = F.gelu(before_gelu[-1]) if before_gelu else None
-        kernel_grads = []
+        kernel_grads: list[Tensor | None] = []
         for level in reversed(range(len(kernels))):
             gate_grads.insert(0, (grad * z).sum(1))
             z_grad = torch.addcmul(z_grad, grad, gate_of[level])
@@ -134,12 +128,12 @@ class _AggregateContext(torch.autograd.Function):
 
 
 def _channels_first(x: Tensor) -> Tensor:
-    # [B, H, W, C] -> [B, C, H, W], dense in channels-last memory.
+    # [B, H, W, C] -> [B, C, H, W], contiguous in channels-last memory.
     return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
-    # A convolution is also the transposed one with the kernel turned round, and oneDNN's
+    # A convolution equals the transposed convolution with the flipped kernel, and oneDNN's
     # depth-wise transposed convolution is up to three times faster at 13x13.
     size = kernel.shape[-1]
     return F.conv_transpose2d(x, kernel.flip(2, 3), padding=size // 2, groups=x.shape[1])
@@ -163,7 +157,7 @@ def _correlate(x: Tensor, grad: Tensor, size: int) -> Tensor:
     """Correlate planes at all lags up to k // 2: (C, k, k) from (B, C, H, W)."""
     reach = size // 2
     shape = [_fast_length(length + reach) for length in x.shape[2:]]
-    # bfloat16 has no transform.
+    # There is no Fourier transform of bfloat16.
     dtype = torch.promote_types(x.dtype, torch.float32)
     spectrum = torch.fft.rfft2(x.to(dtype).contiguous(), s=shape)
     spectrum *= torch.fft.rfft2(grad.to(dtype).contiguous(), s=shape).conj()
@@ -173,7 +167,7 @@ def _correlate(x: Tensor, grad: Tensor, size: int) -> Tensor:
 
 
 def _fast_length(length: int) -> int:
-    """Smallest product of 2, 3 and 5 that is not below ``length``."""
+    """Smallest number of at least ``length`` whose prime factors are 2, 3 and 5."""
     while True:
         rest = length
         for factor in (2, 3, 5):
@@ -191,7 +185,7 @@ def feed_forward(
     fc2_weight: Tensor,
     fc2_bias: Tensor | None,
 ) -> Tensor:
-    """Do what `plain.feed_forward` does."""
+    """Compute `reference.feed_forward`."""
     tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     hidden = x.shape[:-1].numel() * len(fc1_weight)
     keep = torch.is_grad_enabled() and hidden <= _HIDDEN_KEPT
@@ -199,7 +193,7 @@ def feed_forward(
 
 
 class _FeedForward(torch.autograd.Function):
-    """An MLP, some rows at a time, so that its wide hidden layer stays in the cache."""
+    """An MLP computed in chunks of rows, so that the wide hidden layer stays in the cache."""
 
     @staticmethod
     def forward(

@@ -1,13 +1,12 @@
-"""The kernels of the Triton path: Eq. 4 and 5 of the paper, forward and backward.
+"""Kernels of the Triton path: Eq. 4 and 5 of the paper, forward and backward.
 
 A program computes a tile of PIXELS consecutive pixels of one sample by CHANNELS channels.
 Features are rows, one per pixel, of C contiguous channels; P = H * W pixels, N = B * P rows.
-Sums are float32 whatever the type of the features. Sums over pixels or over channels that
-several programs share are left to the caller, as one part per program: atomic additions would
-give other bits every time.
+Sums are in float32 for all types of features. Sums over several programs are returned as one
+partial sum per program, which the caller adds up: atomic additions are not deterministic.
 """
 
-# Kernels take pointers and numbers, whose types Triton works out; its constants are upper case.
+# Triton infers the types of the arguments; its compile-time constants are upper case.
 # ruff: noqa: N803
 
 import triton
@@ -50,9 +49,6 @@ def _convolve(
     source,
     stride,
     taps,
-    pixel,
-    first_row,
-    channel,
     height,
     width,
     channels,
@@ -60,10 +56,12 @@ def _convolve(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    """Convolve this program's tile of a source whose rows are ``stride`` apart."""
+    pixel, first_row, channel, _ = _place(height * width, channels, PIXELS, CHANNELS)
     row, column, in_channels = pixel // width, pixel % width, channel < channels
     origin = source + (first_row + pixel)[:, None] * stride + channel[None, :]
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    # Only the inner loop is written out: K * K copies would take long to compile.
+    # Only the inner loop is unrolled: K * K copies would take long to compile.
     for y in range(K):
         for x in tl.static_range(K):
             dy, dx = y - K // 2, x - K // 2
@@ -90,21 +88,8 @@ def level_forward(
 ):
     """pre^l = kernel_l * z^{l-1} and z^l = GELU(pre^l) (Eq. 4)."""
     pixel, first_row, channel, mask = _place(height * width, channels, PIXELS, CHANNELS)
-    value = _convolve(
-        source,
-        stride,
-        taps,
-        pixel,
-        first_row,
-        channel,
-        height,
-        width,
-        channels,
-        K,
-        PIXELS,
-        CHANNELS,
-    )
-    # Rounded before GELU, so that backward sees the very same activation.
+    value = _convolve(source, stride, taps, height, width, channels, K, PIXELS, CHANNELS)
+    # Rounded before GELU, so that backward recomputes the same activation.
     value = value.to(pre.dtype.element_ty)
     at = (first_row + pixel)[:, None] * channels + channel[None, :]
     tl.store(pre + at, value, mask=mask)
@@ -119,7 +104,7 @@ def level_forward(
 
 @triton.jit
 def combine(
-    pres,  # pre^l of all levels (L, N, C).
+    all_pre,  # pre^l of all levels (L, N, C).
     level_stride,
     gates,  # (N, L + 1), rows `gate_stride` apart.
     gate_stride,
@@ -139,11 +124,11 @@ def combine(
     gate = gates + row * gate_stride
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for _ in tl.static_range(LEVELS):
-        value = tl.load(pres + at, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(all_pre + at, mask=mask, other=0.0).to(tl.float32)
         weight = tl.load(gate, mask=pixel < pixels, other=0.0).to(tl.float32)
         total += _gelu(value) * weight[:, None]
-        # Stepping the pointers keeps level * level_stride out of 32 bits.
-        pres += level_stride
+        # Advancing the pointers avoids an overflow of level * level_stride in 32 bits.
+        all_pre += level_stride
         gate += 1
     weight = tl.load(gate, mask=pixel < pixels, other=0.0).to(tl.float32)
     sample_at = first_row // pixels * channels + channel
@@ -155,13 +140,13 @@ def combine(
 @triton.jit
 def gates_backward(
     total_grad,  # (N, C)
-    pres,  # pre^l of all levels (L, N, C).
+    all_pre,  # pre^l of all levels (L, N, C).
     level_stride,
-    gates,  # Only the last column is read (N, L + 1), rows `gate_stride` apart.
+    gates,  # (N, L + 1), rows `gate_stride` apart; only the last column is read.
     gate_stride,
     global_context,  # (B, C), float32.
-    gate_grads,  # A part per block of channels (blocks, N, L + 1).
-    global_grads,  # A part per tile of pixels (B * tiles, C).
+    gate_grads,  # One part per block of channels (blocks, N, L + 1).
+    global_grads,  # One part per tile of pixels (B * tiles, C).
     scale,
     pixels,
     channels,
@@ -177,9 +162,9 @@ def gates_backward(
     grad = tl.load(total_grad + at, mask=mask, other=0.0).to(tl.float32) * scale
     gate_grad = gate_grads + (tl.program_id(1).to(tl.int64) * rows + row) * (LEVELS + 1)
     for _ in tl.static_range(LEVELS):
-        value = tl.load(pres + at, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(all_pre + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(gate_grad, tl.sum(grad * _gelu(value), axis=1), mask=pixel < pixels)
-        pres += level_stride
+        all_pre += level_stride
         gate_grad += 1
     sample_at = first_row // pixels * channels + channel
     value = tl.load(global_context + sample_at, mask=channel < channels, other=0.0)
@@ -196,7 +181,7 @@ def last_level_backward(
     total_grad,  # (N, C)
     gate,  # Of this level, `gate_stride` apart (N,).
     gate_stride,
-    mean_grad,  # What every pixel gets through the mean (B, C), float32.
+    mean_grad,  # Gradient per pixel through the mean (B, C), float32.
     pre,  # (N, C)
     pre_grad,  # (N, C)
     scale,
@@ -227,7 +212,7 @@ def level_backward(
     gate,  # Of level l, `gate_stride` apart (N,).
     gate_stride,
     pre,  # pre^l (N, C)
-    post,  # z^l (N, C), made again for the gradient of the kernel above.
+    post,  # z^l (N, C), recomputed for the gradient of the kernel above.
     scale,
     height,
     width,
@@ -236,23 +221,10 @@ def level_backward(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradient of pre^l: (kernel_{l+1} turned around * pre_grad + grad gate_l) GELU'(pre^l)."""
+    """Gradient of pre^l: (flipped kernel_{l+1} * pre_grad + grad gate_l) GELU'(pre^l)."""
     pixels = height * width
     pixel, first_row, channel, mask = _place(pixels, channels, PIXELS, CHANNELS)
-    grad = _convolve(
-        pre_grad,
-        channels,
-        taps,
-        pixel,
-        first_row,
-        channel,
-        height,
-        width,
-        channels,
-        K,
-        PIXELS,
-        CHANNELS,
-    )
+    grad = _convolve(pre_grad, channels, taps, height, width, channels, K, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
     weight = tl.load(gate + row * gate_stride, mask=pixel < pixels, other=0.0).to(tl.float32)
@@ -275,22 +247,9 @@ def context_backward(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradient of the context: kernel_1 turned around * pre_grad."""
+    """Gradient of the context: flipped kernel_1 * pre_grad."""
     pixel, first_row, channel, mask = _place(height * width, channels, PIXELS, CHANNELS)
-    grad = _convolve(
-        pre_grad,
-        channels,
-        taps,
-        pixel,
-        first_row,
-        channel,
-        height,
-        width,
-        channels,
-        K,
-        PIXELS,
-        CHANNELS,
-    )
+    grad = _convolve(pre_grad, channels, taps, height, width, channels, K, PIXELS, CHANNELS)
     at = (first_row + pixel)[:, None] * channels + channel[None, :]
     tl.store(context_grad + at, grad.to(context_grad.dtype.element_ty), mask=mask)
 
@@ -300,7 +259,7 @@ def taps_backward(
     source,  # z^{l-1} (N, C), its rows `stride` apart.
     stride,
     pre_grad,  # Of pre^l (N, C).
-    tap_grads,  # A part per chunk of pixels (B * chunks, K * K, C).
+    tap_grads,  # One part per chunk of pixels (B * chunks, K * K, C).
     height,
     width,
     channels,
@@ -324,7 +283,7 @@ def taps_backward(
         for first in range(start, tl.minimum(start + CHUNK, pixels), PIXELS):
             pixel = first + tl.arange(0, PIXELS)
             at = (first_row + pixel)[:, None]
-            # What is loaded for pixels past the last one, this mask multiplies by zero.
+            # Gradients of pixels past the last one are loaded as zero.
             mask = (pixel < pixels)[:, None] & in_channels[None, :]
             grad = tl.load(pre_grad + at * channels + channel[None, :], mask=mask, other=0.0)
             value = _shifted(

@@ -1,4 +1,4 @@
-"""The operator's hot part through Triton: NVIDIA GPUs, or any CPU in Triton's interpreter."""
+"""The Triton path: Eq. 4 and 5 on NVIDIA GPUs, or on the CPU in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -13,47 +13,45 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfocalnet.ops import plain
-from mmfocalnet.ops.case import Case
+from mmfocalnet.ops import reference
+from mmfocalnet.ops.call import Call
 from mmfocalnet.ops.derivatives import first_derivatives_only
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Pixels and channels of a tile: 64 channels of 16 bits fill a cache line, and each thread of
+# Pixels and channels of a tile. 64 channels of 16 bits fill a cache line, and each thread of
 # four warps holds 16 sums.
 PIXELS = 32
 MAX_CHANNELS = 64
 MIN_CHANNELS = 16
-# Pixels that one program sums a kernel's gradient over: the parts of all programs together stay
-# smaller than the features.
+# Pixels over which one program sums a kernel's gradient: the partial sums of all programs
+# together stay smaller than the features.
 CHUNK = 512
 
 
-def reason_not(case: Case) -> str | None:
-    """Say why this path cannot compute a modulation; None where it can."""
-    # Triton reads the variable as well: the interpreter runs kernels on the CPU, for tests.
-    interpret = os.environ.get('TRITON_INTERPRET') == '1'
-    if case.device != 'cuda' and not interpret:
-        return f'the features are on {case.device}, not on CUDA'
-    if case.tensor != 'Tensor':
-        return f'the features are a {case.tensor}, not a plain tensor'
-    if case.dtype not in DTYPES:
-        return f'it computes in float32, bfloat16 or float16, not in {case.dtype}'
-    if 0 in case.shape:
-        return 'the features are empty'
+def unsupported(call: Call) -> str | None:
+    """Why this path cannot run a call; None if it can."""
+    # Triton reads this variable too: its interpreter runs kernels on the CPU, for tests.
+    interpreted = os.environ.get('TRITON_INTERPRET') == '1'
+    if call.device != 'cuda' and not interpreted:
+        return f'the features are on {call.device}, not on CUDA'
+    if call.dtype not in DTYPES:
+        return f'it computes in float32, bfloat16 or float16, not in {call.dtype}'
+    if reason := call.unusual_input():
+        return reason
     if importlib.util.find_spec('triton') is None:
         return 'triton is not installed (pip install triton)'
     try:
-        _try_out(case.device, case.dtype)
-    except Exception as error:  # Such as an old GPU, or no C compiler for Triton's launcher.
+        _try_out(call.device, call.dtype)
+    except Exception as error:  # For example an old GPU, or no C compiler for Triton's launcher.
         return f'triton does not work here ({error})'
     return None
 
 
-def modulate(x: Tensor, weights: plain.ModulationWeights) -> Tensor:
-    """Do what `plain.modulate` does."""
+def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
+    """Compute `reference.modulate`."""
     normalized = functools.partial(aggregate, normalize_modulator=weights.normalize_modulator)
-    return plain.modulate(x, weights._replace(normalize_modulator=False), aggregate=normalized)
+    return reference.modulate(x, weights._replace(normalize_modulator=False), aggregate=normalized)
 
 
 def aggregate(
@@ -62,17 +60,15 @@ def aggregate(
     kernels: Sequence[Tensor],
     normalize_modulator: bool = False,
 ) -> Tensor:
-    """Aggregate the context over all focal levels (Eq. 4 and 5 of the paper).
+    """Compute `reference.aggregate_context` (Eq. 4 and 5), optionally divided by L + 1.
 
-    With z^0 the context, z^l = GELU(kernel_l * z^{l-1}) for l = 1..L, and the global context
-    z^{L+1} = GELU(mean of z^L over all locations), the result is sum_l gate_l z^l; the
-    convolutions are depth-wise, zero-padded to the same size. Differentiable once.
+    Differentiable once.
 
     Args:
-        context: Projected features z^0 (B, H, W, C), in float32, bfloat16 or float16. Slices
-            of a wider last dimension are read in place.
-        gates: Gates of the focal levels, the global one last (B, H, W, L + 1).
-        kernels: Kernels of the L levels (C, 1, k, k) each, k odd; of any floating type.
+        context: Projected features z^0 (B, H, W, C) in float32, bfloat16 or float16. Slices of a
+            wider last dimension are read in place.
+        gates: Gates of the focal levels, then of the global context (B, H, W, L + 1).
+        kernels: Kernels (C, 1, k, k) of the L levels, k odd, of any floating type.
         normalize_modulator: Divide the sum by L + 1. Defaults to False.
 
     Returns:
@@ -84,7 +80,7 @@ def aggregate(
 
 @functools.cache
 def _try_out(device: str, dtype: torch.dtype) -> None:
-    """Compile and run every kernel once, on one pixel."""
+    """Compile and run all kernels once, on one pixel."""
     with torch.enable_grad():
         context = torch.zeros(1, 1, 1, 1, device=device, dtype=dtype, requires_grad=True)
         kernel = torch.zeros(1, 1, 1, 1, device=device, requires_grad=True)
@@ -103,28 +99,28 @@ class _Aggregate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, context: Tensor, gates: Tensor, scale: float, *kernels: Tensor) -> Tensor:
         with torch.cuda.device_of(context):
-            pres, mean = _levels(context, kernels)
-            total = _combine(gates, scale, pres, mean)
-        ctx.save_for_backward(context, gates, pres, mean, *kernels)
+            all_pre, mean = _levels(context, kernels)
+            total = _combine(gates, scale, all_pre, mean)
+        ctx.save_for_backward(context, gates, all_pre, mean, *kernels)
         ctx.scale = scale
         return total
 
     @staticmethod
     @first_derivatives_only
     def backward(ctx: Any, total_grad: Tensor) -> tuple[Tensor | None, ...]:
-        context, gates, pres, mean, *kernels = ctx.saved_tensors
+        context, gates, all_pre, mean, *kernels = ctx.saved_tensors
         total_grad = total_grad.contiguous()
         with torch.cuda.device_of(context):
-            gate_grads, mean_grad = _gates_backward(total_grad, gates, ctx.scale, pres, mean)
+            gate_grads, mean_grad = _gates_backward(total_grad, gates, ctx.scale, all_pre, mean)
             if not kernels:
-                # The context is z^L here, and reaches the sum through its mean only.
+                # Without levels the context is z^L; it reaches the sum only through its mean.
                 context_grad = mean_grad[:, None, None].to(context.dtype).expand(context.shape)
                 return context_grad, gate_grads, None
-            pre_grad = _last_level_backward(total_grad, gates, ctx.scale, pres[-1], mean_grad)
+            pre_grad = _last_level_backward(total_grad, gates, ctx.scale, all_pre[-1], mean_grad)
             kernel_grads: list[Tensor | None] = [None] * len(kernels)
             for level in reversed(range(len(kernels))):
                 if level:
-                    gate, pre = gates[..., level - 1 :], pres[level - 1]
+                    gate, pre = gates[..., level - 1 :], all_pre[level - 1]
                     grad_below, below = _level_backward(
                         pre_grad, kernels[level], total_grad, gate, ctx.scale, pre
                     )
@@ -137,7 +133,7 @@ class _Aggregate(torch.autograd.Function):
 
 
 class _Tiling:
-    """How the programs of a kernel share features (B, H, W, C) out among them."""
+    """Division of features (B, H, W, C) among the programs of a kernel."""
 
     def __init__(self, shape: torch.Size) -> None:
         self.batch, self.height, self.width, self.channels = shape
@@ -148,82 +144,56 @@ class _Tiling:
         block = min(max(block, MIN_CHANNELS), MAX_CHANNELS)
         self.blocks = -(-self.channels // block)
         self.grid = (self.tiles, self.blocks)
+        # Last arguments of a kernel that needs neighbours, and of one that does not.
+        self.image = (self.height, self.width, self.channels)
+        self.flat = (self.pixels, self.channels)
         self.meta = {'PIXELS': PIXELS, 'CHANNELS': block}
 
 
 def _levels(context: Tensor, kernels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return pre^l of all levels (L, B, H, W, C) and the mean of z^L (B, C) in float32."""
     tiling = _Tiling(context.shape)
-    pres = _empty((len(kernels), *context.shape), context)
+    all_pre = _empty((len(kernels), *context.shape), context)
     if not kernels:
-        return pres, context.mean((1, 2), dtype=torch.float32)
+        return all_pre, context.mean((1, 2), dtype=torch.float32)
     sums = _empty((tiling.tiles, tiling.channels), context, torch.float32)
     rows = _rows(context)
-    for level, (pre, kernel) in enumerate(zip(pres, kernels, strict=True)):
+    for level, (pre, kernel) in enumerate(zip(all_pre, kernels, strict=True)):
         last = level == len(kernels) - 1
         post = None if last else torch.empty_like(pre)
+        tensors = (rows, rows.stride(0), _taps(kernel), pre, post, sums if last else None)
         _kernels().level_forward[tiling.grid](
-            rows,
-            rows.stride(0),
-            _taps(kernel),
-            pre,
-            post,
-            sums if last else None,
-            tiling.height,
-            tiling.width,
-            tiling.channels,
-            K=kernel.shape[-1],
-            **tiling.meta,
+            *tensors, *tiling.image, K=kernel.shape[-1], **tiling.meta
         )
         rows = rows if last else _rows(post)
     sums = sums.view(tiling.batch, -1, tiling.channels).sum(1)
-    return pres, sums / tiling.pixels
+    return all_pre, sums / tiling.pixels
 
 
-def _combine(gates: Tensor, scale: float, pres: Tensor, mean: Tensor) -> Tensor:
+def _combine(gates: Tensor, scale: float, all_pre: Tensor, mean: Tensor) -> Tensor:
     """Return the gated sum (B, H, W, C)."""
-    tiling = _Tiling(pres.shape[1:])
+    tiling = _Tiling(all_pre.shape[1:])
     gate_rows = _rows(gates)
-    total = _empty(pres.shape[1:], pres)
+    total = _empty(all_pre.shape[1:], all_pre)
+    tensors = (all_pre, total.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean), total)
     _kernels().combine[tiling.grid](
-        pres,
-        total.numel(),
-        gate_rows,
-        gate_rows.stride(0),
-        F.gelu(mean),
-        total,
-        scale,
-        tiling.pixels,
-        tiling.channels,
-        LEVELS=len(pres),
-        **tiling.meta,
+        *tensors, scale, *tiling.flat, LEVELS=len(all_pre), **tiling.meta
     )
     return total
 
 
 def _gates_backward(
-    total_grad: Tensor, gates: Tensor, scale: float, pres: Tensor, mean: Tensor
+    total_grad: Tensor, gates: Tensor, scale: float, all_pre: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the gates and of the sum over the pixels of z^L (B, C)."""
     tiling = _Tiling(total_grad.shape)
     gate_rows = _rows(gates)
     gate_grads = _empty((tiling.blocks, *gates.shape), gates, torch.float32)
     global_grads = _empty((tiling.tiles, tiling.channels), gates, torch.float32)
+    inputs = (total_grad, all_pre, total_grad.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean))
+    outputs = (gate_grads, global_grads)
     _kernels().gates_backward[tiling.grid](
-        total_grad,
-        pres,
-        total_grad.numel(),
-        gate_rows,
-        gate_rows.stride(0),
-        F.gelu(mean),
-        gate_grads,
-        global_grads,
-        scale,
-        tiling.pixels,
-        tiling.channels,
-        tiling.rows,
-        LEVELS=len(pres),
-        **tiling.meta,
+        *inputs, *outputs, scale, *tiling.flat, tiling.rows, LEVELS=len(all_pre), **tiling.meta
     )
     global_grads = global_grads.view(tiling.batch, -1, tiling.channels).sum(1)
     mean_grad = torch.ops.aten.gelu_backward(global_grads, mean) / tiling.pixels
@@ -237,43 +207,22 @@ def _last_level_backward(
     tiling = _Tiling(pre.shape)
     gate = _rows(gates[..., -2:])
     pre_grad = torch.empty_like(pre)
-    _kernels().last_level_backward[tiling.grid](
-        total_grad,
-        gate,
-        gate.stride(0),
-        mean_grad,
-        pre,
-        pre_grad,
-        scale,
-        tiling.pixels,
-        tiling.channels,
-        **tiling.meta,
-    )
+    tensors = (total_grad, gate, gate.stride(0), mean_grad, pre, pre_grad)
+    _kernels().last_level_backward[tiling.grid](*tensors, scale, *tiling.flat, **tiling.meta)
     return pre_grad
 
 
 def _level_backward(
     pre_grad: Tensor, kernel: Tensor, total_grad: Tensor, gates: Tensor, scale: float, pre: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of pre^l, whose gate comes first in ``gates``, and z^l again."""
+    """Return the gradient of pre^l, whose gate is the first of ``gates``, and recomputed z^l."""
     tiling = _Tiling(pre.shape)
     gate = _rows(gates)
     grad_below, post = torch.empty_like(pre), torch.empty_like(pre)
+    flipped = _taps(kernel).flip(0)
+    tensors = (pre_grad, flipped, grad_below, total_grad, gate, gate.stride(0), pre, post)
     _kernels().level_backward[tiling.grid](
-        pre_grad,
-        _taps(kernel).flip(0),
-        grad_below,
-        total_grad,
-        gate,
-        gate.stride(0),
-        pre,
-        post,
-        scale,
-        tiling.height,
-        tiling.width,
-        tiling.channels,
-        K=kernel.shape[-1],
-        **tiling.meta,
+        *tensors, scale, *tiling.image, K=kernel.shape[-1], **tiling.meta
     )
     return grad_below, post
 
@@ -282,37 +231,22 @@ def _context_backward(pre_grad: Tensor, kernel: Tensor) -> Tensor:
     """Return the gradient of the context, which has no gate."""
     tiling = _Tiling(pre_grad.shape)
     context_grad = torch.empty_like(pre_grad)
+    tensors = (pre_grad, _taps(kernel).flip(0), context_grad)
     _kernels().context_backward[tiling.grid](
-        pre_grad,
-        _taps(kernel).flip(0),
-        context_grad,
-        tiling.height,
-        tiling.width,
-        tiling.channels,
-        K=kernel.shape[-1],
-        **tiling.meta,
+        *tensors, *tiling.image, K=kernel.shape[-1], **tiling.meta
     )
     return context_grad
 
 
 def _kernel_backward(below: Tensor, pre_grad: Tensor, kernel: Tensor) -> Tensor:
-    """Return the gradient of the kernel that made pre^l from ``below``, which is z^{l-1}."""
+    """Return the gradient of the kernel that maps ``below`` (z^{l-1}) to pre^l."""
     tiling = _Tiling(pre_grad.shape)
     rows = _rows(below)
     size = kernel.shape[-1]
     chunks = tiling.batch * -(-tiling.pixels // CHUNK)
     parts = _empty((chunks, size * size, tiling.channels), pre_grad, torch.float32)
     _kernels().taps_backward[chunks, tiling.blocks, size](
-        rows,
-        rows.stride(0),
-        pre_grad,
-        parts,
-        tiling.height,
-        tiling.width,
-        tiling.channels,
-        K=size,
-        CHUNK=CHUNK,
-        **tiling.meta,
+        rows, rows.stride(0), pre_grad, parts, *tiling.image, K=size, CHUNK=CHUNK, **tiling.meta
     )
     return parts.sum(0).t().reshape(kernel.shape).to(kernel.dtype)
 
@@ -322,11 +256,11 @@ def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None)
 
 
 def _rows(features: Tensor) -> Tensor:
-    """View features (B, H, W, C) as rows (B * H * W, C); copy only if they are no such rows."""
+    """View features (B, H, W, C) as rows (B * H * W, C); copy only if the rows are not dense."""
     rows = features.flatten(0, 2)
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def _taps(kernel: Tensor) -> Tensor:
-    """Order a kernel (C, 1, k, k) as the features are: (k * k, C)."""
+    """Reorder a kernel (C, 1, k, k) as the features are ordered: (k * k, C)."""
     return kernel.flatten(1).t().contiguous()

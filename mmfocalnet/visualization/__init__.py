@@ -1,26 +1,26 @@
-"""Pictures of training runs and of what a model looks at."""
+"""Figures of training runs and of the focal modulation inside a model."""
 
-from mmfocalnet.visualization.curves import draw_curves, metrics, read_history
-from mmfocalnet.visualization.draw_maps import (
+from mmfocalnet.visualization.curves import draw_curves
+from mmfocalnet.visualization.figures import (
     draw_gates,
     draw_kernels,
     draw_modulator,
     draw_receptive_field,
+    draw_sheet,
     save_figure,
     upsample_map,
 )
-from mmfocalnet.visualization.maps import (
+from mmfocalnet.visualization.modulation import (
     ModulationMaps,
-    ReceptiveField,
     find_block,
     find_focalnet,
     level_kernels,
     modulation_maps,
     prepare_image,
-    receptive_field,
     watch_modulation,
 )
-from mmfocalnet.visualization.sheet import draw_sheet
+from mmfocalnet.visualization.receptive_fields import ReceptiveField, receptive_field
+from mmfocalnet.visualization.training_log import metrics, read_history
 
 __all__ = [
     'ModulationMaps',

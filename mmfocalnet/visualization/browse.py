@@ -1,4 +1,4 @@
-"""Pictures of what a network sees of a dataset, after augmentation."""
+"""Images of the samples of a dataset, after augmentation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.runner import set_random_seed
-from mmengine.utils import track_iter_progress
+from rich.progress import track
 
-from mmfocalnet.datasets.inspection import check_annotations, find_datasets
-from mmfocalnet.datasets.unreadable import name_unreadable
+from mmfocalnet.datasets.dataset_configs import find_datasets
+from mmfocalnet.datasets.inspection import check_annotations
+from mmfocalnet.datasets.label_maps import IGNORED
+from mmfocalnet.datasets.skip_unreadable import raise_on_unreadable
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import make_folder
 from mmfocalnet.inference.colors import find_palette
@@ -30,33 +32,31 @@ if TYPE_CHECKING:
     from mmengine.visualization import Visualizer
     from mmseg.structures import SegDataSample
 
-_IGNORED = 255
-
 
 def draw_samples(
     cfg: Config, split: str, out: Path, number: int, seed: int, show_interval: float | None
 ) -> Iterator[Path]:
-    """Draw samples as the pipeline of a config's dataset makes them, with their labels.
+    """Draw samples of a dataset with their labels, after its pipeline.
 
-    What the model's data preprocessor does is not in them: normalisation, padding to batches.
-    In validation and test, whose labels keep the size of the image's file, it is drawn in it.
+    The model's data preprocessor (normalisation, padding to batches) is not applied. Samples of
+    validation and test, whose labels keep the size of the file, are drawn in that size.
 
     Args:
         cfg: Config of a detector or segmentor.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        out: Folder for the pictures; made if it is missing.
-        number: How many samples, chosen at random.
-        seed: Of the choice and of the augmentation.
-        show_interval: Seconds to show each for in a window, where there is a screen; None: not
-            at all.
+        out: Folder for the images; created if missing.
+        number: Number of random samples.
+        seed: Seed of sampling and augmentation.
+        show_interval: Seconds to show each image in a window if there is a display; None to show
+            none.
 
     Yields:
-        The files, as they are written.
+        The paths of the written files.
 
     Raises:
         ConfigError: If the config has no visualizer or no such dataset.
-        DataError: If an annotation file has errors, or an image or label map cannot be read; in
-            training others take its place.
+        DataError: If an annotation file has errors, or an image or label map cannot be read; the
+            training split skips such files.
         UserError: If the folder cannot be written to.
     """
     if not cfg.get(f'{split}_dataloader') or not cfg.get('visualizer'):
@@ -65,8 +65,8 @@ def draw_samples(
         )
     if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
         raise ConfigError(
-            f'{cfg.filename} is no config of mmdet or mmseg, whose labels are drawn here: a '
-            "classifier's are the names of its folders."
+            f'{cfg.filename} is not a config of mmdet or mmseg: only boxes, masks and label maps '
+            'can be drawn.'
         )
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         settings = cfg[f'{split}_dataloader'].dataset
@@ -76,22 +76,22 @@ def draw_samples(
         late = _load_labels_late(datasets[0].get('pipeline') or ())
         dataset = DATASETS.build(settings)
         if split != 'train':
-            name_unreadable(dataset)
+            raise_on_unreadable(dataset)
         visualizer = _build_visualizer(cfg, dataset)
         make_folder('--output-dir', out)
         set_random_seed(seed)
         chosen = np.random.permutation(len(dataset))[:number]
-        for index in track_iter_progress(np.sort(chosen).tolist(), file=sys.stdout):
+        interval = show_interval if _has_display() else None
+        for index in track(np.sort(chosen).tolist(), 'Drawing', disable=not sys.stdout.isatty()):
             path = out / f'{index}.jpg'
             item = dataset[index]
             image = _image(item, original_size=late)
-            interval = show_interval if _has_screen() else None
             _draw(visualizer, image, item['data_samples'], path, interval)
             yield path
 
 
 def _build_visualizer(cfg: Config, dataset: BaseDataset) -> Visualizer:
-    # Its backends would write every picture once more.
+    # Its backends would write every image again.
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     meta = dataset.metainfo
     classes = meta.get('classes') or ()
@@ -100,9 +100,9 @@ def _build_visualizer(cfg: Config, dataset: BaseDataset) -> Visualizer:
 
 
 def _load_labels_late(pipeline: Sequence[dict]) -> bool:
-    """Whether labels are loaded after the image is resized, and keep its first size."""
+    """Whether labels are loaded after the image is resized, and keep the original size."""
     kinds = [str(type_name(step)) for step in pipeline]
-    loaders = [place for place, kind in enumerate(kinds) if 'Annotations' in kind]
+    loaders = [index for index, kind in enumerate(kinds) if 'Annotations' in kind]
     return bool(loaders) and any('Resize' in kind for kind in kinds[: loaders[0]])
 
 
@@ -124,10 +124,10 @@ def _draw(
     if 'gt_instances' in sample:
         _prepare_instances(sample.gt_instances)
         if 'gt_sem_seg' in sample:
-            # mmdet would paint the ground over the boxes.
-            image = _draw_ground(visualizer, image, sample)
+            # mmdet would draw the stuff over the boxes.
+            image = _draw_stuff(visualizer, image, sample)
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*out of bounds')  # of what crops cut
+        warnings.filterwarnings('ignore', message='.*out of bounds')  # of cropped objects
         visualizer.add_datasample(
             path.stem,
             image,
@@ -140,25 +140,25 @@ def _draw(
 
 
 def _prepare_instances(instances: InstanceData) -> None:
-    """Turn boxes and masks into what mmdet draws."""
+    """Convert boxes and masks to the types that mmdet draws."""
     if hasattr(instances.get('bboxes'), 'tensor'):
         instances.bboxes = instances.bboxes.tensor
     if 'masks' in instances:
         instances.masks = instances.masks.to_ndarray().astype(bool)
 
 
-def _draw_ground(visualizer: Visualizer, image: np.ndarray, sample: DetDataSample) -> np.ndarray:
-    """Draw what a panoptic sample has beside objects, and take it out of the sample."""
-    ground = sample.new()
-    del ground.gt_instances
+def _draw_stuff(visualizer: Visualizer, image: np.ndarray, sample: DetDataSample) -> np.ndarray:
+    """Draw the stuff of a panoptic sample, and remove it from the sample."""
+    stuff = sample.new()
+    del stuff.gt_instances
     del sample.gt_sem_seg
-    labels = ground.gt_sem_seg.sem_seg
-    labels[labels < len(visualizer.dataset_meta.get('thing_classes') or ())] = _IGNORED
-    visualizer.add_datasample('', image, ground.numpy(), draw_pred=False)
+    labels = stuff.gt_sem_seg.sem_seg
+    labels[labels < len(visualizer.dataset_meta.get('thing_classes') or ())] = IGNORED
+    visualizer.add_datasample('', image, stuff.numpy(), draw_pred=False)
     return visualizer.get_image()
 
 
-def _has_screen() -> bool:
+def _has_display() -> bool:
     return sys.platform in ('win32', 'darwin') or any(
         os.environ.get(name) for name in ('DISPLAY', 'WAYLAND_DISPLAY')
     )

@@ -1,4 +1,4 @@
-"""Downloads from servers that hang, drip, cut, redirect or change what they send."""
+"""Downloads from servers that hang, send slowly, truncate, redirect or change the file."""
 
 import contextlib
 import hashlib
@@ -41,8 +41,8 @@ class Server:
     """A web server on this machine.
 
     Attributes:
-        answers: What each path answers with: a function of the handler.
-        requests: The paths that were asked for.
+        answers: Function of the handler that answers each path.
+        requests: Requested paths.
     """
 
     def __init__(self, port):
@@ -75,7 +75,7 @@ def server():
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             served.requests.append(self.path)
-            with contextlib.suppress(ConnectionError):  # given up by the other side
+            with contextlib.suppress(ConnectionError):  # closed by the client
                 served.answers[self.path](self)
 
         def log_message(self, *args):
@@ -90,7 +90,7 @@ def server():
 
 
 def left_in(hub):
-    """Files but the lock."""
+    """Files except the lock."""
     return [path.name for path in hub.iterdir() if path.name != '.mmfocalnet.lock']
 
 
@@ -107,7 +107,7 @@ def test_without_network(hub):
     refusal(hub, 'http://127.0.0.1:9/f.pth')
 
 
-def test_once(hub, server, content):
+def test_a_url_is_downloaded_once(hub, server, content):
     url = server.send('/files/focalnet_tiny.pth?download=1', content)
     for _ in range(2):
         assert open_checkpoint(url).state['weight'].sum() == 5000
@@ -116,7 +116,7 @@ def test_once(hub, server, content):
     assert name.endswith('-focalnet_tiny.pth')
 
 
-def test_truncated_and_other_content(hub, server, content):
+def test_truncated_files_and_other_content_are_refused(hub, server, content):
     def cut(handler):
         head(handler, len(content))
         handler.wfile.write(content[:500])
@@ -125,7 +125,7 @@ def test_truncated_and_other_content(hub, server, content):
     assert 'truncated' in refusal(hub, f'{server.url}/short.pth')
     # HTTP/1.0 without a length ends where the connection does.
     assert 'truncated' in refusal(hub, server.send('/cut.pth', content[:-500], length=False))
-    assert 'web page' in refusal(hub, server.send('/page.pth', b'<html></html>'))
+    assert 'HTML' in refusal(hub, server.send('/page.pth', b'<html></html>'))
     assert 'truncated' in refusal(hub, server.send('/', b'abc'))
     open_checkpoint(server.send('/short.pth', content))
 
@@ -139,14 +139,14 @@ def no_body(handler):
     time.sleep(20)
 
 
-def drip_headers(handler):
+def slow_headers(handler):
     for character in 'HTTP/1.0 200 OK\r\n' + 'X-Header: 1\r\n' * 100:
         handler.wfile.write(character.encode())
         handler.wfile.flush()
         time.sleep(0.2)
 
 
-def drip_content(handler):
+def slow_content(handler):
     head(handler, 10**6)
     handler.wfile.write(bytes(5000))
     for _ in range(100):
@@ -155,8 +155,8 @@ def drip_content(handler):
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize('answer', [silence, no_body, drip_headers, drip_content])
-def test_a_server_that_hangs_or_drips(hub, server, answer):
+@pytest.mark.parametrize('answer', [silence, no_body, slow_headers, slow_content])
+def test_slow_and_silent_servers_time_out(hub, server, answer):
     server.answers['/slow.pth'] = answer
     start = time.monotonic()
     refusal(hub, f'{server.url}/slow.pth')
@@ -194,12 +194,12 @@ def test_sha256(hub, server, content):
         'main',
     ],
 )
-def test_other_demands(fragment):
+def test_invalid_fragments(fragment):
     with pytest.raises(CheckpointError, match=fragment):
         fetch(f'https://example.org/f.pth#{fragment}')
 
 
-def test_plain_http_is_warned_of(hub, server, content, monkeypatch):
+def test_http_without_sha256_logs_a_warning(hub, server, content, monkeypatch):
     warned = []
     monkeypatch.setattr(download, 'print_log', lambda text, *_: warned.append(text))
     url = server.send('/f.pth', content)
@@ -211,7 +211,7 @@ def test_plain_http_is_warned_of(hub, server, content, monkeypatch):
 
 
 @pytest.mark.parametrize('target', ['file:///etc/hostname', 'ftp://127.0.0.1:9/f.pth'])
-def test_redirects_stay_on_the_web(hub, server, target):
+def test_redirects_to_other_schemes_are_refused(hub, server, target):
     server.answers['/f.pth'] = lambda handler: head(handler, 0, 302, Location=target)
     refusal(hub, f'{server.url}/f.pth')
 
@@ -224,7 +224,7 @@ def test_a_redirect_from_https_to_http_is_refused():
     assert follow(request, None, 302, 'Found', {}, 'https://example.org/g.pth')
 
 
-def test_processes_download_once(hub, server, content):
+def test_several_processes_download_once(hub, server, content):
     def slowly(handler):
         head(handler, len(content))
         handler.wfile.write(content[:5000])
@@ -242,7 +242,7 @@ def test_processes_download_once(hub, server, content):
     assert len(server.requests) == 1
 
 
-def test_what_a_kill_leaves_is_removed_at_the_next_start(hub, server, content):
+def test_partial_files_of_a_killed_process_are_removed(hub, server, content):
     server.answers['/slow.pth'] = no_body
     process = FORKS.Process(target=fetch, args=(f'{server.url}/slow.pth',))
     process.start()
@@ -257,12 +257,12 @@ def test_what_a_kill_leaves_is_removed_at_the_next_start(hub, server, content):
     assert left_in(hub) == [path.name]
 
 
-def test_all_users_can_lock(hub, server, content):
+def test_all_users_can_use_the_lock(hub, server, content):
     fetch(server.send('/f.pth', content))
     assert (hub / '.mmfocalnet.lock').stat().st_mode & 0o666 == 0o666
 
 
-def test_a_folder_that_cannot_be_written(hub, server, content):
+def test_a_cache_that_is_not_a_folder(hub, server, content):
     Path(hub.parent).write_text('a file')
     with pytest.raises(CheckpointError, match=str(hub)):
         fetch(server.send('/f.pth', content))

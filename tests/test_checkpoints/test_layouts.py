@@ -1,4 +1,4 @@
-"""Every layout in and out: bit-exact round trips, and the same features as its own library."""
+"""All layouts: bit-exact round trips, and the same features as the original libraries."""
 
 import json
 from pathlib import Path
@@ -6,45 +6,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_focalnet import CLASSES, LARGE, classifier_state, small
 
 from mmfocalnet import FocalNet
-from mmfocalnet.checkpoints import CheckpointError, load_pretrained, open_checkpoint
+from mmfocalnet.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from mmfocalnet.checkpoints.layouts import select_network, to_timm, to_transformers
 from mmfocalnet.conversion.architecture import deduce
 from mmfocalnet.conversion.convert import convert, inspect
+from mmfocalnet.models import load_pretrained, pretrained
 
 DATA = Path(__file__).parents[1] / 'data'
-SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)
-LARGE = dict(use_conv_embed=True, use_postln=True, use_layerscale=True)
 VARIANTS = {
     'tiny': {},
     'levels': dict(focal_levels=[2, 1, 3, 2], focal_windows=[3, 5, 3, 1]),
     'large': LARGE,
     'huge': dict(use_postln_in_modulation=True, **LARGE),
-    'normalised': dict(normalize_modulator=True, **LARGE),
+    'normalized': dict(normalize_modulator=True, **LARGE),
 }
 TIMM = dict(embed_dim=4, depths=(1, 1, 2, 1), focal_levels=(2, 1, 2, 2), focal_windows=(3, 5, 3, 3))
 TIMM_VARIANTS = {'prenorm': {}, '22k': VARIANTS['huge']}
-CLASSES = 5
 
 
-def small(**kwargs):
-    net = FocalNet(**{**SMALL, 'drop_path_rate': 0.0, **kwargs})
-    net.init_weights()
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return net
-
-
-def classifier_state(net):
-    dim = net.num_features[-1]
-    return {
-        **{k: v for k, v in net.state_dict().items() if not k.startswith('norm')},
-        'norm.weight': torch.randn(dim),
-        'norm.bias': torch.randn(dim),
-        'head.weight': torch.randn(CLASSES, dim),
-        'head.bias': torch.randn(CLASSES),
-    }
+def select(state, prefix=None, metadata=None):
+    return select_network(Checkpoint('net.pth', state, metadata or {}), prefix)
 
 
 def stage_outputs(net, x):
@@ -88,13 +72,11 @@ def released(request, tmp_path):
 def log(monkeypatch):
     """The lines logged while loading."""
     lines = []
-    monkeypatch.setattr(
-        'mmfocalnet.checkpoints.load.print_log', lambda line, **kwargs: lines.append(line)
-    )
+    monkeypatch.setattr(pretrained, 'print_log', lambda line, **kwargs: lines.append(line))
     return lines
 
 
-def invisible(settings):
+def metadata_settings(settings):
     return {key: key in settings for key in ('use_postln', 'normalize_modulator')}
 
 
@@ -103,37 +85,28 @@ def invisible(settings):
     [
         ('ours', 'ours.pth'),
         ('ours', 'ours.safetensors'),
-        ('timm', 'timm.pth'),
         ('timm', 'timm.safetensors'),
         ('transformers', 'folder'),
         ('release', 'again.pth'),
     ],
 )
-def test_there_and_back_is_bit_exact(released, tmp_path, to, name):
+def test_round_trips_are_bit_exact(released, tmp_path, to, name):
     settings, net, state, path = released
-    convert(inspect(path, given=invisible(settings)), tmp_path / name, to)
-    convert(inspect(tmp_path / name), tmp_path / 'back.pth', 'release')
+    convert(inspect(path, given=metadata_settings(settings)), tmp_path / name, to)
+    found = inspect(tmp_path / name)
+    convert(found, tmp_path / 'back.pth', 'release')
     content = torch.load(tmp_path / 'back.pth', weights_only=True)
     assert content.keys() == {'model'}
     assert_same(content['model'], state)
+    if to in ('ours', 'transformers'):  # their metadata have what the tensors do not show
+        assert found.network.settings == metadata_settings(settings)
+        with torch.device('meta'):
+            rebuilt = FocalNet(**found.architecture.settings, drop_path_rate=0.0)
+        assert str(rebuilt) == str(net)
     loaded = small(**settings)
     load_pretrained(loaded, tmp_path / name)
     x = torch.randn(1, 3, 37, 50)
     assert_close(stage_outputs(loaded, x), stage_outputs(net, x))
-
-
-@pytest.mark.parametrize('name', ['ours.pth', 'ours.safetensors', 'folder'])
-def test_what_no_tensor_tells_is_kept(released, tmp_path, name):
-    settings, *_, path = released
-    to = 'transformers' if name == 'folder' else 'ours'
-    convert(inspect(path, given=invisible(settings)), tmp_path / name, to)
-    found = inspect(tmp_path / name)
-    assert found.network.settings == invisible(settings)
-    with torch.device('meta'):
-        rebuilt = FocalNet(**found.architecture.settings)
-    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
-        k: v.shape for k, v in small(**settings).state_dict().items()
-    }
 
 
 # --- transformers ---------------------------------------------------------------------------
@@ -150,7 +123,7 @@ def transformers():
 def tokens(model, x):
     """Features (B, C, H * W) after each stage of a network of transformers.
 
-    Its own `reshaped_hidden_states` are those after the downsampling.
+    Its `reshaped_hidden_states` are taken after the downsampling instead.
     """
     network, outs = getattr(model, 'focalnet', model), []
     for stage in network.encoder.stages:
@@ -160,9 +133,9 @@ def tokens(model, x):
     return outs
 
 
-def test_a_converted_folder_opens_in_transformers(released, tmp_path, transformers):
+def test_transformers_loads_a_converted_folder(released, tmp_path, transformers):
     settings, net, state, path = released
-    convert(inspect(path, given=invisible(settings)), tmp_path / 'folder', 'transformers')
+    convert(inspect(path, given=metadata_settings(settings)), tmp_path / 'folder', 'transformers')
     model, info = transformers.FocalNetForImageClassification.from_pretrained(
         tmp_path / 'folder', output_loading_info=True
     )
@@ -184,7 +157,9 @@ def test_a_converted_folder_opens_in_transformers(released, tmp_path, transforme
 )
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('safe', [True, False])
-def test_every_class_of_transformers_comes_in(tmp_path, transformers, name, variant, safe, log):
+def test_checkpoints_of_all_transformers_classes_load(
+    tmp_path, transformers, name, variant, safe, log
+):
     ours = VARIANTS[variant]
     config = transformers.FocalNetConfig(
         embed_dim=8,
@@ -217,13 +192,12 @@ def test_every_class_of_transformers_comes_in(tmp_path, transformers, name, vari
 
 
 def timm_network(variant):
-    """State dict of a timm FocalNet, an input, and what timm computes of it.
+    """State dict of a timm FocalNet, an input, and timm's features after each stage.
 
-    timm imports torchvision, whose builds in the registry need a CUDA PyTorch, so that it
-    cannot be imported in these tests. Keys and shapes (timm_focalnet.json) and the features
-    after each stage (timm_focalnet.npz) come from timm 1.0.31's own class
-    `timm.models.focalnet.FocalNet`, run with a stand-in for torchvision; weights and input
-    are drawn as here.
+    timm needs torchvision, whose builds on PyPI need a CUDA PyTorch, so these tests cannot import
+    it. Keys and shapes (timm_focalnet.json) and features (timm_focalnet.npz) were computed with
+    `timm.models.focalnet.FocalNet` of timm 1.0.31 and a stub of torchvision, with the same random
+    weights and input.
     """
     shapes = json.loads((DATA / 'timm_focalnet.json').read_text())[variant]
     rng = np.random.RandomState(0)
@@ -238,7 +212,7 @@ def timm_network(variant):
 
 
 @pytest.mark.parametrize('variant', TIMM_VARIANTS)
-def test_timm_comes_in_with_its_features(tmp_path, variant, log):
+def test_timm_checkpoints_load_with_the_same_features(tmp_path, variant, log):
     state, x, features = timm_network(variant)
     torch.save(state, tmp_path / 'timm.pth')
     net = FocalNet(**{**TIMM, **TIMM_VARIANTS[variant]})
@@ -248,61 +222,63 @@ def test_timm_comes_in_with_its_features(tmp_path, variant, log):
 
 
 @pytest.mark.parametrize('variant', TIMM_VARIANTS)
-def test_timm_keys_and_shapes_go_out_as_they_came(variant):
+def test_timm_keys_and_shapes_round_trip(variant):
     state, *_ = timm_network(variant)
-    network = select_network(state)
+    network = select(state)
     assert network.settings == dict(use_postln=variant == '22k')
     assert_same(to_timm(network.state, network.settings['use_postln']), state)
 
 
-def test_timm_does_not_normalise_what_the_release_does(tmp_path):
-    """timm's large_fl4 has the shapes of the release's, and no normalised modulator."""
+def test_large_fl4_is_normalized_in_the_release_only():
+    """timm's large_fl4 has the same shapes, but no normalized modulator."""
     with torch.device('meta'):
         state = FocalNet('large_fl4').state_dict()
     state = {key: value for key, value in state.items() if not key.startswith('norm')}
     for renamed, layout, expected in (
-        (state, 'release', (True, "assumed: the release's setting of large_fl4")),
-        (to_timm(state, use_postln=True), 'timm', (False, "assumed: timm's networks do not")),
+        (state, 'release', True),
+        (to_timm(state, use_postln=True), 'timm', False),
     ):
-        network = select_network(renamed)
+        network = select(renamed)
         assert network.layout == layout
-        found = deduce(network.state, network.settings, layout=network.layout)
-        key = 'normalize_modulator'
-        assert (found.settings[key], found.origins[key]) == expected
+        found = deduce(network)
+        assert found.settings['normalize_modulator'] == expected
+        assert found.origins['normalize_modulator'].startswith('assumed')
 
 
-def test_timm_has_to_be_told_to_normalise(released, tmp_path):
+def test_conversion_to_timm_reports_a_normalized_modulator(released, tmp_path):
     settings, *_, path = released
-    done = convert(inspect(path, given=invisible(settings)), tmp_path / 'timm.pth', 'timm')
-    assert ('pass normalize_modulator=True to timm' in done) == ('normalize_modulator' in settings)
+    report = convert(
+        inspect(path, given=metadata_settings(settings)), tmp_path / 'timm.pth', 'timm'
+    )
+    assert ('normalize_modulator=True' in report) == ('normalize_modulator' in settings)
 
 
 def test_post_norm_of_the_file_and_of_the_model_must_agree(tmp_path):
     state, *_ = timm_network('22k')
     torch.save(state, tmp_path / 'timm.pth')
     net = FocalNet(**{**TIMM, **VARIANTS['huge'], 'use_postln': False})
-    with pytest.raises(CheckpointError, match=r'timm.pth has use_postln=True and the model'):
+    with pytest.raises(CheckpointError, match=r'timm\.pth .*use_postln=True'):
         load_pretrained(net, tmp_path / 'timm.pth')
 
 
 @pytest.mark.parametrize('settings', [dict(patch_norm=False), dict(focal_factor=4)])
 @pytest.mark.parametrize('to', ['timm', 'transformers'])
-def test_what_others_cannot_express_is_refused(tmp_path, to, settings):
+def test_unsupported_settings_are_refused(tmp_path, to, settings):
     state = small(**settings).state_dict()
-    torch.save(state, tmp_path / 'odd.pth')
+    torch.save(state, tmp_path / 'net.pth')
     name = next(iter(settings))
-    with pytest.raises(CheckpointError, match=rf"{to}'s? FocalNet cannot have {name}="):
+    with pytest.raises(CheckpointError, match=f'{to} .*{name}='):
         convert(
-            inspect(tmp_path / 'odd.pth'), tmp_path / ('new.pth' if to == 'timm' else 'new'), to
+            inspect(tmp_path / 'net.pth'), tmp_path / ('new.pth' if to == 'timm' else 'new'), to
         )
-    convert(inspect(tmp_path / 'odd.pth'), tmp_path / 'out.pth', 'ours')
+    convert(inspect(tmp_path / 'net.pth'), tmp_path / 'out.pth', 'ours')
     assert_same(open_checkpoint(tmp_path / 'out.pth').state, state)
 
 
 # --- recognising ----------------------------------------------------------------------------
 
 
-def foreign(*keys):
+def other_network(*keys):
     return {key: torch.ones(2) for key in keys}
 
 
@@ -310,41 +286,42 @@ def foreign(*keys):
     ('state', 'message'),
     [
         (
-            foreign(
+            other_network(
                 'patch_embed.proj.weight',
                 'layers.0.blocks.0.norm1.weight',
                 'layers.0.blocks.0.attn.qkv.weight',
             ),
-            r'holds no FocalNet: nearest is the release layout, .* 2 of 14 .* '
-            r"no 'layers.0.blocks.0.modulation.f.weight'",
+            r"release, with 2 of 14 .*'layers\.0\.blocks\.0\.modulation\.f\.weight'",
         ),
         (
-            foreign('swin.embeddings.patch_embeddings.projection.weight', 'swin.layernorm.weight'),
-            r'nearest is the transformers layout',
+            other_network(
+                'swin.embeddings.patch_embeddings.projection.weight', 'swin.layernorm.weight'
+            ),
+            r'layout is transformers',
         ),
-        (foreign('stem.proj.weight', 'head.fc.weight'), r'nearest is the timm layout'),
-        (foreign('conv1.weight', 'bn1.bias'), r"nor anything like one: .*'conv1.weight'"),
+        (other_network('stem.proj.weight', 'head.fc.weight'), r'layout is timm'),
+        (other_network('conv1.weight', 'bn1.bias'), r"no known layout .*'conv1\.weight'"),
     ],
 )
-def test_foreign_files_are_refused_with_the_nearest_layout(state, message):
+def test_other_networks_are_refused_with_the_most_similar_layout(state, message):
     with pytest.raises(CheckpointError, match=message):
-        select_network(state)
+        select(state)
 
 
 def test_two_layouts_at_once_are_ambiguous():
     net = classifier_state(small())
-    with pytest.raises(CheckpointError, match=r"below '' are those of release and timm"):
-        select_network({**net, **to_timm(net, use_postln=False)})
+    with pytest.raises(CheckpointError, match=r'release and timm'):
+        select({**net, **to_timm(net, use_postln=False)})
     both = {**to_timm(net, use_postln=False), 'head.weight': torch.ones(1)}
-    with pytest.raises(CheckpointError, match=r'several of its keys mean the same tensor'):
-        select_network(both)
+    with pytest.raises(CheckpointError, match=r'timm layout'):
+        select(both)
 
 
 @pytest.mark.parametrize('prefix', [None, 'student', 'module.student.'])
-def test_a_foreign_network_inside_a_larger_one(prefix):
+def test_a_transformers_network_inside_a_larger_model(prefix):
     net = classifier_state(small())
     inner = {f'module.student.{k}': v for k, v in to_transformers(net).items()}
-    network = select_network({**inner, 'neck.weight': torch.ones(1)}, prefix)
+    network = select({**inner, 'neck.weight': torch.ones(1)}, prefix)
     assert_same(network.state, net)
     assert network.others == ['neck.weight']
 
@@ -359,5 +336,5 @@ def test_a_foreign_network_inside_a_larger_one(prefix):
         ({'mmfocalnet': {}}, "mmfocalnet's converter"),
     ],
 )
-def test_the_metadata_say_who_wrote_a_dense_file(metadata, source):
-    assert source in select_network(small().state_dict(), metadata=metadata).source
+def test_the_source_of_a_dense_file_is_read_from_its_metadata(metadata, source):
+    assert source in select(small().state_dict(), metadata=metadata).source

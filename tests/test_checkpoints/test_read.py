@@ -1,4 +1,4 @@
-"""Reading: safetensors, folders, Hugging Face ids, weights that are not finite, memory."""
+"""Read checkpoints: safetensors, folders, Hugging Face ids, NaN and infinite weights, memory."""
 
 import functools
 import hashlib
@@ -11,15 +11,14 @@ import threading
 
 import pytest
 import torch
+from small_focalnet import SMALL
 
 from mmfocalnet import FocalNet
-from mmfocalnet.checkpoints import CheckpointError, fetch, load_pretrained, open_checkpoint
-from mmfocalnet.checkpoints.read import check_finite
+from mmfocalnet.checkpoints import CheckpointError, check_finite, fetch, open_checkpoint
+from mmfocalnet.models import load_pretrained
 
 safetensors_torch = pytest.importorskip('safetensors.torch')
 huggingface_hub = pytest.importorskip('huggingface_hub')
-
-SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_safetensors_with_metadata(net, tmp_path):
     assert checkpoint.metadata == {'format': 'pt', 'run': '7'}
 
 
-def test_a_suffix_does_not_decide_the_format(net, tmp_path):
+def test_the_format_is_detected_from_the_content(net, tmp_path):
     safetensors_torch.save_file(net.state_dict(), tmp_path / 'net.pth')
     assert equal(open_checkpoint(tmp_path / 'net.pth').state, net.state_dict())
 
@@ -52,11 +51,12 @@ def test_a_suffix_does_not_decide_the_format(net, tmp_path):
 def test_truncated_safetensors(net, tmp_path, length):
     content = safetensors_torch.save(net.state_dict())
     (tmp_path / 'short.safetensors').write_bytes(content[:length])
-    with pytest.raises(CheckpointError, match=r'\(\d+ bytes\) is truncated .* safetensors'):
+    with pytest.raises(CheckpointError, match=r'bytes\) is truncated .*safetensors'):
         open_checkpoint(tmp_path / 'short.safetensors')
 
 
-def test_damaged_safetensors_are_one_sentence(net, tmp_path):
+@pytest.mark.fuzz
+def test_damaged_safetensors_raise_one_line_errors(net, tmp_path):
     content = safetensors_torch.save(net.state_dict())
     refused = 0
     for place in range(0, 400, 7):
@@ -72,35 +72,35 @@ def test_damaged_safetensors_are_one_sentence(net, tmp_path):
     assert refused > 30
 
 
-def test_a_folder_needs_weights_and_a_sound_config(net, tmp_path):
-    with pytest.raises(CheckpointError, match=r'folder without model.safetensors or pytorch_model'):
+def test_a_folder_needs_weights_and_a_valid_config(net, tmp_path):
+    with pytest.raises(CheckpointError, match=r'model\.safetensors'):
         fetch(tmp_path)
     torch.save(net.state_dict(), tmp_path / 'pytorch_model.bin')
     assert fetch(tmp_path) == tmp_path / 'pytorch_model.bin'
     (tmp_path / 'config.json').write_text('{"a": 1}')
     assert open_checkpoint(tmp_path).metadata == {'config.json': {'a': 1}}
     (tmp_path / 'config.json').write_text('{"a"')
-    with pytest.raises(CheckpointError, match=r'config.json beside the weights is damaged'):
+    with pytest.raises(CheckpointError, match=r'config\.json'):
         open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_one_bad_number_is_found(value, dtype):
+def test_one_nonfinite_value_is_found(value, dtype):
     state = {'a': torch.zeros(3, 4, dtype=dtype), 'n': torch.tensor(3), 'none': torch.empty(0)}
     check_finite(state)
     state['a'][1, 2] = value
-    with pytest.raises(CheckpointError, match=r'NaN or infinite values in 1 of 3 tensors \(a\)'):
-        check_finite(state)
+    with pytest.raises(CheckpointError, match=r'1 of 3 tensors \(a\)'):
+        check_finite(state, 'net.pth')
 
 
-def test_many_bad_tensors_are_counted_and_ten_named():
+def test_many_nonfinite_tensors_are_counted_and_ten_listed():
     state = {f'k{i}': torch.tensor([float('nan')]) for i in range(12)}
     with pytest.raises(CheckpointError, match=r'12 of 12 tensors \(k0, .*, k9 and 2 more\)'):
         check_finite(state)
 
 
-def test_eight_bit_numbers_are_looked_at():
+def test_float8_weights_are_checked():
     state = {'a': torch.ones(3).to(torch.float8_e4m3fn)}
     check_finite(state)
     state = {'a': torch.tensor([1, float('nan'), 1]).to(torch.float8_e4m3fn)}
@@ -108,24 +108,24 @@ def test_eight_bit_numbers_are_looked_at():
         check_finite(state)
 
 
-def test_large_numbers_are_not_infinite():
+def test_large_values_are_finite():
     check_finite({'a': torch.full((1000,), 6e4, dtype=torch.float16)})
     check_finite({'a': torch.full((1000,), 3e38)})
 
 
-def test_init_cfg_refuses_weights_that_are_not_finite(net, tmp_path):
+def test_pretrained_weights_must_be_finite(net, tmp_path):
     net.layers[0].blocks[0].norm1.weight.data[0] = float('nan')
     torch.save(net.state_dict(), tmp_path / 'nan.pth')
-    with pytest.raises(CheckpointError, match=r'nan.pth has NaN .*layers.0.blocks.0.norm1.weight'):
+    with pytest.raises(CheckpointError, match=r'nan\.pth .*layers\.0\.blocks\.0\.norm1\.weight'):
         load_pretrained(FocalNet(**SMALL), tmp_path / 'nan.pth')
 
 
-# --- the Hugging Face hub, played by a server on this machine -------------------------------
+# --- the Hugging Face hub, simulated by a local server -------------------------------
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Pages of a hub that the real client talks to; what it asked for is under None."""
+    """Pages of a hub for the real client; its requests are listed under None."""
     pages = {None: []}
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -170,7 +170,7 @@ def page(repository, name):
 
 @pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
 @pytest.mark.parametrize('id_', ['microsoft/focalnet-small', 'hf://microsoft/focalnet-small'])
-def test_a_hub_id_is_fetched_once(net, hub, name, id_):
+def test_a_hub_id_is_downloaded_once(net, hub, name, id_):
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
     hub[page('microsoft/focalnet-small', name)] = (
@@ -193,34 +193,34 @@ def test_a_hub_id_without_config(net, hub):
 
 
 def test_a_hub_id_without_weights(hub):
-    with pytest.raises(CheckpointError, match=r"'timm/none' on the .* has no model.safetensors or"):
+    with pytest.raises(CheckpointError, match=r"'timm/none' .*model\.safetensors"):
         fetch('timm/none')
 
 
 def test_a_hub_id_without_network(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"'timm/none', .*Hugging Face hub") as error:
+    with pytest.raises(CheckpointError, match='timm/none') as error:
         fetch('timm/none')
     assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['hf://', 'hf://a/b/c', 'hf://a b/c'])
-def test_no_hub_id(name):
-    with pytest.raises(CheckpointError, match=r'Hugging Face hub'):
+def test_invalid_hub_ids(name):
+    with pytest.raises(CheckpointError, match=name):
         fetch(name)
 
 
 def test_a_hub_id_without_the_client(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(CheckpointError, match=r"pip install 'mmfocalnet\[hf\]'"):
+    with pytest.raises(CheckpointError, match=r'mmfocalnet\[hf\]'):
         fetch('timm/none')
 
 
 def test_safetensors_without_the_package(net, tmp_path, monkeypatch):
     safetensors_torch.save_file(net.state_dict(), tmp_path / 'net.safetensors')
     monkeypatch.setitem(sys.modules, 'safetensors', None)
-    with pytest.raises(CheckpointError, match=r'needs the safetensors .*mmfocalnet\[hf\]'):
+    with pytest.raises(CheckpointError, match=r'mmfocalnet\[hf\]'):
         open_checkpoint(tmp_path / 'net.safetensors')
 
 
@@ -228,8 +228,8 @@ def test_safetensors_without_the_package(net, tmp_path, monkeypatch):
 
 MEASURE = """
 import sys, time
+from mmfocalnet.checkpoints import check_finite, open_checkpoint
 from mmfocalnet.checkpoints.layouts import select_network
-from mmfocalnet.checkpoints.read import check_finite, open_checkpoint
 
 def status(name):
     lines = open('/proc/self/status').read().splitlines()
@@ -238,7 +238,7 @@ def status(name):
 before, anonymous = status('VmRSS'), status('RssAnon')
 start = time.perf_counter()
 if sys.argv[2] == 'ours':
-    network = select_network(open_checkpoint(sys.argv[1]).state)
+    network = select_network(open_checkpoint(sys.argv[1]))
     check_finite(network.state)
 else:
     import torch
@@ -251,10 +251,10 @@ print(seconds, status('VmHWM') - before, status('RssAnon') - anonymous)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_the_huge_checkpoint_needs_no_more_memory_than_its_file(tmp_path, suffix):
-    """2.6 GB: peak at most 1.2 times the file, of it all but a trace belongs to the file.
+def test_a_huge_checkpoint_needs_no_more_memory_than_its_file(tmp_path, suffix):
+    """2.6 GB: peak at most 1.2 times the file, of which less than 5 % are anonymous memory.
 
-    Prints the time beside that of torch.load alone; both read the file from the page cache.
+    Prints the time and that of torch.load alone; both read the file from the page cache.
     """
     with torch.device('meta'):
         shapes = {key: value.shape for key, value in FocalNet('huge_fl4').state_dict().items()}
@@ -275,8 +275,8 @@ def test_the_huge_checkpoint_needs_no_more_memory_than_its_file(tmp_path, suffix
     size = path.stat().st_size
     print(
         f'{path.name}: {size / 1e9:.2f} GB; {seconds:.1f} s, torch.load {alone:.1f} s (ratio '
-        f'{seconds / alone:.2f}); peak {peak / size:.2f} of the file, {anonymous / size:.3f} not '
-        'backed by it'
+        f'{seconds / alone:.2f}); peak {peak / size:.2f} of the file, {anonymous / size:.3f} '
+        'anonymous'
     )
     assert size > 2.5e9
     assert peak < 1.2 * size

@@ -1,3 +1,5 @@
+"""nms and roi_align against compiled mmcv and references, and the module `mmcv._ext`."""
+
 import importlib
 import importlib.util
 import logging
@@ -12,15 +14,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset
 
 from mmfocalnet.compat import ensure_mmcv_ops, mmcv_ops
+from mmfocalnet.compat.mmcv_ops import nms, roi_align
 
 ROOT = Path(__file__).parents[2]
 SCALE = 0.25  # of the fixture
 
-# What blocks a compiled mmcv, so that the tests mean the same beside one.
+# Hides a compiled mmcv, so that the tests are the same with one installed.
 NO_EXT = """
     import sys
     from importlib.abc import MetaPathFinder
@@ -33,7 +34,7 @@ NO_EXT = """
 
 
 def run_python(code: str) -> str:
-    """Run code in a fresh interpreter and return what it printed."""
+    """Run code in a new interpreter and return its output."""
     done = subprocess.run(
         [sys.executable, '-c', textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True
     )
@@ -41,11 +42,11 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-# Independent references, written from the definitions.
+# References, written from the definitions.
 
 
 def reference_nms(boxes, scores, threshold, offset=0):
-    """Greedy, one box at a time, the threshold in single precision like mmcv's."""
+    """Greedy, one box at a time, the threshold in single precision as in mmcv."""
     return greedy_nms(boxes, scores, float(np.float32(threshold)), offset)
 
 
@@ -111,7 +112,7 @@ def fake_torchvision_roi_align_backward(
 
 
 def fake_torchvision_nms(boxes, scores, threshold):
-    """As torchvision's: equal scores by index, the threshold in double precision."""
+    """Like torchvision: equal scores by index, the threshold in double precision."""
     order = scores.sort(descending=True, stable=True).indices
     best_first = -torch.arange(len(order), dtype=torch.float32)
     return order[greedy_nms(boxes[order], best_first, threshold)]
@@ -119,7 +120,7 @@ def fake_torchvision_nms(boxes, scores, threshold):
 
 @pytest.fixture
 def fake_torchvision(monkeypatch):
-    """A torchvision that works, made of the references above."""
+    """A torchvision whose operators are the references above."""
     operators = SimpleNamespace(
         nms=fake_torchvision_nms,
         roi_align=fake_torchvision_roi_align,
@@ -132,9 +133,9 @@ def fake_torchvision(monkeypatch):
 
 @pytest.fixture(params=['pytorch', 'torchvision'])
 def ops(request, monkeypatch, fake_torchvision):
-    """mmcv.ops with its two modules turned to one of our providers, whatever is installed."""
+    """mmcv.ops with the nms and roi_align of one provider, whatever is installed."""
     ensure_mmcv_ops()
-    functions = SimpleNamespace(**mmcv_ops._provided(request.param))
+    functions = SimpleNamespace(**mmcv_ops.OPS[request.param])
     for name in ('nms', 'roi_align'):
         module = importlib.import_module(f'mmcv.ops.{name}')
         monkeypatch.setattr(module, 'ext_module', functions)
@@ -164,10 +165,7 @@ def random_boxes(count, extent=300.0, size=80.0):
 
 
 def in_local_order(keep, scores):
-    """Kept indices with equal scores in the order that this torch sorts them.
-
-    That order is undefined, and the compiled op takes it from torch too.
-    """
+    """Kept indices with equal scores in the undefined order of the installed torch's sort."""
     rank = scores.sort(descending=True).indices.argsort()
     return keep[rank[keep].argsort()]
 
@@ -194,25 +192,25 @@ def test_nms_options_equal_compiled(ops, compiled):
 @pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('threshold', [0.05, 0.5, 0.9])
 def test_nms_equals_greedy_over_several_blocks(ops, threshold, offset):
-    boxes, scores = random_boxes(3000), torch.rand(3000)
+    boxes, scores = random_boxes(1000), torch.rand(1000)
     keep = ops.nms(boxes, scores, threshold, offset=offset)[1]
     assert torch.equal(keep, reference_nms(boxes, scores, threshold, offset))
 
 
-def test_nms_with_tied_scores_and_whole_coordinates(ops):
-    # Whole coordinates make many IoUs hit the threshold exactly: those boxes stay.
-    boxes, scores = random_boxes(1500, extent=40, size=12).round(), (torch.rand(1500) * 9).round()
-    for threshold in (0.25, 0.3, 0.5, 0.6, 0.7):
+def test_nms_with_equal_scores_and_integer_coordinates(ops):
+    # With integer coordinates many IoUs equal the threshold: those boxes stay.
+    boxes, scores = random_boxes(600, extent=25, size=12).round(), (torch.rand(600) * 9).round()
+    for threshold in (0.25, 0.3, 0.5, 0.7):
         keep = ops.nms(boxes, scores, threshold)[1]
         assert torch.equal(keep, reference_nms(boxes, scores, threshold))
 
 
 def test_nms_follows_a_chain_longer_than_a_block(ops):
-    # Each box suppresses only the next, so every other one stays.
-    left = torch.arange(1300.0)
+    # Each box suppresses only the next, so every second one stays.
+    left = torch.arange(600.0)
     boxes = torch.stack([left, left * 0, left + 3, left * 0 + 1], dim=1)
-    keep = ops.nms(boxes, 1 - left / 2000, 0.4)[1]
-    assert keep.tolist() == list(range(0, 1300, 2))
+    keep = ops.nms(boxes, 1 - left / 1000, 0.4)[1]
+    assert keep.tolist() == list(range(0, 600, 2))
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
@@ -222,7 +220,7 @@ def test_nms_dtypes(ops, dtype):
     assert torch.equal(keep, reference_nms(boxes.float(), scores.float(), 0.5))
 
 
-def test_nms_awkward_boxes(ops):
+def test_nms_of_empty_equal_and_strided_boxes(ops):
     none = ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
     assert none[0].shape == (0, 5) and none[1].shape == (0,) and none[1].dtype == torch.int64
     one = random_boxes(1)
@@ -255,8 +253,8 @@ def test_roi_align_equals_compiled(ops, compiled, aligned, ratio, mode):
 @pytest.mark.parametrize('aligned', [False, True])
 @pytest.mark.parametrize('ratio', [0, 1, 3])
 def test_roi_align_equals_reference(ops, monkeypatch, ratio, aligned, layout):
-    # Small chunks, so that groups and chunks are split many times.
-    monkeypatch.setattr(mmcv_ops, '_CHUNK_ELEMENTS', 2000)
+    # Small chunks, so that groups and chunks are split often.
+    monkeypatch.setattr(roi_align, '_CHUNK_ELEMENTS', 2000)
     x = torch.randn(2, 3, 24, 36).to(memory_format=layout).requires_grad_()
     rois = random_rois(60)
     y = ops.roi_align(x, rois, (4, 6), SCALE, ratio, 'avg', aligned)
@@ -268,23 +266,23 @@ def test_roi_align_equals_reference(ops, monkeypatch, ratio, aligned, layout):
 
 
 @pytest.mark.parametrize('aligned', [False, True])
-def test_roi_align_max_takes_the_largest_sample(ops, monkeypatch, aligned):
-    monkeypatch.setattr(mmcv_ops, '_CHUNK_ELEMENTS', 2000)
-    # Bins of one sample: its value is the average and the maximum alike, and so is the gradient.
+def test_roi_align_max_is_the_maximum_of_the_samples(ops, monkeypatch, aligned):
+    monkeypatch.setattr(roi_align, '_CHUNK_ELEMENTS', 2000)
+    # With one sample per bin, average and maximum are equal, and so are their gradients.
     x = torch.randn(2, 3, 24, 36, requires_grad=True)
     rois = random_rois(30)
     outs = [ops.roi_align(x, rois, (4, 6), SCALE, 1, mode, aligned) for mode in ('avg', 'max')]
     torch.testing.assert_close(*outs)
     weight = torch.randn_like(outs[0])
     torch.testing.assert_close(*(torch.autograd.grad(y, x, weight)[0] for y in outs))
-    # The samples of a bin are the bins of a grid twice as fine.
+    # The samples of a bin are the bins of a grid of twice the resolution.
     fine = ops.roi_align(x, rois, (8, 12), SCALE, 1, 'avg', True)
     coarse = ops.roi_align(x, rois, (4, 6), SCALE, 2, 'max', True)
     torch.testing.assert_close(coarse, F.max_pool2d(fine, 2))
 
 
 @pytest.mark.parametrize('mode', ['avg', 'max'])
-def test_roi_align_pools_each_roi_by_itself(ops, mode):
+def test_roi_align_pools_rois_independently(ops, mode):
     x, rois = torch.randn(2, 3, 24, 36), random_rois(40)
     together, *alone = (
         ops.roi_align(x, part, (4, 6), SCALE, 0, mode, False) for part in (rois, *rois.split(1))
@@ -293,7 +291,7 @@ def test_roi_align_pools_each_roi_by_itself(ops, mode):
 
 
 @pytest.mark.parametrize('mode', ['avg', 'max'])
-def test_roi_align_awkward_rois(ops, mode):
+def test_roi_align_of_degenerate_rois(ops, mode):
     x = torch.randn(2, 3, 24, 36)
     box = [8.0, 8.0, 40.0, 50.0]
     rois = torch.tensor(
@@ -315,7 +313,7 @@ def test_roi_align_awkward_rois(ops, mode):
         ops.roi_align(x, roi, (7, 7), SCALE, 2, mode, True)
         for roi in (rois[3:4], torch.tensor([[1.0, 40, 50, 40, 50]]))
     )
-    assert torch.equal(fixed, point), 'a negative size is no size'
+    assert torch.equal(fixed, point), 'a negative size counts as zero'
     swapped = ops.roi_align(x.flip(0), torch.tensor([[0.0, *box]]), (7, 7), SCALE, 0, mode, True)
     torch.testing.assert_close(y[6:], swapped)
 
@@ -340,42 +338,21 @@ def test_roi_align_computes_half_precision_in_single(ops, dtype, mode):
     assert x.grad.dtype == dtype and x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('aligned', [False, True])
-@pytest.mark.parametrize('ratio', [0, 2])
-def test_roi_align_gradcheck(ops, ratio, aligned):
-    x = torch.randn(2, 2, 6, 7, dtype=torch.float64, requires_grad=True)
-    rois = random_rois(4, extent=24).double()
-    assert torch.autograd.gradcheck(
-        lambda x: ops.roi_align(x, rois, (2, 3), SCALE, ratio, 'avg', aligned), x
-    )
-
-
-def test_roi_align_max_gradcheck(ops):
+@pytest.mark.parametrize('ops', ['pytorch'], indirect=True)
+@pytest.mark.parametrize('mode', ['avg', 'max'])
+def test_roi_align_gradcheck(ops, mode):
     x = torch.randn(1, 2, 6, 7, dtype=torch.float64, requires_grad=True)
     rois = random_rois(3, batch=1, extent=24).double()
     assert torch.autograd.gradcheck(
-        lambda x: ops.roi_align(x, rois, (2, 2), SCALE, 2, 'max', True), x, eps=1e-7
+        lambda x: ops.roi_align(x, rois, (2, 2), SCALE, 2, mode, True), x, eps=1e-7
     )
 
 
-@pytest.mark.parametrize('reentrant', [False, True])
-def test_roi_align_under_checkpoint(ops, reentrant):
-    x = torch.randn(2, 3, 24, 36, requires_grad=True)
-    rois = random_rois(10)
-
-    def pool(x):
-        return ops.roi_align(x * 2, rois, (4, 4), SCALE, 0, 'avg', True).square()
-
-    plain = torch.autograd.grad(pool(x).sum(), x)[0]
-    checkpoint(pool, x, use_reentrant=reentrant).sum().backward()
-    assert torch.equal(x.grad, plain)
-
-
-def test_torchvision_gradient_is_left_for_a_deterministic_one(monkeypatch, fake_torchvision):
+def test_deterministic_mode_does_not_use_the_torchvision_gradient(monkeypatch, fake_torchvision):
     monkeypatch.delattr(fake_torchvision, '_roi_align_backward')
     monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: True)
     grad = torch.zeros(1, 1, 4, 4)
-    mmcv_ops.torchvision_roi_align_backward(
+    roi_align.torchvision_roi_align_backward(
         torch.ones(1, 1, 2, 2),
         torch.tensor([[0.0, 0, 0, 3, 3]]),
         grad.new_zeros(0),
@@ -391,41 +368,23 @@ def test_torchvision_gradient_is_left_for_a_deterministic_one(monkeypatch, fake_
     torch.testing.assert_close(grad.sum(), torch.tensor(4.0))
 
 
-class Pooled(Dataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        from mmcv.ops import nms, roi_align
-
-        x = torch.full((1, 1, 8, 8), float(index))
-        roi = torch.tensor([[0.0, 1, 1, 6, 6]])
-        return roi_align(x, roi, 2, 1.0, 0, 'avg', True), nms(roi[:, 1:], torch.ones(1), 0.5)[1]
-
-
-def test_in_data_loader_workers():
-    pooled, keep = next(iter(DataLoader(Pooled(), batch_size=4, num_workers=1)))
-    assert torch.equal(pooled.mean((1, 2, 3, 4)), torch.arange(4.0))
-    assert keep.tolist() == [[0]] * 4
-
-
 # Registration
 
 
 @pytest.fixture
 def no_ext(monkeypatch):
-    """As in a fresh process whose mmcv has no compiled ops and that has no torchvision."""
+    """As in a new process with neither compiled ops of mmcv nor torchvision."""
     hide_ext(monkeypatch)
     monkeypatch.setitem(sys.modules, 'torchvision', None)
 
 
 def hide_ext(monkeypatch, finder=None):
     importlib.import_module('mmcv')
-    finders = [f for f in sys.meta_path if not isinstance(f, mmcv_ops._StandIn)]
+    finders = [f for f in sys.meta_path if not isinstance(f, mmcv_ops.ExtFinder)]
     missing = ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext')
     monkeypatch.setattr(sys, 'meta_path', [finder or RaisingFinder(missing), *finders])
     monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
-    # Recorded so that it comes back with the rest.
+    # monkeypatch restores it at the end.
     monkeypatch.delattr('mmcv._ext', raising=False)
 
 
@@ -438,16 +397,16 @@ class RaisingFinder:
             raise self.error
 
 
-def test_plain_stand_in(no_ext):
+def test_pytorch_provides_missing_ops(no_ext):
     assert ensure_mmcv_ops() == 'pytorch'
     ext, finders = sys.modules['mmcv._ext'], list(sys.meta_path)
     assert ensure_mmcv_ops() == 'pytorch' == mmcv_ops.ops_provider()
-    assert sys.modules['mmcv._ext'] is ext and sys.meta_path == finders, 'nothing twice'
+    assert sys.modules['mmcv._ext'] is ext and sys.meta_path == finders
     assert importlib.import_module('mmcv')._ext is ext
-    assert ext.nms is mmcv_ops.nms
+    assert ext.nms is nms.nms
 
 
-def test_stand_in_is_a_proper_module(no_ext):
+def test_replacement_reloads_and_its_ops_pickle(no_ext):
     ensure_mmcv_ops()
     ext = sys.modules['mmcv._ext']
     assert importlib.util.find_spec('mmcv._ext') is ext.__spec__
@@ -457,10 +416,16 @@ def test_stand_in_is_a_proper_module(no_ext):
     assert not hasattr(ext, '__path__')
 
 
-def test_torchvision_stand_in(monkeypatch, fake_torchvision):
+def test_other_ops_raise_with_their_name(no_ext):
+    ensure_mmcv_ops()
+    with pytest.raises(NotImplementedError, match='softnms'):
+        sys.modules['mmcv._ext'].softnms(torch.zeros(1, 4))
+
+
+def test_torchvision_provides_missing_ops(monkeypatch, fake_torchvision):
     hide_ext(monkeypatch)
     assert ensure_mmcv_ops() == 'torchvision'
-    assert sys.modules['mmcv._ext'].nms is mmcv_ops.torchvision_nms
+    assert sys.modules['mmcv._ext'].nms is nms.torchvision_nms
 
 
 @pytest.mark.parametrize(
@@ -471,7 +436,7 @@ def test_torchvision_stand_in(monkeypatch, fake_torchvision):
         '',
     ],
 )
-def test_torchvision_that_does_not_work(monkeypatch, tmp_path, source):
+def test_broken_torchvision_is_not_used(monkeypatch, tmp_path, source):
     hide_ext(monkeypatch)
     (tmp_path / 'torchvision.py').write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -497,18 +462,18 @@ def test_compiled_ops_are_left_untouched(monkeypatch):
 def test_broken_compiled_ops_are_replaced_with_a_warning(monkeypatch, error):
     hide_ext(monkeypatch, RaisingFinder(error))
     monkeypatch.setitem(sys.modules, 'torchvision', None)
-    with pytest.warns(UserWarning, match=f'do not load.*{error}') as caught:
+    with pytest.warns(UserWarning, match=str(error)) as caught:
         assert ensure_mmcv_ops() == 'pytorch'
     assert len(caught) == 1
 
 
-def test_missing_mmcv_names_the_extras(monkeypatch):
+def test_missing_mmcv_raises_with_the_extras(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv', None)
     with pytest.raises(ImportError, match=r'mmfocalnet\[onedl\].*mmfocalnet\[openmmlab\]'):
         ensure_mmcv_ops()
 
 
-def test_other_missing_modules_are_not_blamed_on_mmcv(monkeypatch):
+def test_modules_that_mmcv_lacks_are_reported_as_such(monkeypatch):
     def fail(name):
         raise ModuleNotFoundError("No module named 'cv2'", name='cv2')
 
@@ -518,39 +483,39 @@ def test_other_missing_modules_are_not_blamed_on_mmcv(monkeypatch):
 
 
 @pytest.mark.parametrize('rank, worker, lines', [(0, None, 1), (1, None, 0), (0, object(), 0)])
-def test_provider_is_logged_once_by_one_process(no_ext, monkeypatch, rank, worker, lines):
+def test_provider_is_logged_once_by_the_main_process(no_ext, monkeypatch, rank, worker, lines):
+    ensure_mmcv_ops()
     logged = []
     monkeypatch.setattr('mmengine.logging.print_log', lambda *a, **k: logged.append((a, k)))
     monkeypatch.setattr('mmengine.dist.is_main_process', lambda: rank == 0)
     monkeypatch.setattr(torch.utils.data, 'get_worker_info', lambda: worker)
     mmcv_ops.log_ops_provider.cache_clear()
     for _ in range(2):
-        mmcv_ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5, 0)
+        nms.nms(torch.zeros(0, 4), torch.zeros(0), 0.5, 0)
     mmcv_ops.log_ops_provider.cache_clear()
     assert len(logged) == lines
     if lines:
         (message,), options = logged[0]
-        assert 'plain PyTorch' in message
-        assert options == dict(logger='current', level=logging.INFO)
+        assert 'PyTorch' in message and options == dict(logger='current', level=logging.INFO)
 
 
-def test_fresh_process_imports_mmdet_and_names_missing_ops():
+@pytest.mark.e2e
+def test_new_process_imports_mmdet_and_raises_on_missing_ops():
     printed = run_python(
         NO_EXT
         + """
     import pytest
     with pytest.raises(ImportError):
-        import mmdet.models  # half imported before, as in a notebook
+        import mmdet.models  # partly imported before, as in a notebook
     from mmfocalnet.compat import ensure_mmcv_ops
     assert ensure_mmcv_ops() in ('pytorch', 'torchvision')
-    print('silent from here')
+    print('no output from here')
     import mmcv.ops, mmdet.models, mmseg.models, torch
     from mmcv.utils import collect_env
     assert collect_env()['MMCV Compiler'].startswith('not compiled')
     assert collect_env()['MMCV CUDA Compiler'].startswith('not compiled')
-    with pytest.raises(NotImplementedError, match='softnms.*installation.html') as error:
+    with pytest.raises(NotImplementedError, match='softnms'):
         mmcv.ops.soft_nms(torch.zeros(1, 4), torch.zeros(1))
-    assert str(error.value).count('. ') == 0, 'one sentence'
     with pytest.raises(NotImplementedError, match='deform_conv_forward'):
         weight = torch.zeros(1, 1, 3, 3)
         mmcv.ops.deform_conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 18, 6, 6), weight)
@@ -561,5 +526,5 @@ def test_fresh_process_imports_mmdet_and_names_missing_ops():
     """
     )
     start, end, line = printed.strip().split('\n')[-3:]
-    assert (start, end) == ('silent from here', 'to here')
-    assert 'mmcv has none compiled' in line, 'logged once, at the first op'
+    assert (start, end) == ('no output from here', 'to here')
+    assert 'mmcv ops:' in line, 'logged once, at the first op'

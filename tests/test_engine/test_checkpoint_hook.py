@@ -218,7 +218,7 @@ def test_the_best_of_a_work_dir_that_was_moved(runner, tmp_path):
 @pytest.mark.parametrize('settings', [dict(interval='often'), dict(max_keep_ckpts='two')])
 def test_numbers_that_are_none_are_named(settings):
     [name] = settings
-    with pytest.raises(ConfigError, match=f'{name} of AtomicCheckpointHook must be a whole number'):
+    with pytest.raises(ConfigError, match=name):
         AtomicCheckpointHook(**settings)
 
 

@@ -60,13 +60,11 @@ def test_labels_out_of_range(stage):
     before = getattr(CheckLabelsHook(), f'before_{stage}_iter')
     runner = Runner('abc')
     before(runner, 0, batch([[0, 2], [255, 1]], reduce_zero_label=True))
-    with pytest.raises(
-        DataError, match=r'map.png holds the label 4, .* labels 1 to 3: .* 0 or 255'
-    ):
+    with pytest.raises(DataError, match=r'map\.png.*label 4.*1 to 3.*255'):
         before(runner, 0, batch([[0, 3], [255, 1]], reduce_zero_label=True))
-    with pytest.raises(DataError, match=r'map.png holds the label 3, .* labels 0 to 2'):
+    with pytest.raises(DataError, match=r'map\.png.*label 3.*0 to 2'):
         before(runner, 0, batch([[0, 3]]))
     before(Runner(None), 0, batch([[3]]))
     views = batch([[7]])
-    with pytest.raises(DataError, match='holds the label 7'):
+    with pytest.raises(DataError, match='label 7'):
         before(runner, 0, dict(data_samples=[views['data_samples'] * 2]))

@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay, by the names of the weights."""
+"""Learning rate and weight decay of every parameter under layer-wise decay."""
 
 from pathlib import Path
 
@@ -18,7 +18,8 @@ NET = dict(
     embed_dim=4, depths=(1, 2), focal_levels=1, focal_windows=3, use_layerscale=True,
     use_postln_in_modulation=True, drop_path_rate=0,
 )  # fmt: skip
-# Layer and whether the weight decays, of every weight; three blocks, so that heads are layer 4.
+# Whether each parameter of a block decays; then layer and decay of each parameter of the network.
+# With three blocks the heads are layer 4.
 BLOCK = {
     'norm1.weight': False,
     'norm1.bias': False,
@@ -71,7 +72,7 @@ def build(model, **paramwise):
 
 
 def groups_of(model, **paramwise):
-    """Learning rate and weight decay per name of a weight."""
+    """Learning rate and weight decay by name of the parameter."""
     wrapper = build(model, decay_rate=0.5, **paramwise)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
@@ -81,7 +82,7 @@ def groups_of(model, **paramwise):
     }
 
 
-def test_every_weight_has_the_rate_and_decay_of_its_layer():
+def test_rate_and_decay_of_every_parameter():
     model = Model()
     assert layer_ids(model.backbone) == {name: layer for name, (layer, _) in EXPECTED.items()}
     expected = {
@@ -94,12 +95,12 @@ def test_every_weight_has_the_rate_and_decay_of_its_layer():
     assert groups_of(model) == expected
 
 
-def test_in_a_wrapper_as_of_several_processes():
+def test_in_the_wrapper_of_distributed_training():
     alone, wrapped = groups_of(Model()), groups_of(nn.ModuleDict(dict(module=Model())))
     assert wrapped == {f'module.{name}': group for name, group in alone.items()}
 
 
-def test_custom_keys_come_on_top():
+def test_custom_keys_multiply_the_rate():
     groups = groups_of(Model(), custom_keys={'modulation.f': dict(lr_mult=0.1, decay_mult=2.0)})
     assert groups['backbone.layers.0.blocks.0.modulation.f.weight'] == pytest.approx(
         (LR * 0.1 * 0.5**3, DECAY * 2)
@@ -107,7 +108,7 @@ def test_custom_keys_come_on_top():
     assert groups['backbone.layers.0.blocks.0.modulation.h.weight'] == (LR * 0.5**3, DECAY)
 
 
-def test_frozen_weights_are_given_no_step():
+def test_frozen_parameters_are_not_updated():
     model = Model(frozen_stages=1)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     wrapper = build(model, decay_rate=0.5)
@@ -122,20 +123,38 @@ def test_frozen_weights_are_given_no_step():
 
 
 @pytest.mark.parametrize('rate', [None, 0, 1.5, '0.9', True])
-def test_a_rate_that_is_none_is_named(rate):
-    with pytest.raises(ConfigError, match=r'decay_rate in \(0, 1\]'):
+def test_invalid_decay_rate(rate):
+    with pytest.raises(ConfigError) as error:
         build(Model(), decay_rate=rate)
+    assert 'decay_rate' in str(error.value) and repr(rate) in str(error.value)
 
 
-def test_other_models_and_depths_are_named():
-    with pytest.raises(ConfigError, match='found no FocalNet in Linear'):
-        groups_of(nn.Linear(2, 2))
-    with pytest.raises(ConfigError, match='num_layers=12, but this FocalNet has 3 blocks'):
-        groups_of(Model(), num_layers=12)
+@pytest.mark.parametrize(
+    ('model', 'paramwise', 'token'),
+    [
+        (nn.Linear(2, 2), {}, 'Linear'),
+        (Model(), dict(num_layers=12), 'num_layers'),
+        (Model(), dict(norm_decay=0), 'norm_decay'),
+    ],
+    ids=['no FocalNet', 'other depth', 'unknown key'],
+)
+def test_configs_that_do_not_fit(model, paramwise, token):
+    with pytest.raises(ConfigError, match=token):
+        groups_of(model, **paramwise)
 
 
-def test_a_published_recipe_takes_it():
-    """As docs/training.md shows it."""
+def test_optimizer_without_weight_decay():
+    cfg = dict(
+        optimizer=dict(type='AdamW', lr=LR),
+        constructor='FocalNetLayerDecayOptimizerConstructor',
+        paramwise_cfg=dict(decay_rate=0.9),
+    )
+    with pytest.raises(ConfigError, match='weight_decay'):
+        build_optim_wrapper(Model(), cfg)
+
+
+def test_with_a_published_config():
+    """The example of docs/training.md."""
     cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/focalnet_b_1x.py')
     cfg.merge_from_dict(
         {

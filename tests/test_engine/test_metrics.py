@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from toy import ToyMetric, toy_config
 
-from mmfocalnet.cli import check_start, train
+from mmfocalnet.cli import load_initial_checkpoint, train
 from mmfocalnet.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_such_a_validation_changes_no_schedule(tmp_path, measure, nothing):
     # A resumed run repeats the validation after its checkpoint.
     cfg = config(tmp_path, resume=True)
     cfg.train_cfg.max_epochs = 5
-    check_start(cfg)
+    load_initial_checkpoint(cfg)
     train(cfg)
     assert rate(tmp_path, 5) == 0.1
 

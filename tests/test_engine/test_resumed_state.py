@@ -12,7 +12,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from toy import ToyMetric, toy_config
 
-from mmfocalnet.cli import check_start, train
+from mmfocalnet.cli import load_initial_checkpoint, train
 from mmfocalnet.engine.hooks.checkpoint import AtomicBackend
 from mmfocalnet.errors import CheckpointError
 
@@ -108,7 +108,7 @@ def outcome(folder):
 
 def go(folder, kind, resume=False):
     cfg = config(folder, kind, resume)
-    check_start(cfg)
+    load_initial_checkpoint(cfg)
     train(cfg)
 
 
@@ -199,7 +199,7 @@ def resumed_with(folder, **settings):
     """Go on with other settings than those that a run was stopped with; the newest checkpoint."""
     cfg = config(folder, 'patience', resume=True)
     cfg.update(settings)
-    check_start(cfg)
+    load_initial_checkpoint(cfg)
     train(cfg)
     return Path((folder / 'last_checkpoint').read_text()).name
 

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
+from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from torch.utils.data import DataLoader
 
-from mmfocalnet import SeededInfiniteSampler, SeededSampler, SeedIterationsHook
+from mmfocalnet import (
+    SeededClassBalancedDataset,
+    SeededInfiniteSampler,
+    SeededSampler,
+    SeedIterationsHook,
+    SeedSample,
+)
+from mmfocalnet.datasets.dataset_configs import find_datasets
 from mmfocalnet.engine.seeding import SeededIndex, seed_from
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -35,7 +42,7 @@ def draw(_=None):
 
 
 def dataset():
-    return Numbers(pipeline=[lambda results: (results['number'], *draw())])
+    return Numbers(pipeline=[SeedSample(), lambda results: (results['number'], *draw())])
 
 
 def take(count, sampler, workers=0):
@@ -79,7 +86,7 @@ def test_an_epoch_from_its_start(workers):
     [
         lambda: ConcatDataset([dataset(), dataset()]),
         lambda: RepeatDataset(dataset(), 2),
-        lambda: ClassBalancedDataset(dataset(), 0.5),
+        lambda: SeededClassBalancedDataset(dataset(), 0.5),
     ],
 )
 @pytest.mark.parametrize('workers', [0, 2])
@@ -90,16 +97,17 @@ def test_wrapped_datasets(wrap, workers):
 
 
 def test_a_rare_category_is_drawn_more_often():
-    balanced = ClassBalancedDataset(dataset(), 0.5)
+    balanced = SeededClassBalancedDataset(dataset(), 0.5)
     samples = [one for batch in take(6, SeededSampler(balanced, seed=3)) for one in batch]
     assert sorted(number for number, *_ in samples) == [*range(9), 9, 9, 9]
     assert len(set(samples)) == 12
 
 
-def test_a_pipeline_is_seeded_once():
+def test_samplers_leave_the_dataset_unchanged():
     shared = dataset()
+    before = list(shared.pipeline.transforms)
     SeededSampler(shared, seed=3), SeededInfiniteSampler(shared, seed=3)
-    assert len(shared.pipeline.transforms) == 2
+    assert shared.pipeline.transforms == before
 
 
 def test_an_index_goes_to_workers_with_its_place():
@@ -109,7 +117,7 @@ def test_an_index_goes_to_workers_with_its_place():
 
 def test_iterations_and_processes_draw_for_themselves(monkeypatch):
     def draws(iteration, rank, seed=3):
-        monkeypatch.setattr('mmfocalnet.engine.seeding.get_rank', lambda: rank)
+        monkeypatch.setattr('mmfocalnet.engine.hooks.seed_iterations.get_rank', lambda: rank)
         SeedIterationsHook().before_train_iter(SimpleNamespace(seed=seed, iter=iteration), 0)
         return draw()
 
@@ -117,7 +125,9 @@ def test_iterations_and_processes_draw_for_themselves(monkeypatch):
     assert len({draws(4, 0), draws(5, 0), draws(4, 1), draws(4, 0, seed=4)}) == 4
 
 
-def test_every_config_draws_seeded_samples():
+def test_every_config_seeds_its_samples():
     for path in LEAVES:
-        sampler = Config.fromfile(path).train_dataloader.sampler
-        assert sampler.type in ('SeededSampler', 'SeededInfiniteSampler'), path
+        loader = Config.fromfile(path).train_dataloader
+        assert loader.sampler.type in ('SeededSampler', 'SeededInfiniteSampler'), path
+        [dataset] = find_datasets(loader.dataset)
+        assert dataset.pipeline[0].type == 'SeedSample', path

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch.distributed.fsdp.wrap import _recursive_wrap
 
-from mmfocalnet import FocalNet
-from mmfocalnet import cli as launch
+from mmfocalnet import FocalNet, cli
+from mmfocalnet.cli import strategy
 from mmfocalnet.engine.strategies import FocalNetFSDPStrategy, focalnet_blocks
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models import FocalNetBlock
@@ -71,7 +71,7 @@ def test_a_config_is_the_plain_recipe_with_a_strategy(path, plain, strategy):
         assert 'clip_grad' not in cfg.optim_wrapper
     else:
         assert cfg.optim_wrapper == plain.optim_wrapper
-    launch.drop_strategy(cfg)
+    cli.drop_strategy(cfg)
     assert 'runner_type' not in cfg
     assert 'strategy' not in cfg
 
@@ -79,7 +79,7 @@ def test_a_config_is_the_plain_recipe_with_a_strategy(path, plain, strategy):
 def check(path, **settings):
     cfg = Config.fromfile(ROOT / path)
     cfg.merge_from_dict({'launcher': 'pytorch', **settings})
-    launch.check_strategy(cfg)
+    cli.check_strategy(cfg)
 
 
 @pytest.fixture
@@ -87,19 +87,17 @@ def packages(monkeypatch):
     """Pretend that the named packages are there, and no others."""
 
     def _packages(*names):
-        monkeypatch.setattr(
-            launch.sharding, 'find_spec', lambda name: name if name in names else None
-        )
+        monkeypatch.setattr(strategy, 'find_spec', lambda name: name if name in names else None)
 
     return _packages
 
 
-def test_what_cannot_be_sharded_is_refused():
+def test_configs_that_cannot_be_sharded():
     check(FSDP)
     check('configs/mask_rcnn/focalnet_l_3x.py')
     with pytest.raises(ConfigError, match=r'tools/dist_train\.sh CONFIG'):
         check(FSDP, launcher='none')
-    with pytest.raises(ConfigError, match='drop one of the two'):
+    with pytest.raises(ConfigError, match='EMAHook'):
         check(FSDP, custom_hooks=[dict(type='mmengine.EMAHook')])
     with pytest.raises(ConfigError, match="runner_type='FlexibleRunner'"):
         check('configs/mask_rcnn/focalnet_l_3x.py', strategy=dict(type='DDPStrategy'))
@@ -111,24 +109,24 @@ def test_what_cannot_be_sharded_is_refused():
 def test_the_loss_scale_follows_all_shards(monkeypatch, path, shards):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     cfg = Config.fromfile(ROOT / path)
-    launch.use_amp(cfg)
+    cli.use_amp(cfg)
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.use_fsdp) == ('AmpOptimWrapper', shards)
 
 
-def test_scalar_weights_are_named_before_anything_is_built():
-    cfg = Config.fromfile(ROOT / 'configs/demo/atss.py')
-    launch.check_model(cfg)
-    cfg.strategy = dict(type='FocalNetFSDPStrategy')
-    with pytest.raises(ConfigError, match=r'ATSS of .*atss\.py has bbox_head\.scales\.0\.scale'):
-        launch.check_model(cfg)
+def test_scalar_weights_cannot_be_sharded():
+    model = torch.nn.Module()
+    model.scale = torch.nn.Parameter(torch.tensor(1.0))
+    fsdp = object.__new__(FocalNetFSDPStrategy)
+    with pytest.raises(ConfigError, match='scale'):
+        fsdp._wrap_model(model)
 
 
-def test_deepspeed_is_asked_for_and_takes_no_flag_that_it_would_not_heed(packages):
+def test_deepspeed_needs_its_package_and_refuses_flags_that_it_ignores(packages):
     packages()
     with pytest.raises(ConfigError, match=r'pip install "deepspeed<=[\d.]+"'):
         check(DEEPSPEED)
     packages('deepspeed')
-    with pytest.raises(ConfigError, match='no longer has: pip install "deepspeed<='):
+    with pytest.raises(ConfigError, match='deepspeed<='):
         check(DEEPSPEED)
     packages('deepspeed', 'deepspeed.runtime.fp16.onebit')
     check(DEEPSPEED)
@@ -137,6 +135,6 @@ def test_deepspeed_is_asked_for_and_takes_no_flag_that_it_would_not_heed(package
     with pytest.raises(ConfigError, match='load_from'):
         check(DEEPSPEED, load_from='epoch_1.pth')
     cfg = Config.fromfile(ROOT / DEEPSPEED)
-    for change, flag in ((launch.use_amp, '--amp'), (launch.scale_lr, '--auto-scale-lr')):
+    for change, flag in ((cli.use_amp, '--amp'), (cli.scale_lr, '--auto-scale-lr')):
         with pytest.raises(ConfigError, match=flag):
             change(cfg)

@@ -1,8 +1,9 @@
-"""Junk in annotation files is reported, or mmdet trains and evaluates with it."""
+"""Malformed annotation files are refused, or mmdet trains and evaluates with them."""
 
+import contextlib
 import copy
 import json
-import os
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -14,16 +15,10 @@ from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from mmfocalnet.compat.panopticapi import rgb2id
 from mmfocalnet.datasets import METAINFO, make_shapes
-from mmfocalnet.datasets.inspection import inspect_dataset
+from mmfocalnet.datasets.inspection import check_annotations, inspect_dataset
 from mmfocalnet.errors import DataError
 
-PIPELINE = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-PANOPTIC_PIPELINE = [PIPELINE[0], dict(type='LoadPanopticAnnotations'), *PIPELINE[2:]]
+pytestmark = pytest.mark.fuzz
 JUNK = (
     *(None, True, False, 0, 1, 2, -1, 0.5, 1.0, -0.0, 77, 10**9, 2**31, 2**63, 10**400, 1e300),
     *(1e-300, float('nan'), float('inf'), '', '1', 'no', 'a\x00\x1b[31m', '\ud800', 'x' * 10**4),
@@ -40,21 +35,12 @@ def coco(tmp_path_factory):
     return make_shapes(tmp_path_factory.mktemp('data') / 'shapes', 1, 2, size=64) / 'coco'
 
 
-@pytest.fixture(scope='module')
-def sound(coco):
-    """The content of both files by their kind."""
-    return {
-        kind: json.loads((coco / f'annotations/{kind}_val2017.json').read_text())
-        for kind in ('instances', 'panoptic')
-    }
-
-
 @st.composite
 def damaged(draw, sound):
-    """A copy with junk at one to three places."""
+    """A copy of a file's content with junk at one to three places."""
     content = copy.deepcopy(sound)
     for _ in range(draw(st.integers(1, 3))):
-        # First the depth, or nearly all places were coordinates.
+        # Draw the depth first, otherwise nearly all places are coordinates.
         node, key = content, draw(st.sampled_from(sorted(content)))
         while isinstance(node[key], (dict, list)) and node[key] and draw(st.integers(0, 4)):
             node = node[key]
@@ -72,30 +58,29 @@ def damaged(draw, sound):
     return content
 
 
-def passes(dataset, evaluator, with_images=False):
-    """What the inspection finds, or None if there are errors."""
-    try:
-        findings = inspect_dataset(dataset, evaluator, with_images=with_images).findings
-    except DataError:
-        return None
-    text = '\n'.join(findings.lines())
-    assert '\x1b' not in text
-    text.encode()
-    return None if findings.count(errors=True) else text
+def inspect(dataset, evaluator):
+    """All findings as text, None if there are errors; check_annotations must find the file's."""
+    texts, numbers = [''], [1]
+    with contextlib.suppress(DataError):
+        reports = [inspect_dataset(dataset, evaluator, with_images=w) for w in (False, True)]
+        texts = ['\n'.join(report.findings.lines()) for report in reports]
+        numbers = [report.findings.count(errors=True) for report in reports]
+    if numbers[0]:
+        with pytest.raises(DataError) as error:
+            check_annotations(dataset, evaluator)
+        assert dataset['ann_file'] in str(error.value)
+    else:
+        check_annotations(dataset, evaluator)
+    assert '\x1b' not in texts[-1]
+    texts[-1].encode()
+    return None if numbers[-1] else texts[-1]
 
 
-def write(content, folder):
-    path = str(folder / 'junk.json')
-    with open(path, 'w') as file:
-        json.dump(content, file)
-    return path
-
-
-def evaluate(dataset, path):
+def score_instances(config, metric):
     """The score of perfect boxes and masks."""
-    from mmdet.evaluation import CocoMetric
-
-    metric = CocoMetric(ann_file=path, metric=['bbox', 'segm'])
+    pipeline = [step for step in config['pipeline'] if step['type'] != 'RandomFlip']
+    dataset = DATASETS.build({**config, 'test_mode': True, 'pipeline': pipeline})
+    metric = METRICS.build(metric)
     metric.dataset_meta = dataset.metainfo
     for item in dataset:
         sample = item['data_samples']
@@ -106,43 +91,16 @@ def evaluate(dataset, path):
             scores=torch.ones(len(truth)),
         )  # fmt: skip
         metric.process(None, [{**sample.metainfo, 'pred_instances': predictions}])
-    return metric.evaluate(len(dataset))
+    return metric.evaluate(len(dataset))['coco/bbox_mAP']
 
 
-@given(data=st.data())
-def test_junk_in_boxes_and_masks(coco, sound, tmp_path, data, count):
-    count()
-    content = data.draw(damaged(sound['instances']))
-    path = write(content, tmp_path)
-    dataset = dict(
-        type='CocoDataset', ann_file=path, data_prefix=dict(img=f'{coco}/val2017/'),
-        metainfo=METAINFO['detection'], pipeline=PIPELINE, serialize_data=False,
-        filter_cfg=dict(filter_empty_gt=True, min_size=32),
-    )  # fmt: skip
-    metric = dict(type='CocoMetric', metric=['bbox', 'segm'], ann_file=path)
-    images = set(os.listdir(coco / 'val2017'))
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        trained, evaluated = passes(dataset, None), passes(dataset, metric)
-        # Images are not looked at here.
-        if trained is None or not images.issuperset(i['file_name'] for i in content['images']):
-            return
-        items = list(DATASETS.build(dataset))
-        assert items and None not in items
-        if evaluated is None:
-            return
-        pipeline = [*PIPELINE[:2], PIPELINE[3]]
-        built = DATASETS.build({**dataset, 'test_mode': True, 'pipeline': pipeline})
-        scores = evaluate(built, path)
-        if not evaluated and not any('ignore' in record for record in content['annotations']):
-            assert scores['coco/bbox_mAP'] == 1, scores
-
-
-def evaluate_panoptic(dataset, metric):
+def score_panoptic(config, metric):
     """The score of perfect segments."""
+    dataset = DATASETS.build({**config, 'test_mode': True, 'pipeline': []})
     metric = METRICS.build(metric)
     metric.dataset_meta = dataset.metainfo
-    for number in range(len(dataset)):
-        info = dataset.get_data_info(number)
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
         ids = rgb2id(cv2.imread(info['seg_map_path'])[..., ::-1])
         predicted = np.full(ids.shape, len(dataset.metainfo['classes']))
         for place, segment in enumerate(info['segments_info']):
@@ -152,28 +110,58 @@ def evaluate_panoptic(dataset, metric):
             pred_panoptic_seg=dict(sem_seg=torch.tensor(predicted)[None]),
         )  # fmt: skip
         metric.process(None, [sample])
-    return metric.evaluate(len(dataset))
+    return metric.evaluate(len(dataset))['coco_panoptic/PQ'] / 100
 
 
-@given(data=st.data())
-def test_junk_in_panoptic_files(coco, sound, tmp_path, data, count):
-    count()
-    content = data.draw(damaged(sound['panoptic']))
-    path = write(content, tmp_path)
+def configs(kind, coco, path):
+    """Configs of a dataset and of the metric that reads the same file."""
     maps = f'{coco}/annotations/panoptic_val2017/'
+    panoptic = kind == 'panoptic'
+    load = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
     dataset = dict(
-        type='CocoPanopticDataset', ann_file=path, metainfo=METAINFO['panoptic'],
-        data_prefix=dict(img=f'{coco}/val2017/', seg=maps), pipeline=PANOPTIC_PIPELINE,
-        serialize_data=False, filter_cfg=dict(filter_empty_gt=True, min_size=32),
-    )  # fmt: skip
-    metric = dict(type='CocoPanopticMetric', ann_file=path, seg_prefix=maps)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        trained = passes(dataset, None, with_images=True)
-        evaluated = passes(dataset, metric, with_images=True)
+        type='CocoPanopticDataset' if panoptic else 'CocoDataset',
+        ann_file=path,
+        data_prefix=dict(img=f'{coco}/val2017/', **(dict(seg=maps) if panoptic else {})),
+        metainfo=METAINFO['panoptic' if panoptic else 'detection'],
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadPanopticAnnotations') if panoptic else load,
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackDetInputs'),
+        ],
+        serialize_data=False,
+        filter_cfg=dict(filter_empty_gt=True, min_size=32),
+    )
+    if panoptic:
+        return dataset, dict(type='CocoPanopticMetric', ann_file=path, seg_prefix=maps)
+    return dataset, dict(type='CocoMetric', ann_file=path, metric=['bbox', 'segm'])
+
+
+@pytest.mark.parametrize(
+    ('kind', 'score'), [('instances', score_instances), ('panoptic', score_panoptic)]
+)
+def test_malformed_files_are_refused_or_used(coco, tmp_path, kind, score):
+    sound = json.loads((coco / f'annotations/{kind}_val2017.json').read_text())
+    path = str(tmp_path / 'junk.json')
+    dataset, metric = configs(kind, coco, path)
+    outcomes = Counter()
+
+    @given(damaged(sound))
+    def check(content):
+        with open(path, 'w') as file:
+            json.dump(content, file)
+        trained, evaluated = inspect(dataset, None), inspect(dataset, metric)
+        outcomes['refused'] += trained is None
         if trained is not None:
+            outcomes['trained'] += 1
             items = list(DATASETS.build(dataset))
             assert items and None not in items
-        if evaluated is not None:
-            built = DATASETS.build({**dataset, 'test_mode': True, 'pipeline': []})
-            score = evaluate_panoptic(built, metric)['coco_panoptic/PQ']
-            assert evaluated or score == 100
+        if trained is not None and evaluated is not None:
+            outcomes['evaluated'] += 1
+            result = score(dataset, metric)
+            if not evaluated and not any('ignore' in record for record in content['annotations']):
+                assert result == 1
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        check()
+    assert outcomes['refused'] and outcomes['trained'] and outcomes['evaluated'], outcomes

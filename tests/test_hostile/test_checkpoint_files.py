@@ -1,4 +1,4 @@
-"""Damaged and malicious checkpoints run no code, take no memory and end no tool in a traceback."""
+"""Damaged and malicious checkpoints run no code and raise errors without using much memory."""
 
 import collections
 import contextlib
@@ -25,10 +25,11 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from mmfocalnet import FocalNet
-from mmfocalnet.checkpoints import CheckpointError, load_file, load_pretrained, open_checkpoint
+from mmfocalnet.checkpoints import CheckpointError, load_file, open_checkpoint
 from mmfocalnet.checkpoints.layouts import to_transformers
-from mmfocalnet.cli import check_start
+from mmfocalnet.cli import load_initial_checkpoint
 from mmfocalnet.conversion.convert import convert, inspect
+from mmfocalnet.models import load_pretrained
 from mmfocalnet.models.weights import check_fits
 
 safetensors_torch = pytest.importorskip('safetensors.torch')
@@ -36,7 +37,7 @@ safetensors_torch = pytest.importorskip('safetensors.torch')
 ROOT = Path(__file__).resolve().parents[2]
 TINY = dict(embed_dim=2, depths=(1, 1), focal_levels=1, focal_windows=3)
 MEGABYTE = 2**20
-# What reading any of these files may take beside what Python and PyTorch have already.
+# Maximum increase of resident memory while one of these files is read.
 ALLOWED = 150 * MEGABYTE
 
 
@@ -49,7 +50,7 @@ def net():
 
 @pytest.fixture(scope='module')
 def originals(net):
-    """Sound files of every kind, as bytes."""
+    """Valid files of every kind, as bytes."""
     state = net.state_dict()
     classifier = {key: value for key, value in state.items() if not key.startswith('norm')}
     detector = {f'backbone.{key}': value for key, value in state.items()}
@@ -81,12 +82,12 @@ def saved(content, legacy=False):
 
 
 @contextlib.contextmanager
-def little_memory(allowed=ALLOWED):
-    """Fail if more than this much memory was resident at any moment."""
+def limited_memory(allowed=ALLOWED):
+    """Assert a maximum increase of the peak resident memory."""
     if sys.platform != 'linux':
         yield
         return
-    Path('/proc/self/clear_refs').write_text('5')  # forget the highest point so far
+    Path('/proc/self/clear_refs').write_text('5')  # reset the peak
     before = resident('VmRSS')
     yield
     taken = resident('VmHWM') - before
@@ -100,7 +101,7 @@ def resident(name):
 
 @contextlib.contextmanager
 def alarm(seconds=60):
-    """End what hangs; nothing here takes seconds."""
+    """Fail instead of hanging."""
 
     def stop(*_):
         raise AssertionError(f'not done after {seconds} seconds')
@@ -114,40 +115,38 @@ def alarm(seconds=60):
         signal.signal(signal.SIGALRM, before)
 
 
-def readers(net, path):
-    """All that ever reads a checkpoint, each alone."""
-    yield lambda: open_checkpoint(path)
-    yield lambda: convert(inspect(path), path.with_name('converted.pth'), 'ours')
-    yield lambda: load_pretrained(FocalNet(**TINY), path)
-    yield lambda: load_file(path)
-    yield lambda: check_start(Config(dict(load_from=str(path))))
-    yield lambda: check_fits(net, str(path))
-
-
 def refusals(net, path):
-    """What the readers say of a file; each reads it or refuses it with one sentence."""
-    said = []
-    for read in readers(net, path):
+    """Call all functions that read a checkpoint; return the messages of those that refuse it."""
+    readers = {
+        'open': lambda: open_checkpoint(path),
+        'convert': lambda: convert(inspect(path), path.with_name('converted.pth'), 'ours'),
+        'init': lambda: load_pretrained(FocalNet(**TINY), path),
+        'load': lambda: load_file(path),
+        'start': lambda: load_initial_checkpoint(Config(dict(load_from=str(path)))),
+        'test': lambda: check_fits(net, str(path)),
+    }
+    messages = {}
+    for name, read in readers.items():
         try:
             read()
         except CheckpointError as error:
             assert '\n' not in str(error) and len(str(error)) < 5000
-            said.append(str(error))
-    return said
+            messages[name] = str(error)
+    return messages
 
 
-# --- anything may have happened to a file on its way ------------------------------------------
+# --- random damage ----------------------------------------------------------------------------
 
 
 def places(size):
-    """Anywhere, and more often near the two ends, where headers are."""
+    """Any offset, more often near both ends, where headers are."""
     ends = st.integers(0, 400).flatmap(lambda i: st.sampled_from([i, size - 1 - i]))
     return st.one_of(st.integers(0, size - 1), ends).map(lambda place: min(max(place, 0), size - 1))
 
 
 @st.composite
 def damaged(draw, content):
-    """The same bytes, some of them changed, cut, doubled or put elsewhere."""
+    """The bytes with some of them changed, removed, repeated or inserted."""
     for _ in range(draw(st.integers(1, 4))):
         place = draw(places(len(content)))
         length = draw(st.integers(1, 64))
@@ -172,45 +171,43 @@ def damaged(draw, content):
     return content
 
 
-FORMATS = (
-    'release.pth',
-    'legacy.pth',
-    'detector.pth',
-    'training.pth',
-    'legacy_training.pth',
-    'ours.safetensors',
-    'transformers.safetensors',
-)
+# Each format and the readers that refuse it: only a state dict in our names can be tested.
+FORMATS = {
+    'release.pth': {'test'},
+    'legacy.pth': {'test'},
+    'detector.pth': {'test'},
+    'training.pth': {'test'},
+    'legacy_training.pth': {'test'},
+    'ours.safetensors': set(),
+    'transformers.safetensors': {'test'},
+}
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_sound_files_are_read(net, originals, tmp_path, name):
+def test_valid_files_are_read(net, originals, tmp_path, name):
     path = tmp_path / name
     path.write_bytes(originals[name])
-    said = refusals(net, path)
-    assert all(
-        'safetensors' in sentence or 'not a checkpoint of this' in sentence for sentence in said
-    )
+    assert refusals(net, path).keys() == FORMATS[name]
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize('name', FORMATS)
-def test_damaged_files_are_read_or_refused(net, originals, tmp_path, name, count):
+def test_damaged_files_are_read_or_refused(net, originals, tmp_path, name):
     path = tmp_path / f'damaged_{name}'
 
     @given(content=damaged(originals[name]))
     def check(content):
-        count()
         path.write_bytes(content)
         refusals(net, path)
 
-    with little_memory():
+    with limited_memory():
         check()
 
 
+@pytest.mark.fuzz
 @given(data=st.data())
-def test_tools_end_damaged_files_with_one_sentence(originals, tmp_path, tool, data, count):
-    count()
-    name = data.draw(st.sampled_from(FORMATS))
+def test_tools_report_damaged_files_in_one_line(originals, tmp_path, tool, data):
+    name = data.draw(st.sampled_from(list(FORMATS)))
     path = tmp_path / f'damaged_{name}'
     path.write_bytes(data.draw(damaged(originals[name])))
     out = tmp_path / 'out.safetensors'
@@ -225,12 +222,12 @@ def test_tools_end_damaged_files_with_one_sentence(originals, tmp_path, tool, da
             assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.fuzz
 @given(data=st.data())
-def test_damaged_settings_beside_transformers_weights(net, originals, tmp_path, data, count):
-    count()
+def test_damaged_settings_beside_transformers_weights(net, originals, tmp_path, data):
     (tmp_path / 'model.safetensors').write_bytes(originals['transformers.safetensors'])
-    sound = b'{"model_type": "focalnet", "use_post_layernorm": true, "id2label": {"0": "cat"}}'
-    (tmp_path / 'config.json').write_bytes(data.draw(damaged(sound)))
+    valid = b'{"model_type": "focalnet", "use_post_layernorm": true, "id2label": {"0": "cat"}}'
+    (tmp_path / 'config.json').write_bytes(data.draw(damaged(valid)))
     refusals(net, tmp_path / 'model.safetensors')
 
 
@@ -238,20 +235,20 @@ def test_damaged_settings_beside_transformers_weights(net, originals, tmp_path, 
 
 
 class Call:
-    """What calls a function when it is unpickled."""
+    """Object that calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
 
     def __call__(self):
-        """Only so that one may call another."""
+        """Makes it callable, so that one call can wrap another."""
 
     def __reduce__(self):
         return self.call
 
 
 def calls(mark):
-    """Some ways to leave a mark on the disk."""
+    """Several ways to create a file."""
     mark = str(mark)
     write = f"open({mark!r}, 'w')"
     return {
@@ -293,10 +290,9 @@ def with_attribute(state, call):
 
 @pytest.mark.parametrize('legacy', [False, True])
 @pytest.mark.parametrize('where', WHERE)
-def test_pickled_calls_never_run(net, tmp_path, where, legacy, count):
+def test_pickled_calls_never_run(net, tmp_path, where, legacy):
     mark = tmp_path / 'mark'
     for name, call in calls(mark).items():
-        count()
         path = tmp_path / f'{name}.pth'
         path.write_bytes(saved(WHERE[where](net.state_dict(), call), legacy))
         assert len(refusals(net, path)) == 6, name
@@ -305,15 +301,14 @@ def test_pickled_calls_never_run(net, tmp_path, where, legacy, count):
 
 @pytest.mark.parametrize('name', ['system', 'eval', 'open', 'process', 'numpy', 'config'])
 def test_those_calls_would_run(tmp_path, name):
-    """The tests above are worth something: Python's own unpickler does run them."""
+    """Python's unpickler does run them, so the tests above can fail."""
     mark = tmp_path / 'mark'
     pickle.loads(pickle.dumps(calls(mark)[name]))
     assert mark.exists() or mark.with_suffix('.npy').exists()
 
 
 @pytest.mark.parametrize('place', range(5))
-def test_calls_in_the_other_pickles_of_the_old_format(net, originals, tmp_path, place, count):
-    count()
+def test_calls_in_the_other_pickles_of_the_old_format(net, originals, tmp_path, place):
     mark, path = tmp_path / 'mark', tmp_path / 'old.pth'
     file = io.BytesIO(originals['legacy.pth'])
     parts = []
@@ -333,8 +328,7 @@ def pickle_operations(file):
     return pickletools.genops(file)
 
 
-def test_a_call_in_the_name_of_a_storage(net, tmp_path, count):
-    count()
+def test_a_call_in_the_persistent_id_of_a_storage(net, tmp_path):
     mark, path = tmp_path / 'mark', tmp_path / 'storage.pth'
 
     class Pickler(pickle.Pickler):
@@ -407,7 +401,7 @@ TEXT = 'x' * 10**6
 PICKLES = {
     'bytearray': pickled(call('builtins.bytearray', number(GIGA))),
     'old bytearray': pickled(call('__builtin__.bytearray', number(GIGA))),
-    'hidden bytearray': pickled(
+    'indirect bytearray': pickled(
         call(
             'torch._tensor._rebuild_from_type_v2',
             b'cbuiltins\nbytearray\nctorch\nTensor\n(',
@@ -455,7 +449,7 @@ PICKLES = {
     'itself': pickled(b']q\x00h\x00a'),
     'many marks': pickled(b'(' * MANY),
     'far memo': pickled(b'r\xff\xff\xff\x7f' + b'K\x01'),
-    'long text that is not there': pickled(b'X\xff\xff\xff\x7fabc'),
+    'missing text': pickled(b'X\xff\xff\xff\x7fabc'),
     'another protocol': b'\x80\x05\x95' + b'\xff' * 8 + b'\x8e' + b'\xff' * 8,
     'nothing': b'\x80\x02.',
     'only marks': b'\x80\x02((((t.',
@@ -467,22 +461,21 @@ PICKLES = {
 }
 
 
-# These can be loaded; they only are no state dicts.
+# Harmless, but not state dicts.
 HARMLESS = ('itself', 'nothing', 'far memo', 'only marks')
 
 
 @pytest.mark.parametrize('format', ['zip', 'old'])
 @pytest.mark.parametrize('name', PICKLES)
-def test_pickles_take_no_more_than_they_bring(net, tmp_path, name, format, count):
-    count()
+def test_hostile_pickles_use_little_memory(net, tmp_path, name, format):
     path = tmp_path / 'bomb.pth'
     if format == 'zip':
         path.write_bytes(archive(PICKLES[name], data__0=b'\0' * 16))
     else:
         path.write_bytes(old_format(PICKLES[name]))
-    with alarm(), little_memory():
-        said = refusals(net, path)
-    assert len(said) == 6 or (name in HARMLESS and len(said) >= 4), said
+    with alarm(), limited_memory():
+        refused = refusals(net, path)
+    assert len(refused) == 6 or (name in HARMLESS and len(refused) >= 4), refused
 
 
 def old_format(instructions):
@@ -494,38 +487,35 @@ def old_format(instructions):
 
 
 @pytest.mark.parametrize('entry', ['data.pkl', 'data/0'])
-def test_archives_that_unpack_to_gigabytes(net, tmp_path, entry, count):
-    count()
+def test_archives_that_unpack_to_gigabytes(net, tmp_path, entry):
     path = tmp_path / 'bomb.pth'
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file:
         if entry != 'data.pkl':
             file.writestr('a/data.pkl', pickled(tensor(MEGABYTE, MEGABYTE)))
         file.writestr('a/version', '3\n')
         with file.open(f'a/{entry}', 'w') as part:
-            for _ in range(400):
+            for _ in range(200):
                 part.write(bytes(MEGABYTE))
     assert path.stat().st_size < MEGABYTE
-    with alarm(), little_memory():
-        said = refusals(net, path)
-    assert len(said) == 6 and 'its archive is compressed' in said[0]
+    with alarm(), limited_memory():
+        refused = refusals(net, path)
+    assert len(refused) == 6 and 'compressed' in refused['load']
 
 
-def test_archives_that_claim_gigabytes(net, originals, tmp_path, count):
+def test_archives_that_claim_gigabytes(net, originals, tmp_path):
     path = tmp_path / 'bomb.pth'
     content = originals['release.pth']
     entries = [match.start() for match in re.finditer(b'PK\x01\x02', content)]
     for start in entries:
-        count()
         claimed = bytearray(content)
         claimed[start + 20 : start + 28] = struct.pack('<II', 2**31 - 1, 2**31 - 1)
         path.write_bytes(claimed)
-        with alarm(), little_memory():
+        with alarm(), limited_memory():
             assert len(refusals(net, path)) == 6
 
 
-def test_entries_that_share_their_bytes(net, tmp_path, count):
-    """Each a megabyte, of the same megabyte."""
-    count()
+def test_archive_entries_that_share_their_bytes(net, tmp_path):
+    """5000 entries of the same megabyte."""
     path = tmp_path / 'bomb.pth'
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w') as entries:
@@ -533,12 +523,11 @@ def test_entries_that_share_their_bytes(net, tmp_path, count):
         entries.writestr('a/data/0', bytes(MEGABYTE))
         entries.filelist += [entries.getinfo('a/data/0')] * 5000
     path.write_bytes(file.getvalue())
-    with alarm(), little_memory():
+    with alarm(), limited_memory():
         assert len(refusals(net, path)) == 6
 
 
-def test_an_archive_of_several_disks(net, originals, tmp_path, count):
-    count()
+def test_an_archive_on_several_disks(net, originals, tmp_path):
     content, path = originals['release.pth'], tmp_path / 'disks.pth'
     end = content.rindex(b'PK\x05\x06')
     disks = b'PK\x06\x07' + struct.pack('<LQL', 0, 0, 5)
@@ -546,20 +535,18 @@ def test_an_archive_of_several_disks(net, originals, tmp_path, count):
     assert len(refusals(net, path)) == 6
 
 
-def test_torchscript_code(net, tmp_path, count, loads):
-    count()
+def test_torchscript_code(net, tmp_path, loads):
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / 'packed.pth')
     path = tmp_path / 'script.pth'
     with zipfile.ZipFile(tmp_path / 'packed.pth') as packed, zipfile.ZipFile(path, 'w') as stored:
         for name in packed.namelist():
             stored.writestr(name, packed.read(name))
-    with alarm(), little_memory():
+    with alarm(), limited_memory():
         assert len(refusals(net, path)) >= 5
 
 
-def test_functions_are_not_changed(net, tmp_path, count):
-    """GETATTR of an allowed method, then BUILD with other defaults for it."""
-    count()
+def test_allowed_functions_cannot_be_changed(net, tmp_path):
+    """GETATTR of an allowed method, then BUILD with other default arguments."""
     before = HistoryBuffer.min.__defaults__
     pickled = (
         b'\x80\x02cbuiltins\ngetattr\ncmmengine.logging.history_buffer\nHistoryBuffer\n'
@@ -567,21 +554,20 @@ def test_functions_are_not_changed(net, tmp_path, count):
     )
     path = tmp_path / 'build.pth'
     path.write_bytes(archive(pickled))
-    with alarm(), little_memory():
+    with alarm(), limited_memory():
         assert len(refusals(net, path)) >= 5
     assert HistoryBuffer.min.__defaults__ == before
 
 
 @pytest.mark.parametrize('kind', ['u1', 'i1', 'i2', 'u2', 'u8', 'f2', 'f4', '?'])
-def test_arrays_of_any_numbers_are_read(tmp_path, kind):
+def test_numeric_arrays_are_read(tmp_path, kind):
     array = np.arange(6).astype(kind).reshape(2, 3)
     torch.save(dict(state_dict=dict(w=torch.ones(1)), meta=dict(palette=array)), tmp_path / 'a.pth')
     palette = load_file(tmp_path / 'a.pth').metadata['palette']
     assert palette.dtype == array.dtype and (palette == array).all()
 
 
-def test_a_tar_archive_in_disguise(net, tmp_path, count):
-    count()
+def test_a_tar_archive_in_disguise(net, tmp_path):
     path = tmp_path / 'tar.pth'
     name = (b'\x80\x02N.' * 6).decode('latin1')
     with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT, encoding='latin1') as file:
@@ -591,8 +577,8 @@ def test_a_tar_archive_in_disguise(net, tmp_path, count):
         file.addfile(fifo)
     assert path.read_bytes()[:1] == b'\x80'
     with alarm():
-        said = refusals(net, path)
-    assert len(said) == 6 and 'tar archive' in said[0]
+        refused = refusals(net, path)
+    assert len(refused) == 6 and 'tar archive' in refused['load']
 
 
 def header(content, length=None, data=b''):
@@ -612,12 +598,12 @@ SAFETENSORS = {
     'a huge header': header({'x': FLOATS}, length=2**62, data=bytes(16)),
     'a header of all but the end': header({'x': FLOATS}, length=90, data=bytes(16)),
     'shared bytes': header({f'x{i}': FLOATS for i in range(9)}, data=bytes(16)),
-    'bytes of nobody': header({'x': FLOATS}, data=bytes(10**6)),
+    'unused bytes': header({'x': FLOATS}, data=bytes(10**6)),
     'offsets backwards': header({'x': FLOATS | dict(data_offsets=[16, 0])}, data=bytes(16)),
     'a negative shape': header({'x': FLOATS | dict(shape=[-4])}, data=bytes(16)),
     'an unknown type': header({'x': FLOATS | dict(dtype='F32\n')}, data=bytes(16)),
     'a deep header': header(b'{"x":' + b'[' * 10**5 + b']' * 10**5 + b'}'),
-    'a key twice': header(
+    'a duplicate key': header(
         b'{"x":%b,"x":%b}' % ((json.dumps(FLOATS).encode(),) * 2), data=bytes(16)
     ),
     'no dict': header(b'{}', data=b''),
@@ -627,95 +613,94 @@ SAFETENSORS = {
     'metadata of a number': header(
         {'__metadata__': {'mmfocalnet': '9' * 5000}, 'x': FLOATS}, data=bytes(16)
     ),
-    'metadata that are no text': header({'__metadata__': {'a': 1}, 'x': FLOATS}, data=bytes(16)),
+    'metadata that are not text': header({'__metadata__': {'a': 1}, 'x': FLOATS}, data=bytes(16)),
 }
 
 
 @pytest.mark.parametrize('name', SAFETENSORS)
-def test_safetensors_take_no_more_than_they_bring(net, tmp_path, name, count):
-    count()
+def test_hostile_safetensors_use_little_memory(net, tmp_path, name):
     path = tmp_path / 'bomb.safetensors'
     path.write_bytes(SAFETENSORS[name])
-    with alarm(), little_memory():
-        # A key twice is one weight, which some of the readers may take.
-        assert len(refusals(net, path)) >= (3 if name == 'a key twice' else 5)
+    with alarm(), limited_memory():
+        # Some readers accept a duplicate key.
+        assert len(refusals(net, path)) >= (3 if name == 'a duplicate key' else 5)
 
 
-# --- sound files with odd content -------------------------------------------------------------
+# --- valid files with unusual content ---------------------------------------------------------
 
 BLOCK = 'layers.0.blocks.{}.modulation.f.weight'
 DEEP = [[]]
 for _ in range(5000):
     DEEP = [DEEP]
-ODD_KEYS = {
+UNUSUAL_KEYS = {
     'a number of 5000 digits': BLOCK.format('9' * 5000),
     'a stage of 5000 digits': f'norm{"1" * 5000}.weight',
     'a block far away': BLOCK.format(10**9),
-    'another alphabet': BLOCK.format('٣'),
+    'a digit of another alphabet': BLOCK.format('٣'),
     'line ends': 'a\nb\r\n.weight',
     'a terminal command': '\x1b]0;owned\x07\x1b[2J',
     'a long key': 'x' * MEGABYTE,
-    'no text': '',
-    'half a character': '\ud800',
+    'an empty key': '',
+    'a surrogate': '\ud800',
     'a template': '{i}.{next}',
 }
 
 
-@pytest.mark.parametrize('name', ODD_KEYS)
-def test_odd_keys_are_one_short_sentence(net, tmp_path, name, count):
-    path = tmp_path / 'odd.pth'
+@pytest.mark.parametrize('name', UNUSUAL_KEYS)
+def test_unusual_keys_are_escaped_in_errors(net, tmp_path, name):
+    path = tmp_path / 'unusual.pth'
     for state in ({}, net.state_dict()):
-        count()
-        torch.save({**state, ODD_KEYS[name]: torch.ones(5, 2)}, path)
-        said = refusals(net, path)
-        assert len(said) >= 2
-        assert all(sentence.isprintable() for sentence in said)
+        torch.save({**state, UNUSUAL_KEYS[name]: torch.ones(5, 2)}, path)
+        refused = refusals(net, path)
+        assert len(refused) >= 2
+        assert all(message.isprintable() for message in refused.values())
 
 
-ODD_META = {
-    'tensors for switches': {'mmfocalnet': {'backbone': {'use_postln': torch.ones(2)}}},
-    'arrays among the assumed': {
+UNUSUAL_METADATA = {
+    'tensors instead of booleans': {'mmfocalnet': {'backbone': {'use_postln': torch.ones(2)}}},
+    'arrays as assumed settings': {
         'mmfocalnet': {'backbone': {'use_postln': False}, 'assumed': [np.ones(2, np.float32)]}
     },
-    'lists for dicts': {'mmfocalnet': [1], 'config.json': [1], 'cfg': [1]},
-    'numbers for text': {'mmdet_version': 3, 'cfg': 3, 'CLASSES': 3, 'mmengine_version': None},
+    'lists instead of dicts': {'mmfocalnet': [1], 'config.json': [1], 'cfg': [1]},
+    'numbers instead of text': {
+        'mmdet_version': 3,
+        'cfg': 3,
+        'CLASSES': 3,
+        'mmengine_version': None,
+    },
     'a config of a million brackets': {'cfg': '(' * MEGABYTE},
-    'a config of much text': {'cfg': '[' + '1,' * 2 * MEGABYTE + ']'},
+    'a config of megabytes': {'cfg': '[' + '1,' * 2 * MEGABYTE + ']'},
     'a config that calls': {'cfg': "dict(type='FocalNet', use_postln=print('x'))"},
     'a config of an unknown arch': {'cfg': "dict(type='FocalNet', arch='x' 'y', use_postln=3)"},
-    'a version of a page': {'mmdet_version': 'x\n' * MEGABYTE},
+    'a long version': {'mmdet_version': 'x\n' * MEGABYTE},
     'no dict': 'text',
 }
 
 
-@pytest.mark.parametrize('name', ODD_META)
-def test_odd_metadata_are_read_past(net, tmp_path, name, tool, count):
-    count()
-    path = tmp_path / 'odd.pth'
-    torch.save({'state_dict': net.state_dict(), 'meta': ODD_META[name]}, path)
-    with alarm(), little_memory(250 * MEGABYTE):
-        said = refusals(net, path)
-    assert not said
+@pytest.mark.parametrize('name', UNUSUAL_METADATA)
+def test_unusual_metadata_are_ignored(net, tmp_path, name, tool):
+    path = tmp_path / 'unusual.pth'
+    torch.save({'state_dict': net.state_dict(), 'meta': UNUSUAL_METADATA[name]}, path)
+    with alarm(), limited_memory(250 * MEGABYTE):
+        assert not refusals(net, path)
     code, out, _ = tool('inspect_checkpoint', path)
     assert code == 0 and len(out) < 5000
 
 
-def test_as_many_blocks_as_keys_can_name(net, tmp_path, count):
-    count()
+def test_a_file_with_five_thousand_blocks(net, tmp_path):
     path = tmp_path / 'blocks.pth'
     state = net.state_dict()
     weight = state[BLOCK.format(0)]
-    torch.save({**state, **{BLOCK.format(i): weight for i in range(20000)}}, path)
-    with alarm(), little_memory(250 * MEGABYTE):
-        said = refusals(net, path)
-    assert len(said) >= 2
+    torch.save({**state, **{BLOCK.format(i): weight for i in range(5000)}}, path)
+    with alarm(), limited_memory(250 * MEGABYTE):
+        assert len(refusals(net, path)) >= 2
 
 
-# --- what is no file --------------------------------------------------------------------------
+# --- paths that are not regular files ---------------------------------------------------------
 
 
-def no_files(folder):
-    """Paths at which no checkpoint is."""
+def irregular_paths(folder):
+    """Pipes, devices, links and folders in place of a checkpoint."""
     names = ('empty', 'folder', 'pipe', 'socket', 'loop', 'zero', 'nothing')
     paths = {name: folder / f'{name}.pth' for name in names}
     paths['empty'].touch()
@@ -728,21 +713,19 @@ def no_files(folder):
         end.bind(str(paths['socket']))
     paths['weights'] = folder / 'weights'
     (paths['weights'] / 'model.safetensors').mkdir(parents=True)
-    # Such a name could be an id of the Hugging Face hub.
+    # A name that could also be a Hugging Face id.
     paths['id'] = Path(os.path.relpath(folder / 'id'))
     os.mkfifo(folder / 'id')
     return paths
 
 
-def test_what_is_no_file_is_told(net, tmp_path, count):
-    for path in no_files(tmp_path).values():
-        count()
-        with alarm(), little_memory():
+def test_irregular_paths_are_refused(net, tmp_path):
+    for path in irregular_paths(tmp_path).values():
+        with alarm(), limited_memory():
             assert len(refusals(net, path)) >= 5, path
 
 
-def test_a_pipe_is_not_waited_for(tmp_path, count, monkeypatch):
-    count()
+def test_reading_does_not_block_on_a_pipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkdir('a')
     os.mkfifo('a/b')
@@ -764,7 +747,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, count, monkeypatch):
         ['test', 'CONFIG', 'FILE'],
     ],
 )
-def test_tools_refuse_code_and_bombs(net, tmp_path, monkeypatch, tool, command, count):
+def test_tools_refuse_code_and_bombs(net, tmp_path, monkeypatch, tool, command):
     from mmfocalnet.datasets import make_shapes
 
     mark = tmp_path / 'mark'
@@ -775,7 +758,6 @@ def test_tools_refuse_code_and_bombs(net, tmp_path, monkeypatch, tool, command, 
     make_shapes(tmp_path / 'data/shapes', 2, 2, size=64)
     monkeypatch.chdir(tmp_path)
     for name, content in files.items():
-        count()
         path = tmp_path / name
         path.write_bytes(content)
         words = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfocalnet.datasets.image_faults import MAX_BYTES
+from mmfocalnet.datasets.image_files import MAX_BYTES
 from mmfocalnet.inference import ImageError, read_image
 
 RED = (255, 0, 0)

@@ -1,4 +1,4 @@
-"""The image classifier: its modes, its mixing, and checkpoints between it and everything else."""
+"""The image classifier: modes, mixing, and checkpoints in all supported layouts."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def samples(*labels):
 
 
 def release(model):
-    """Its weights under the release's names."""
+    """State dict of a model under the names of the release."""
     state = {}
     for key, value in model.state_dict().items():
         key = key.removeprefix('backbone.').replace('norm3.', 'norm.')
@@ -43,14 +43,14 @@ def release(model):
 
 
 def mmpretrain(model):
-    """Its weights under the names of mmpretrain's ``ImageClassifier``."""
+    """State dict of a model under the names of mmpretrain's ``ImageClassifier``."""
     return {
         key.replace('head.', 'head.fc.'): value.clone() for key, value in model.state_dict().items()
     }
 
 
-def scatter(model):
-    """Make every weight tell itself from its initial value."""
+def randomise(model):
+    """Give every weight a random value."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.1)
@@ -75,7 +75,7 @@ def test_modes(images):
         torch.testing.assert_close(sample.pred_scores, row.softmax(0))
         assert sample.pred_label == row.argmax()
     assert len(model(images, mode='predict')) == 3
-    with pytest.raises(ConfigError, match="'predict' or 'loss', got 'train'"):
+    with pytest.raises(ConfigError, match="'train'"):
         model(images, mode='train')
 
 
@@ -90,7 +90,7 @@ def test_loss_smooths_labels_and_reaches_every_weight(images):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_the_head_starts_as_published():
+def test_initialisation_of_the_head():
     model = classifier(num_classes=1000)
     assert abs(model.head.weight.std() - 0.02) < 1e-3
     assert model.head.weight.abs().max() <= 2
@@ -98,25 +98,27 @@ def test_the_head_starts_as_published():
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'),
+    ('change', 'argument', 'value'),
     [
-        (dict(num_classes=0), 'num_classes must be a whole number'),
-        (dict(label_smoothing=1.0), 'label_smoothing must be'),
-        (dict(label_smoothing='abc'), 'label_smoothing must be'),
-        (dict(mix=True), 'mix must be a dict'),
-        (dict(mix=dict(mixup='abc')), 'mixup must be a finite number'),
-        (dict(mix=dict(mixup=0, cutmix=0)), 'set model.mix=None'),
-        (dict(mix=dict(mixup=-1)), 'mixup=-1.0'),
-        (dict(mix=dict(switch_prob=2)), 'switch_prob of mix must be from 0 to 1'),
-        (dict(backbone=TINY), r'is \[0, 1, 2, 3\]: set it to \[3\]'),
-        (dict(backbone=dict(type='BaseDataPreprocessor')), 'backbone, got BaseDataPre'),
-        (dict(init_cfg=dict(type='Xavier')), "dict\\(type='Pretrained'"),
+        (dict(num_classes=0), 'num_classes', '0'),
+        (dict(label_smoothing=1.0), 'label_smoothing', '1.0'),
+        (dict(label_smoothing='abc'), 'label_smoothing', 'abc'),
+        (dict(mix=True), 'mix', 'True'),
+        (dict(mix=dict(mixup='abc')), 'mixup', 'abc'),
+        (dict(mix=dict(mixup=0, cutmix=0)), 'model.mix', 'cutmix=0'),
+        (dict(mix=dict(mixup=-1)), 'mixup', '-1'),
+        (dict(mix=dict(switch_prob=2)), 'switch_prob', '2'),
+        (dict(backbone=TINY), 'out_indices', '[3]'),
+        (dict(backbone=dict(type='BaseDataPreprocessor')), 'backbone', 'BaseDataPreprocessor'),
+        (dict(init_cfg=dict(type='Xavier')), 'init_cfg', 'Xavier'),
     ],
+    ids=str,
 )
-def test_arguments_that_do_not_fit(change, message):
+def test_invalid_arguments(change, argument, value):
     cfg = dict(type='FocalNetClassifier', backbone=dict(TINY, out_indices=[3]))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as error:
         MODELS.build({**cfg, **change})
+    assert argument in str(error.value) and value in str(error.value)
 
 
 # Mixing
@@ -126,20 +128,20 @@ def test_mixup_blends_images_and_labels_alike(monkeypatch):
     monkeypatch.setattr(mixup, 'draw_share', lambda alpha: 0.75)
     images = torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2)  # image i is 1 in channel i
     mixed, targets = BatchMix(cutmix=0)(images, torch.arange(3), 3)
-    # What an image has of a channel is what its target has of that class.
+    # The mean of channel i is the share of image i, and so is the target of class i.
     torch.testing.assert_close(mixed.mean((2, 3)), targets)
     torch.testing.assert_close(targets.diagonal().min(), torch.tensor(0.75))
     torch.testing.assert_close(targets.sum(1), torch.ones(3))
 
 
-def test_shares_are_symmetric():
+def test_distribution_of_the_share():
     shares = torch.tensor([mixup.draw_share(0.8) for _ in range(3000)])
     assert abs(shares.mean() - 0.5) < 0.02
     # The variance of Beta(a, a) is 1 / (4 (2 a + 1)).
     assert abs(shares.var() - 1 / (4 * (2 * 0.8 + 1))) < 0.01
 
 
-def test_cutmix_counts_the_pixels_that_it_pastes():
+def test_cutmix_targets_are_shares_of_pixels():
     images = torch.eye(4)[:, :, None, None].expand(4, 4, 20, 30)
     before = images.clone()
     shares = set()
@@ -152,7 +154,7 @@ def test_cutmix_counts_the_pixels_that_it_pastes():
     assert torch.equal(images, before)
 
 
-def test_a_rectangle_of_the_share_and_the_aspect_of_the_image(monkeypatch):
+def test_cutmix_rectangle_has_the_aspect_of_the_image(monkeypatch):
     monkeypatch.setattr(torch, 'randint', lambda high, size: torch.tensor(high // 2))
     black, white = torch.zeros(1, 1, 40, 80), torch.ones(1, 1, 40, 80)
     pasted, kept = cut_and_paste(black, white, 0.75)
@@ -162,7 +164,7 @@ def test_a_rectangle_of_the_share_and_the_aspect_of_the_image(monkeypatch):
     assert cut_and_paste(black, white, 1.0)[1] == 1
 
 
-def test_both_are_used_as_often_as_set():
+def test_switch_prob():
     def blends(switch_prob):
         mix = BatchMix(switch_prob=switch_prob)
         return sum(not mix._cuts() for _ in range(200))
@@ -185,14 +187,14 @@ def test_the_loss_of_a_mixed_batch(images, monkeypatch):
 
 @pytest.fixture
 def trained(tmp_path):
-    model = scatter(classifier())
+    model = randomise(classifier())
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'ours.pth')
     torch.save({'model': release(model)}, tmp_path / 'release.pth')
     torch.save({'state_dict': mmpretrain(model)}, tmp_path / 'mmpretrain.pth')
     return model
 
 
-def test_its_checkpoint_loads_into_a_dense_backbone_of_other_windows(trained, tmp_path, images):
+def test_checkpoint_loads_into_a_dense_backbone_with_other_windows(trained, tmp_path, images):
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'ours.pth'))
     dense = MODELS.build(dict(TINY, focal_windows=9, init_cfg=init_cfg))
     dense.init_weights()
@@ -200,14 +202,14 @@ def test_its_checkpoint_loads_into_a_dense_backbone_of_other_windows(trained, tm
 
 
 @pytest.mark.parametrize('name', ['ours.pth', 'release.pth', 'mmpretrain.pth'])
-def test_a_classifier_loads_whole(trained, tmp_path, images, name):
+def test_complete_classifier_loads(trained, tmp_path, images, name):
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / name))
     model = classifier(windows=5, init_cfg=init_cfg).eval()
     torch.testing.assert_close(model(images), trained(images))
 
 
 @pytest.mark.parametrize('name', ['ours.pth', 'release.pth', 'mmpretrain.pth'])
-def test_mmengine_loads_each_by_names(trained, tmp_path, images, name):
+def test_mmengine_loads_by_names(trained, tmp_path, images, name):
     model = classifier().eval()
     load_checkpoint(model, str(tmp_path / name), strict=True)
     torch.testing.assert_close(model(images), trained(images))
@@ -215,9 +217,9 @@ def test_mmengine_loads_each_by_names(trained, tmp_path, images, name):
         assert set(model.rename(theirs)) == set(model.state_dict())
 
 
-def test_other_classes_start_with_another_head(trained, tmp_path):
+def test_another_number_of_classes_needs_a_new_head(trained, tmp_path):
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'release.pth'))
-    with pytest.raises(CheckpointError, match=r'release.pth is of 5 classes and the model of 7'):
+    with pytest.raises(CheckpointError, match=r'release.pth.* 5 .* 7'):
         classifier(7, init_cfg=init_cfg)
     backbone = dict(TINY, out_indices=[3], init_cfg=init_cfg)
     model = FocalNetClassifier(backbone, num_classes=7)
@@ -228,30 +230,30 @@ def test_other_classes_start_with_another_head(trained, tmp_path):
     )
 
 
-def test_a_checkpoint_without_head(tmp_path):
+def test_checkpoint_without_head_raises(tmp_path):
     torch.save(MODELS.build(dict(TINY, out_indices=[3])).state_dict(), tmp_path / 'dense.pth')
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'dense.pth'))
-    with pytest.raises(CheckpointError, match=r'of no image classifier .head.weight, head.bias'):
+    with pytest.raises(CheckpointError, match=r'head.weight, head.bias'):
         classifier(init_cfg=init_cfg)
 
 
-def test_what_is_checked_before_training_changes_nothing(trained, tmp_path):
+def test_check_pretrained_works_on_the_meta_device(trained, tmp_path):
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'release.pth'))
     cfg = dict(type='FocalNetClassifier', backbone=dict(TINY, out_indices=[3]))
     with torch.device('meta'):
         MODELS.build(dict(cfg, num_classes=5, init_cfg=init_cfg)).check_pretrained()
         wrong = MODELS.build(dict(cfg, num_classes=6, init_cfg=init_cfg))
-    with pytest.raises(CheckpointError, match='of 5 classes and the model of 6'):
+    with pytest.raises(CheckpointError, match=r' 5 .* 6'):
         wrong.check_pretrained()
 
 
-def test_transformers_classifier_loads_whole(tmp_path, images):
+def test_classifier_of_transformers_loads(tmp_path, images):
     transformers = pytest.importorskip('transformers')
     config = transformers.FocalNetConfig(
         embed_dim=8, depths=[1, 1, 1, 1], focal_levels=[2] * 4, focal_windows=[3] * 4,
         hidden_sizes=[8, 16, 32, 64], num_labels=5,
     )  # fmt: skip
-    theirs = scatter(transformers.FocalNetForImageClassification(config))
+    theirs = randomise(transformers.FocalNetForImageClassification(config))
     torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
     init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'theirs.pth'))
     ours = classifier(init_cfg=init_cfg).eval()

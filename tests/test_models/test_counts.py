@@ -1,4 +1,6 @@
-"""Counts of classifiers, against the published code's formula written out."""
+"""Parameters and FLOPs of classifiers, compared with the formula of the published code."""
+
+import functools
 
 import pytest
 import torch
@@ -9,13 +11,14 @@ from mmfocalnet.models import ARCHS
 from mmfocalnet.models.counts import classifier_flops, classifier_parameters
 
 
+@functools.cache
 def meta(*args, **kwargs):
     with torch.device('meta'):
         return FocalNet(*args, **kwargs)
 
 
 def by_formula(dim, depths, levels, window, patch, size):
-    """Multiply-accumulates, stage by stage; kernels of embeddings are their stride."""
+    """Multiply-accumulates per stage; kernels of embeddings have the size of their stride."""
     side, before, total = size // patch, 3, 0
     for stage, depth in enumerate(depths):
         n, c = side**2, dim * 2**stage
@@ -31,7 +34,7 @@ def by_formula(dim, depths, levels, window, patch, size):
 @pytest.mark.parametrize(
     ('arch', 'size', 'settings'),
     [
-        # The huge ones have norms that the paper's formula does not know.
+        # The formula does not include the norms in the modulation of the huge models.
         *((arch, 224, {}) for arch in ARCHS if 'huge' not in arch),
         ('tiny_srf', 224, dict(use_conv_embed=True)),
         ('large_fl3', 384, dict(use_conv_embed=False)),
@@ -59,7 +62,7 @@ def test_parameters_of_every_arch(arch):
     assert classifier_parameters(net) == expected == classifier_parameters(meta(arch))
 
 
-def test_counting_leaves_the_network_as_it_was():
+def test_counting_does_not_change_the_network():
     net = FocalNet(embed_dim=8, depths=(1, 1), focal_levels=1, focal_windows=3)
     x = torch.randn(1, 3, 16, 16)
     before = net.eval()(x)

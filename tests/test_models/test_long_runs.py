@@ -1,4 +1,4 @@
-"""A model that runs for long, from many threads, and after being copied."""
+"""Memory of long runs, concurrent threads, and copies of a model."""
 
 import copy
 import ctypes
@@ -23,7 +23,7 @@ def build(**settings):
 
 
 def resident():
-    """Bytes in memory, without the holes that glibc keeps in its heap."""
+    """Bytes of resident memory, without free memory that glibc keeps."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL('libc.so.6').malloc_trim(0)
     with open('/proc/self/statm') as file:
@@ -39,21 +39,22 @@ def train(net, steps, rng):
         optimizer.step()
 
 
-def test_memory_does_not_grow_at_changing_sizes():
-    """500 iterations of as many sizes, after 300 that fill caches and glibc's heap."""
+@pytest.mark.slow
+def test_memory_does_not_grow_with_changing_image_sizes():
+    """500 iterations with as many sizes, after 300 that fill the caches and glibc's heap."""
     net, rng = build(), random.Random(0)
     train(net, 300, rng)
     gc.collect()
     before, objects = resident(), len(gc.get_objects())
     train(net, 500, rng)
     gc.collect()
-    # 20 KiB each; the smallest image alone, with what is made of it, is more.
+    # 20 KiB per iteration: less than the smallest image with its features.
     assert resident() - before < 10 * MEBIBYTE
     assert len(gc.get_objects()) - objects < 500
 
 
 @pytest.mark.parametrize('grad', [False, True])
-def test_eight_threads_get_their_own_answers(grad):
+def test_concurrent_threads_get_their_own_results(grad):
     net = build(drop_path_rate=0.0).train(grad)
     images = [torch.randn(1, 3, 20 + 7 * index, 40) for index in range(24)]
 
@@ -78,7 +79,7 @@ def duplicate_by_pickle(net):
 
 @pytest.mark.parametrize('duplicate', [copy.deepcopy, duplicate_by_pickle])
 @pytest.mark.parametrize('used', [False, True])
-def test_copies_are_whole_and_apart(duplicate, used):
+def test_copies_are_complete_and_independent(duplicate, used):
     net = build(use_layerscale=True).eval()
     image = torch.randn(1, 3, 40, 60)
     if used:

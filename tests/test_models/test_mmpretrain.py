@@ -1,4 +1,4 @@
-"""FocalNet as a backbone of mmpretrain's classifier, where mmpretrain can be imported."""
+"""FocalNet as a backbone of mmpretrain's classifier, if mmpretrain can be imported."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from mmfocalnet.datasets import make_shape_crops
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = dict(type='FocalNet', embed_dim=8, depths=[1, 1, 1, 1], focal_windows=3, drop_path_rate=0.0)
-# The crops have four classes; mmpretrain's own config is that of its Swin-T.
+# mmpretrain's config of Swin-T, with another backbone and the four classes of the crops.
 CONFIG = """
 _base_ = 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py'
 custom_imports = dict(imports=['mmfocalnet'], allow_failed_imports=False)
@@ -37,18 +37,18 @@ param_scheduler = []
 
 @pytest.fixture(scope='module')
 def mmpretrain():
-    """mmpretrain, with its models registered."""
+    """mmpretrain with registered models."""
     try:
         import mmpretrain
         import mmpretrain.models  # registers them
-    except Exception as error:  # such as torchvision's, where torch is another build
+    except Exception as error:  # for example of torchvision for another build of torch
         pytest.skip(f'mmpretrain cannot be imported: {type(error).__name__}: {error}')
     return mmpretrain
 
 
 @pytest.fixture
 def theirs(mmpretrain):
-    """mmpretrain's classifier of five classes; no weight has its initial value."""
+    """mmpretrain's classifier with five classes and random weights."""
     cfg = dict(
         type='ImageClassifier',
         backbone=dict(TINY, out_indices=[3]),
@@ -69,28 +69,28 @@ def checkpoint(theirs, tmp_path):
     return dict(type='Pretrained', checkpoint=str(tmp_path / 'theirs.pth'))
 
 
-def test_same_weights_same_logits(theirs):
+def test_logits_agree(theirs):
     ours = FocalNetClassifier(dict(TINY, out_indices=[3]), num_classes=5).eval()
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(2, 3, 40, 33)
     torch.testing.assert_close(ours(images), theirs(images))
 
 
-def test_its_checkpoint_starts_our_classifier(theirs, checkpoint):
+def test_checkpoint_loads_into_our_classifier(theirs, checkpoint):
     ours = FocalNetClassifier(dict(TINY, out_indices=[3]), num_classes=5, init_cfg=checkpoint)
     ours.init_weights()
     images = torch.randn(2, 3, 40, 33)
     torch.testing.assert_close(ours.eval()(images), theirs(images))
 
 
-def test_its_checkpoint_starts_a_dense_backbone_of_other_windows(theirs, checkpoint):
+def test_checkpoint_loads_into_a_dense_backbone_with_other_windows(theirs, checkpoint):
     dense = MODELS.build(dict(TINY, focal_windows=9, init_cfg=checkpoint))
     dense.init_weights()
     images = torch.randn(2, 3, 40, 33)
     torch.testing.assert_close(dense.eval()(images)[3], theirs.backbone(images)[0])
 
 
-def test_trained_tested_and_drawn(mmpretrain, tmp_path):
+def test_train_test_and_visualize(mmpretrain, tmp_path):
     crops = make_shape_crops(tmp_path / 'crops', 4, 4, size=32)
     config = tmp_path / 'tiny.py'
     config.write_text(CONFIG.format(backbone=TINY, crops=str(crops)))

@@ -1,4 +1,4 @@
-"""Matrix products through either library, against float64."""
+"""Matrix products through MKL and oneDNN, compared with float64."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def check(got, expected):
     assert got.is_contiguous()
 
 
-# Few rows, as many as oneDNN is worth it for, one column on either side, more than a chunk.
+# Few rows, around the minimum for oneDNN, one column on either side, more than a chunk.
 SIZES = [(1, 5, 7), (127, 3, 4), (128, 3, 4), (200, 1, 6), (200, 6, 1), (300, 40, 24)]
 sizes = pytest.mark.parametrize(('rows', 'width', 'wanted'), SIZES)
 
@@ -35,7 +35,7 @@ def test_linear(rows, width, wanted, bias):
     x, weight, b = make(rows, width), make(wanted, width), make(wanted) if bias else None
     expected = x.double() @ weight.double().t() + (b.double() if bias else 0)
     check(products.linear(x, weight, b), expected)
-    # As backward calls it, and with rows that are no rows in memory.
+    # Transposed weights, as in backward, and transposed rows.
     check(products.linear(x, weight.t().contiguous().t(), b), expected)
     check(products.linear(x.t().contiguous().t(), weight, b), expected)
 
@@ -69,12 +69,12 @@ def test_weight_grad(rows, width, wanted):
     check(total, expected)
 
 
-def test_other_types_go_through_pytorch():
+def test_other_types_use_pytorch():
     x, weight = make(200, 3).double(), make(4, 3).double()
     torch.testing.assert_close(products.linear(x, weight), x @ weight.t(), rtol=0, atol=1e-14)
 
 
-def test_the_library_that_is_meant_computes(library, monkeypatch):
+def test_the_selected_library_computes(library, monkeypatch):
     calls = []
     convolve = torch.mkldnn_convolution
     monkeypatch.setattr(torch, 'mkldnn_convolution', lambda *a: calls.append(1) or convolve(*a))

@@ -1,4 +1,4 @@
-"""The Triton path: on a GPU where there is one, else in Triton's interpreter on the CPU."""
+"""The Triton path, on a GPU if available, otherwise in Triton's interpreter on the CPU."""
 
 import os
 import subprocess
@@ -6,22 +6,22 @@ import sys
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from mmfocalnet.ops import plain, triton_path
-from mmfocalnet.ops.case import Case
+from mmfocalnet.ops import ModulationWeights, reference, triton_path
+from mmfocalnet.ops.call import Call
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 
+@pytest.mark.triton
 @pytest.mark.skipif(DEVICE == 'cuda' or INTERPRETED, reason='the tests below run in this process')
 def test_in_the_interpreter():
-    # The interpreter of 3.1 leaves results on the CPU unwritten.
+    # The interpreter of Triton 3.1 does not write results on the CPU.
     pytest.importorskip('triton', minversion='3.2')
-    # In a process of its own: the variable must be set before anything imports triton, as
-    # torch._dynamo does, and it would have other tests on the CPU take this path.
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__]
+    # In a subprocess: the variable must be set before triton is imported, and it makes other
+    # tests on the CPU use this path.
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', '', __file__]
     result = subprocess.run(
         command, env={**os.environ, 'TRITON_INTERPRET': '1'}, capture_output=True, text=True
     )
@@ -29,20 +29,12 @@ def test_in_the_interpreter():
 
 
 def aggregate_reference(context, gates, kernels, normalize_modulator=False):
-    """Eq. 4 and 5, letter by letter."""
-    z = context.permute(0, 3, 1, 2)
-    total = 0
-    for level, kernel in enumerate(kernels):
-        z = F.gelu(F.conv2d(z, kernel, padding=kernel.shape[-1] // 2, groups=z.shape[1]))
-        total = total + gates[..., level].unsqueeze(1) * z
-    total = total + gates[..., -1].unsqueeze(1) * F.gelu(z.mean((2, 3), keepdim=True))
-    if normalize_modulator:
-        total = total / (len(kernels) + 1)
-    return total.permute(0, 2, 3, 1)
+    total = reference.aggregate_context(context, gates, kernels)
+    return total / (len(kernels) + 1) if normalize_modulator else total
 
 
 def make(shape, channels, sizes):
-    """Return a projection that context and gates are slices of, kernels, and a gradient."""
+    """A projection whose slices are context and gates, kernels, and a gradient."""
     projected = torch.randn(*shape, 2 * channels + len(sizes) + 1, device=DEVICE)
     kernels = [torch.randn(channels, 1, k, k, device=DEVICE) / k for k in sizes]
     return projected, kernels, torch.randn(*shape, channels, device=DEVICE)
@@ -54,7 +46,7 @@ def slices(projected, levels):
 
 
 def run(aggregate, projected, kernels, grad, **kwargs):
-    """Return the result and the gradients of the projection and of every kernel."""
+    """The result and the gradients of the projection and of every kernel."""
     projected = projected.detach().clone().requires_grad_()
     kernels = [kernel.detach().clone().requires_grad_() for kernel in kernels]
     result = aggregate(*slices(projected, len(kernels)), kernels, **kwargs)
@@ -73,7 +65,7 @@ def assert_close(actual, expected, tolerance=1e-5):
         assert error <= tolerance * wanted.abs().max()  # False for NaN.
 
 
-def poisoned(function):
+def nan_filled(function):
     def fill(*args, **kwargs):
         tensor = function(*args, **kwargs)
         return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
@@ -81,6 +73,7 @@ def poisoned(function):
     return fill
 
 
+@pytest.mark.triton
 class TestTriton:
     __test__ = DEVICE == 'cuda' or INTERPRETED
 
@@ -89,10 +82,10 @@ class TestTriton:
         pytest.importorskip('triton')
 
     @pytest.fixture(autouse=True)
-    def _poison(self, monkeypatch):
-        """Make whatever a kernel leaves unwritten show up as NaN."""
-        monkeypatch.setattr(torch, 'empty', poisoned(torch.empty))
-        monkeypatch.setattr(torch, 'empty_like', poisoned(torch.empty_like))
+    def _nan_memory(self, monkeypatch):
+        """Fill new memory with NaN, so that elements that are never written become visible."""
+        monkeypatch.setattr(torch, 'empty', nan_filled(torch.empty))
+        monkeypatch.setattr(torch, 'empty_like', nan_filled(torch.empty_like))
 
     @pytest.mark.parametrize(
         ('shape', 'channels', 'sizes'),
@@ -131,14 +124,14 @@ class TestTriton:
         kernels = [kernel.to(kernel_dtype or dtype) for kernel in kernels]
         actual = run(triton_path.aggregate, projected, kernels, grad)
         assert [value.dtype for value in actual] == [dtype] * 2 + [kernels[0].dtype] * 2
-        # Sums are float32; what is rounded on the way to the gradient of the context are both
-        # levels before GELU, their gradients and the result: five times, by at most one eps
-        # each, as the interpreter rounds bfloat16 towards zero.
+        # Sums are float32. On the way to the gradient of the context, both levels before GELU,
+        # their gradients and the result are rounded: five times by at most one eps each, as the
+        # interpreter rounds bfloat16 towards zero.
         tolerance = 5 * torch.finfo(dtype).eps
         assert_close(actual, run_reference(projected, kernels, grad), tolerance)
 
     @pytest.mark.parametrize('batch', [1, 2])
-    def test_memory_in_any_order(self, batch):
+    def test_any_memory_layout(self, batch):
         context = torch.randn(batch, 5, 3, 4, device=DEVICE).permute(0, 2, 3, 1).requires_grad_()
         gates = torch.randn(batch, 1, 1, 2, device=DEVICE).expand(-1, 3, 4, -1).requires_grad_()
         kernels = [torch.randn(5, 1, 3, 3, device=DEVICE).transpose(2, 3).requires_grad_()]
@@ -158,12 +151,12 @@ class TestTriton:
         actual = torch.autograd.grad(result, [projected, kernels[0]], grad)
         assert_close(actual, run_reference(projected, kernels, grad)[1:3])
 
-    def test_same_bits_twice(self):
+    def test_results_are_bit_identical(self):
         case = make((1, 5, 7), 5, (3,))
         first, second = run(triton_path.aggregate, *case), run(triton_path.aggregate, *case)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
-    def test_second_derivative_is_refused(self):
+    def test_second_derivatives_are_refused(self):
         projected, kernels, grad = make((1, 2, 2), 5, (3,))
         projected.requires_grad_()
         result = triton_path.aggregate(*slices(projected, 1), kernels)
@@ -172,7 +165,7 @@ class TestTriton:
 
     @pytest.mark.parametrize('normalize_modulator', [False, True])
     def test_modulate(self, normalize_modulator):
-        weights = plain.ModulationWeights(
+        weights = ModulationWeights(
             f_weight=torch.randn(12, 5, device=DEVICE),
             f_bias=torch.randn(12, device=DEVICE),
             kernels=(torch.randn(5, 1, 3, 3, device=DEVICE),),
@@ -181,30 +174,30 @@ class TestTriton:
             normalize_modulator=normalize_modulator,
         )
         x = torch.randn(1, 3, 4, 5, device=DEVICE)
-        expected = plain.modulate(x, weights)
+        expected = reference.modulate(x, weights)
         assert_close([triton_path.modulate(x, weights)], [expected.double()])
 
-    def test_can_run(self):
-        assert triton_path.reason_not(Case((1, 2, 3, 4), (3,), device=DEVICE)) is None
+    def test_supported(self):
+        assert triton_path.unsupported(Call((1, 2, 3, 4), (3,), device=DEVICE)) is None
 
 
 @pytest.mark.parametrize(
     ('changes', 'reason'),
     [
-        ({'device': 'cpu'}, 'on cpu, not on CUDA'),
-        ({'device': 'mps'}, 'on mps, not on CUDA'),
-        ({'dtype': torch.float64}, 'not in torch.float64'),
+        ({'device': 'cpu'}, 'cpu'),
+        ({'device': 'mps'}, 'mps'),
+        ({'dtype': torch.float64}, 'torch.float64'),
         ({'shape': (2, 0, 3, 4)}, 'empty'),
-        ({'tensor': 'FakeTensor'}, 'FakeTensor'),
+        ({'tensor_type': 'FakeTensor'}, 'FakeTensor'),
     ],
     ids=str,
 )
-def test_reason_not(changes, reason, monkeypatch):
+def test_reasons_against_triton(changes, reason, monkeypatch):
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    case = Case((1, 2, 3, 4), (3,), device='cuda')
-    assert reason in triton_path.reason_not(case._replace(**changes))
+    call = Call((1, 2, 3, 4), (3,), device='cuda')
+    assert reason in triton_path.unsupported(call._replace(**changes))
 
 
-def test_reason_not_without_triton(monkeypatch):
+def test_triton_is_not_installed(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    assert 'pip install triton' in triton_path.reason_not(Case((1, 2, 3, 4), device='cuda'))
+    assert 'pip install triton' in triton_path.unsupported(Call((1, 2, 3, 4), device='cuda'))

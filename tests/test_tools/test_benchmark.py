@@ -1,4 +1,4 @@
-"""tools/benchmark.py: the tables it prints and the plot it draws, at sizes that take no time."""
+"""tools/benchmark.py: the tables it prints and the plot it draws, for small sizes."""
 
 import gc
 import importlib.util
@@ -18,7 +18,7 @@ def tool(monkeypatch):
     spec = importlib.util.spec_from_file_location('benchmark', TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    # A process of its own for each row takes seconds; one test below has them.
+    # A separate process for each row takes seconds.
     monkeypatch.setattr(module, 'peak_memory', lambda *args: 10.0)
     return module
 
@@ -56,7 +56,7 @@ def test_operator(main):
     rows = [line.split('|')[1].strip() for line in out.splitlines() if line.startswith('| ')]
     assert rows[-4:] == [
         'published layout',
-        *(f'mmfocalnet, {path} path' for path in ('numba', 'pytorch', 'plain')),
+        *(f'mmfocalnet, {path} path' for path in ('numba', 'pytorch', 'reference')),
     ]
 
 
@@ -64,19 +64,17 @@ def test_backbone(main, tool, monkeypatch):
     small = dict(embed_dim=4, depths=(1, 1), focal_levels=1, focal_windows=3)
     monkeypatch.setattr(tool, 'TINY', small)
     kept = ('published layout', 'mmfocalnet', 'mmfocalnet, use_checkpoint')
-    whole = tool.backbones
-    monkeypatch.setattr(
-        tool,
-        'backbones',
-        lambda device: (
-            {k: v for k, v in whole(device).items() if k in kept}
-            | {'mmfocalnet, torch.compile': None}
-        ),
-    )
+    backbones = tool.backbones
+
+    def few_backbones(device):
+        few = {name: row for name, row in backbones(device).items() if name in kept}
+        return few | {'mmfocalnet, torch.compile': None}
+
+    monkeypatch.setattr(tool, 'backbones', few_backbones)
     out = main('backbone', '--size', '32', '40', '--rounds', '1')
     for name in kept:
         assert f'| {name} ' in out
-    assert 'The floor: ' in out
+    assert 'Lower bound: ' in out
 
 
 def test_a_detector_takes_a_training_step(tool):
@@ -93,8 +91,8 @@ def test_growth_draws_a_plot(main, tool, monkeypatch, tmp_path):
     assert (tmp_path / 'new/cost_against_pixels.png').stat().st_size > 1000
 
 
-def test_peak_memory_counts_what_is_kept(tool, monkeypatch):
-    """Of a module that keeps its input's size a known number of times."""
+def test_peak_memory(tool, monkeypatch):
+    """A module that keeps a known number of tensors of its input's size."""
 
     class Keeper(torch.nn.Module):
         def forward(self, x):
@@ -111,24 +109,27 @@ def test_peak_memory_counts_what_is_kept(tool, monkeypatch):
     mebibytes = 3 * 2048 * 2048 * 4 / 2**20
     gc.collect()
     peak = tool._peak_memory('backbone', 'keeper', shape, args)
-    # Pages may have been there before, and what other tests held may be let go meanwhile.
+    # The process may have had free pages; memory of other tests may be freed meanwhile.
     assert 2.9 * mebibytes <= peak < 8 * mebibytes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_without_a_gpu_cuda_is_refused_in_a_sentence(main, capsys):
+def test_cuda_without_a_gpu(main, capsys):
     with pytest.raises(SystemExit) as error:
         main('backbone', '--device', 'cuda')
     assert error.value.code == 2
-    assert 'PyTorch sees no GPU here; use --device cpu' in capsys.readouterr().err
+    assert '--device cpu' in capsys.readouterr().err
 
 
-def test_sizes_must_be_positive(main):
-    with pytest.raises(SystemExit):
+def test_sizes_must_be_positive(main, capsys):
+    with pytest.raises(SystemExit) as error:
         main('operator', '--size', '0', '40')
+    assert error.value.code == 2
+    assert '--size' in capsys.readouterr().err
 
 
-def test_as_a_command_with_memory_measured_in_processes_of_their_own(run):
+@pytest.mark.e2e
+def test_as_a_command_with_a_process_for_each_row(run):
     flags = ['--size', '32', '40', '--dim', '4', '--rounds', '1']
     out = run(sys.executable, 'tools/benchmark.py', 'operator', *flags).stdout
     row = next(line for line in out.splitlines() if line.startswith('| published layout'))

@@ -1,20 +1,15 @@
 """Every family trains, evaluates, saves, resumes and tests, in one process and in two.
 
-Three of them in CI, all with ``-m slow``.
-
-On its demo, with a narrower backbone and a few small images.
+On its demo config, with a narrow backbone and a few small images.
 """
 
 import re
-import sys
-from pathlib import Path
 
+import narrow
 import pytest
+from forked import ROOT, end, start_two_trainings
 
-ROOT = Path(__file__).resolve().parents[2]
-CHANNELS = '[8,16,32,64]'
 TINY = [
-    'model.backbone.embed_dim=8',
     'train_dataloader.batch_size=2',
     'train_cfg.max_iters=2',
     'train_cfg.val_interval=2',
@@ -22,84 +17,59 @@ TINY = [
     'default_hooks.logger.interval=1',
 ]
 FAMILIES = {
-    'mask_rcnn': ('coco/segm_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
-    'mask_rcnn-one_map': (
-        'coco/segm_mAP_50',
-        [
-            'model.backbone.patch_size=16',
-            'model.backbone.depths=[1]',
-            'model.backbone.focal_windows=9',
-            'model.neck._delete_=True',
-            'model.neck.type=SimpleFeaturePyramid',
-            'model.neck.in_channels=[8]',
-            'model.neck.out_channels=64',
-            'model.neck.num_outs=4',
-        ],
-    ),
-    'cascade_rcnn': ('coco/segm_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
-    'atss': (
-        'coco/bbox_mAP_50',
-        # After two iterations no score reaches the threshold.
-        ['model.neck.in_channels=[16,32,64]', 'model.test_cfg.score_thr=0'],
-    ),
-    'sparse_rcnn': ('coco/bbox_mAP_50', [f'model.neck.in_channels={CHANNELS}']),
-    'upernet': (
-        'mIoU',
-        [f'model.decode_head.in_channels={CHANNELS}', 'model.auxiliary_head.in_channels=32'],
-    ),
-    'mask2former': ('coco_panoptic/PQ', [f'model.panoptic_head.in_channels={CHANNELS}']),
-    'mask2former_semantic': (
-        'mIoU',
-        [f'model.decode_head.in_channels={CHANNELS}', 'model.auxiliary_head.in_channels=32'],
-    ),
+    'mask_rcnn': ('coco/segm_mAP_50', narrow.MASK_RCNN),
+    'mask_rcnn-isotropic': ('coco/segm_mAP_50', narrow.ISOTROPIC),
+    'cascade_rcnn': ('coco/segm_mAP_50', narrow.CASCADE_RCNN),
+    # After two iterations no score reaches the threshold.
+    'atss': ('coco/bbox_mAP_50', [*narrow.ATSS, 'model.test_cfg.score_thr=0']),
+    'sparse_rcnn': ('coco/bbox_mAP_50', narrow.SPARSE_RCNN),
+    'upernet': ('mIoU', narrow.UPERNET),
+    'mask2former': ('coco_panoptic/PQ', narrow.MASK2FORMER),
+    'mask2former_semantic': ('mIoU', narrow.MASK2FORMER_SEMANTIC),
 }
-
-
-# One detector with masks, one segmentor, one set of queries; the others take minutes more.
-IN_CI = ('mask_rcnn', 'upernet', 'mask2former')
-CASES = [name if name in IN_CI else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+# One detector with masks, one segmentor, one model with queries; the others take minutes more.
+DEFAULT = ('mask_rcnn', 'upernet', 'mask2former')
+CASES = [
+    name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES
+]
 
 
 def demo(name):
     return ROOT / f'configs/demo/{name.partition("-")[0]}.py'
 
 
-def test_every_demo_is_here():
-    # Classification has data of its own and is tested in test_classification.py.
+def test_every_demo_is_listed():
+    # Classification has a different dataset: see test_classification.py.
     demos = {*map(demo, FAMILIES), demo('classification')}
     assert set((ROOT / 'configs/demo').glob('*.py')) == demos
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_trains_evaluates_saves_resumes_and_tests(name, run, home):
-    metric, narrow = FAMILIES[name]
+def test_trains_evaluates_saves_resumes_and_tests(name, forked_tool, home):
+    metric, model = FAMILIES[name]
     config = demo(name)
-    options = ['--work-dir', home / 'work', '--cfg-options', *TINY, *narrow]
-    train = (sys.executable, ROOT / 'tools/train.py', config)
+    options = ['--work-dir', home / 'work', '--cfg-options', *TINY, *model]
 
-    first = run(*train, '--amp', '--auto-scale-lr', *options, cwd=home).stdout
+    first = forked_tool('train', config, '--amp', '--auto-scale-lr', *options, cwd=home).stdout
     assert 'AmpOptimWrapper' in first
     assert 'Scaling the original LR by 0.125' in first
     assert re.search(rf'Iter\(val\).* {metric}: +\d', first)
 
-    resumed = run(*train, '--resume', 'auto', *options, 'train_cfg.max_iters=3', cwd=home).stdout
+    resume = ('train', config, '--resume', 'auto', *options, 'train_cfg.max_iters=3')
+    resumed = forked_tool(*resume, cwd=home).stdout
     assert re.search('resumed .*iter: 2', resumed)
     assert 'Iter(train) [3/3]' in resumed
 
-    checkpoint = home / 'work/iter_3.pth'
-    out = run(
-        sys.executable, ROOT / 'tools/test.py', config, checkpoint, *options, cwd=home
-    ).stdout  # fmt: skip
+    out = forked_tool('test', config, home / 'work/iter_3.pth', *options, cwd=home).stdout
     assert re.search(rf'Iter\(test\).* {metric}: +\d', out)
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_two_processes(name, run, home):
-    metric, narrow = FAMILIES[name]
-    out = run(
-        ROOT / 'tools/dist_train.sh', demo(name), 2,
-        '--work-dir', home / 'work', '--cfg-options', *TINY, *narrow,
-        cwd=home, env={'PORT': f'{29620 + list(FAMILIES).index(name)}'},
-    ).stdout  # fmt: skip
+def test_two_processes(name, home):
+    metric, model = FAMILIES[name]
+    both = start_two_trainings(demo(name), home / 'work', options=[*TINY, *model], cwd=home)
+    codes = [end(process) for process in both]
+    out = (home / 'work.log').read_text()
+    assert codes == [0, 0], out
     assert out.count('Saving checkpoint at 2 iterations') == 1
     assert re.search(rf'Iter\(val\).* {metric}: +\d', out)

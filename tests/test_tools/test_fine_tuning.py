@@ -2,24 +2,19 @@
 
 import pickle
 import re
-import sys
-from pathlib import Path
 
+import narrow
 import pytest
 import torch
+from forked import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-ATSS = 'configs/demo/atss.py'
-NARROW = [
-    'model.neck.in_channels=[16,32,64]',
-    'train_cfg.val_interval=2',
-]
+ATSS = ROOT / 'configs/demo/atss.py'
 
 
 @pytest.fixture
 def options(tiny_options):
-    options = [o for o in tiny_options if not o.startswith(('model.neck', 'train_cfg.val'))]
-    return [*options, *NARROW]
+    options = [o for o in tiny_options if not o.startswith(('model.', 'train_cfg.val'))]
+    return [*options, *narrow.ATSS, 'train_cfg.val_interval=2']
 
 
 def load(path):
@@ -28,7 +23,7 @@ def load(path):
 
 
 def recipe(heading):
-    """The first block of Python below a heading of the docs."""
+    """The first Python block below a heading of docs/training.md."""
     text = (ROOT / 'docs/training.md').read_text()
     return re.search(rf'\n#+ {heading}\n.*?```python\n(.*?)```', text, re.DOTALL)[1]
 
@@ -38,13 +33,13 @@ def scores(path):
         return torch.cat([image['pred_instances']['scores'] for image in pickle.load(file)])
 
 
-def test_ema_accumulated_gradients_and_frozen_stages(run, options, tmp_path):
-    """The recipes as the docs show them, with numbers for four iterations."""
+def test_ema_accumulated_gradients_and_frozen_stages(forked_tool, options, tmp_path):
+    """The recipes as the docs show them, for four iterations."""
     config = tmp_path / 'recipes.py'
     headings = ('Averaged weights', 'Larger batches than fit', 'Frozen stages')
-    config.write_text(f"_base_ = '{ROOT / ATSS}'\n" + ''.join(map(recipe, headings)))
-    run(
-        sys.executable, 'tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', *options,
+    config.write_text(f"_base_ = '{ATSS}'\n" + ''.join(map(recipe, headings)))
+    forked_tool(
+        'train', config, '--work-dir', tmp_path, '--cfg-options', *options,
         'custom_hooks.0.momentum=0.5', 'optim_wrapper.accumulative_counts=2',
         'train_cfg.max_iters=4', 'default_hooks.checkpoint.interval=1',
         'default_hooks.checkpoint.max_keep_ckpts=4', 'optim_wrapper.optimizer.lr=0.1',
@@ -61,17 +56,16 @@ def test_ema_accumulated_gradients_and_frozen_stages(run, options, tmp_path):
         assert still == name.startswith(frozen), name
         assert torch.equal(weight, averaged[name]) == still, name
 
-    def test(path, name):
-        out = tmp_path / f'{path.stem}_{name.stem}.pkl'
-        run(
-            sys.executable, 'tools/test.py', name, path, '--work-dir', tmp_path / 'test', '--out',
-            out, '--cfg-options', *options, 'model.test_cfg.score_thr=0',
+    def test(name, config):
+        out = tmp_path / 'scores.pkl'
+        forked_tool(
+            'test', config, tmp_path / name, '--work-dir', tmp_path / 'test', '--out', out,
+            '--cfg-options', *options, 'model.test_cfg.score_thr=0',
         )  # fmt: skip
         return scores(out)
 
-    plain = Path(ATSS)
-    for name, weights in (('averaged', averaged), ('raw', raw)):
-        torch.save(dict(state_dict=weights, meta=end['meta']), tmp_path / f'{name}.pth')
-    with_hook = test(tmp_path / 'iter_4.pth', config)
-    assert torch.equal(with_hook, test(tmp_path / 'averaged.pth', plain))
-    assert not torch.equal(with_hook, test(tmp_path / 'raw.pth', plain))
+    for name, weights in (('averaged.pth', averaged), ('raw.pth', raw)):
+        torch.save(dict(state_dict=weights, meta=end['meta']), tmp_path / name)
+    with_hook = test('iter_4.pth', config)
+    assert torch.equal(with_hook, test('averaged.pth', ATSS))
+    assert not torch.equal(with_hook, test('raw.pth', ATSS))

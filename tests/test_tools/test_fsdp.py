@@ -1,12 +1,12 @@
 """Training over shards (FSDP) by two processes on the CPU, against training without."""
 
 import re
-import sys
 
 import pytest
 import torch
+from forked import ROOT, end, start_two_trainings
 
-CONFIG = 'configs/demo/mask_rcnn.py'
+CONFIG = ROOT / 'configs/demo/mask_rcnn.py'
 # Nothing random but the order of the images, so that resumed runs see what others see.
 FIXED = [
     'train_dataloader.dataset.pipeline.2.prob=0.0',
@@ -32,26 +32,28 @@ def assert_same_weights(path, other):
         torch.testing.assert_close(weight, others[name], rtol=0, atol=1e-6, msg=name)
 
 
-def norms(result):
-    return [float(norm) for norm in re.findall(r'grad_norm: ([\d.]+)', result.stdout)]
+def norms(log):
+    return [float(norm) for norm in re.findall(r'grad_norm: ([\d.]+)', log)]
 
 
 @pytest.fixture
-def train(run, tiny_options, tmp_path):
-    """Two processes that train with layer-wise decay in a work dir of a name."""
+def train(tiny_options, tmp_path):
+    """Train with layer-wise decay in two processes, in the work dir of a name; return the log."""
 
-    def _train(name, *flags, more=(), port):
-        return run(
-            'tools/dist_train.sh', CONFIG, 2, '--work-dir', tmp_path / name, *flags,
-            '--cfg-options', *tiny_options, *FIXED, *LAYER_DECAY, *more, env={'PORT': str(port)},
-        )  # fmt: skip
+    def _train(name, *flags, more=()):
+        options = [*tiny_options, *FIXED, *LAYER_DECAY, *more]
+        both = start_two_trainings(CONFIG, tmp_path / name, *flags, options=options)
+        codes = [end(process) for process in both]
+        log = (tmp_path / f'{name}.log').read_text()
+        assert codes == [0, 0], log
+        return log
 
     return _train
 
 
-def test_fsdp_saves_whole_weights_and_moments(train, run, tiny_options, tmp_path):
+def test_fsdp_saves_complete_weights_and_moments(train, forked_tool, tiny_options, tmp_path):
     more = [*FSDP, 'train_cfg.max_iters=1', 'default_hooks.checkpoint.interval=1']
-    train('fsdp', more=more, port=29624)
+    train('fsdp', more=more)
     checkpoint = load(tmp_path / 'fsdp/iter_1.pth')
     weights, moments = checkpoint['state_dict'], checkpoint['optimizer']['state']
     assert set(moments) <= set(weights)  # by name, as FSDP saves them
@@ -60,9 +62,9 @@ def test_fsdp_saves_whole_weights_and_moments(train, run, tiny_options, tmp_path
         assert state['exp_avg'].shape == weights[name].shape
         # After one step they are 0.1 g and 0.001 g^2.
         torch.testing.assert_close(state['exp_avg_sq'], state['exp_avg'] ** 2 / 10)
-    tested = run(
-        sys.executable, 'tools/test.py', CONFIG, tmp_path / 'fsdp/iter_1.pth',
-        '--work-dir', tmp_path / 'test', '--cfg-options', *tiny_options, *FSDP,
+    tested = forked_tool(
+        'test', CONFIG, tmp_path / 'fsdp/iter_1.pth', '--work-dir', tmp_path / 'test',
+        '--cfg-options', *tiny_options, *FSDP,
     ).stdout  # fmt: skip
     assert 'coco/segm_mAP' in tested
 
@@ -70,12 +72,13 @@ def test_fsdp_saves_whole_weights_and_moments(train, run, tiny_options, tmp_path
 @pytest.mark.slow
 def test_fsdp_trains_and_resumes_as_without(train, tmp_path):
     """With gradients so large that they are clipped."""
-    plain = train('plain', port=29621)
+    plain = train('plain')
     every = 'default_hooks.checkpoint.interval=1'
-    first = train('fsdp', more=[*FSDP, every, 'train_cfg.max_iters=1'], port=29622)
-    second = train('fsdp', '--resume', more=[*FSDP, every], port=29623)
+    first = train('fsdp', more=[*FSDP, every, 'train_cfg.max_iters=1'])
+    log = train('fsdp', '--resume', more=[*FSDP, every])
+    assert log.startswith(first)
 
-    sharded = norms(first) + norms(second)
+    sharded = norms(log)
     assert len(sharded) == 2
     assert sharded == pytest.approx(norms(plain), abs=2e-4)
     assert min(sharded) > 5  # which is where the demo clips

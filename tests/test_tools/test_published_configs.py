@@ -1,17 +1,15 @@
-"""The published configs as they are, but for a narrow backbone, on a few images.
+"""The published configs, with narrower models, train and test on a few images.
 
-On real images where they are at hand, else on generated ones that pass for COCO and ADE20K.
+On images of COCO and ADE20K if ../shared/data has them, else on generated ones in their layout.
 """
 
 import json
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
+from forked import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / 'shared/data'
 CHANNELS = '[8,16,32,64]'
 NARROW = [
@@ -38,7 +36,6 @@ SMALL_CROPS = [
     'val_dataloader.dataset.pipeline.1.scale=(320,320)',
 ]
 
-# Minutes in all; tests/test_tools/test_families.py runs each family in less.
 pytestmark = pytest.mark.slow
 
 
@@ -86,7 +83,7 @@ FAMILIES = {
 
 
 def as_coco(shapes, folder):
-    """The generated set with COCO's 80 things and 53 kinds of stuff, of which it uses a few."""
+    """Copy the sample dataset with the categories of COCO: 80 things and 53 kinds of stuff."""
     from mmdet.datasets import CocoPanopticDataset
 
     shutil.copytree(shapes / 'coco', folder)
@@ -117,18 +114,13 @@ def data(shapes, tmp_path):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_trains_evaluates_saves_and_tests(name, data, run):
-    options = ['--cfg-options', *NARROW, *FAMILIES[name]]
+def test_trains_evaluates_saves_and_tests(name, data, forked_tool):
     config = ROOT / f'configs/{name}.py'
     work_dir = data / 'work'
-    out = run(
-        sys.executable, ROOT / 'tools/train.py', config, '--work-dir', work_dir, *options, cwd=data
-    ).stdout  # fmt: skip
+    options = ('--work-dir', work_dir, '--cfg-options', *NARROW, *FAMILIES[name])
+    out = forked_tool('train', config, *options, cwd=data).stdout
     assert re.search(r'\(train\) +(\[1\])?\[ *1/1\]', out)
     assert re.search(r'\(val\) +(\[1\])?\[1/1\]', out)
     checkpoint = (work_dir / 'last_checkpoint').read_text()
-    out = run(
-        sys.executable, ROOT / 'tools/test.py', config, checkpoint, '--work-dir', work_dir,
-        *options, cwd=data,
-    ).stdout  # fmt: skip
+    out = forked_tool('test', config, checkpoint, *options, cwd=data).stdout
     assert '(test) [1/1]' in out

@@ -1,9 +1,10 @@
-"""A config in MMEngine's pure Python style, whose types are classes, through every tool."""
+"""Every tool accepts a config in MMEngine's pure Python style, whose types are classes."""
 
 from pathlib import Path
 
 import mmengine.registry
 import pytest
+from forked import ROOT
 from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.visualization import Visualizer
@@ -13,7 +14,6 @@ from mmfocalnet.config import read_config
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.registry import type_name
 
-ROOT = Path(__file__).resolve().parents[2]
 REGISTRIES = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
 SMALL = """from mmengine.config import read_base
 
@@ -31,13 +31,13 @@ default_hooks.logger.interval = 1
 
 
 def find_class(name):
-    """The class that mmdet's registries, or else MMEngine's, have under a name."""
+    """The class of a name in the registries of mmdet, or else of MMEngine."""
     found = [registry.get(f'mmdet.{name}') or registry.get(name) for registry in REGISTRIES]
     return next((one for one in found if one), None)
 
 
 def pure_python(cfg):
-    """The text of a config with classes in place of the names of types."""
+    """The text of a config with classes instead of the names of types."""
     imports = set()
 
     def text(node):
@@ -68,12 +68,12 @@ def pure_python(cfg):
 
 @pytest.fixture(scope='module')
 def lazy(tmp_path_factory, shapes):
-    """A folder to run in, with ``small.py``, which reads its base as pure Python configs do."""
+    """A folder with ``small.py``, a pure Python config, and its base."""
     home = tmp_path_factory.mktemp('lazy')
     (home / 'data').mkdir()
     (home / 'data/shapes').symlink_to(shapes)
     cfg = Config.fromfile(ROOT / 'configs/demo/mask_rcnn.py')
-    # mmdet's own configs of this kind have neither.
+    # mmdet's configs of this style have neither.
     cfg.update(default_scope=None, custom_imports=None)
     (home / 'base.py').write_text(pure_python(cfg))
     (home / 'small.py').write_text(SMALL)
@@ -83,14 +83,14 @@ def lazy(tmp_path_factory, shapes):
 @pytest.fixture
 def here(lazy, monkeypatch):
     monkeypatch.chdir(lazy)
-    # Each run has a visualizer of its own, which MMEngine knows by name.
+    # MMEngine keeps visualizers by name.
     monkeypatch.setattr(Visualizer, '_instance_dict', type(Visualizer._instance_dict)())
     return lazy
 
 
 @pytest.fixture
 def checkpoint(here, tool):
-    """That of a training of two iterations, which the first test starts."""
+    """The checkpoint of a training of two iterations, which the first test runs."""
     if not (here / 'run/iter_2.pth').is_file():
         code, out, err = tool('train', 'small.py', '--work-dir', 'run')
         assert code == 0, out + err
@@ -104,7 +104,7 @@ def test_types_are_classes(here):
     assert cfg.default_scope == 'mmdet'
 
 
-def test_tools_that_need_weights(tool, checkpoint, shapes):
+def test_tools_with_weights(tool, checkpoint, shapes):
     image = next((shapes / 'coco/val2017').iterdir())
     for name, *arguments in (
         ('test', 'small.py', checkpoint, '--work-dir', 'test', '--show-dir', 'drawn'),
@@ -117,7 +117,7 @@ def test_tools_that_need_weights(tool, checkpoint, shapes):
     assert len(list(Path('test').glob(f'*/drawn/{image.name}'))) == 1
 
 
-def test_tools_that_need_none(tool, here):
+def test_tools_without_weights(tool, here):
     for name, *arguments in (
         ('check_dataset', 'small.py'),
         ('browse_dataset', 'small.py', '--number', 1, '--not-show'),
@@ -126,13 +126,13 @@ def test_tools_that_need_none(tool, here):
         assert code == 0, f'{name}: {out}{err}'
 
 
-def test_the_report_reads_the_config_that_mmengine_has_dumped(tool, checkpoint):
+def test_the_report_reads_a_dumped_config(tool, checkpoint):
     """Its types are strings such as 'mmdet.models.losses.smooth_l1_loss.L1Loss'."""
     code, out, err = tool('report', 'run', '--images', 1)
     assert code == 0, out + err
 
 
-def test_what_a_flag_changes_can_be_dumped(here):
+def test_a_config_changed_by_a_flag_can_be_dumped(here):
     cfg = read_config('small.py')
     use_tta(cfg)
     assert cfg.model.module.roi_head.mask_head is None  # mmdet merges boxes only
@@ -140,5 +140,5 @@ def test_what_a_flag_changes_can_be_dumped(here):
     assert type_name(read_config('tta.py').model.module) == 'MaskRCNN'
 
 
-def test_the_web_page_draws_by_the_same_predictor(checkpoint):
+def test_the_predictor_of_the_web_page(checkpoint):
     assert load_predictor('small.py', checkpoint).task == 'boxes and masks'

@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment go on as if they had not been, bit for bit."""
+"""Trainings that are killed at any moment and resumed end bit for bit like uninterrupted ones."""
 
 import os
 import random
@@ -8,14 +8,26 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from forked import ROOT, assert_same, end, kill, losses, start, start_two, state, wait_for
+from forked import (
+    ROOT,
+    assert_same,
+    end,
+    free_port,
+    kill,
+    losses,
+    start_training,
+    start_two_trainings,
+    state,
+    wait_for,
+)
 
 CONFIG = 'configs/demo/mask_rcnn.py'
-KILLS = 20  # of the slow test, for each kind of run
+KILLS = 20  # of the slow test, for each kind of training
 ITERATIONS = 8
 EVERYTHING = [
     'default_hooks.ema.type=EMAHook',
@@ -45,19 +57,19 @@ def options(tiny_options):
 
 
 @pytest.fixture(scope='module')
-def whole(options, tmp_path_factory):
-    """A function that trains a kind of run without interruption, once."""
+def uninterrupted(options, tmp_path_factory):
+    """A function that trains a kind of run without interruption, once; returns the work dir."""
     done = {}
 
-    def _whole(kind):
+    def _uninterrupted(kind):
         if kind not in done:
-            done[kind] = tmp_path_factory.mktemp('whole') / kind
+            done[kind] = tmp_path_factory.mktemp('uninterrupted') / kind
             flags, extra = KINDS[kind]
-            run = start(CONFIG, done[kind], *flags, options=[*options, *extra])
+            run = start_training(CONFIG, done[kind], *flags, options=[*options, *extra])
             assert end(run) == 0, log(done[kind])
         return done[kind]
 
-    return _whole
+    return _uninterrupted
 
 
 def compare(one, other):
@@ -68,7 +80,7 @@ def compare(one, other):
 
 
 def files(work_dir):
-    """Checkpoints and what was left half-written."""
+    """Names of the checkpoints, also of partly written ones."""
     return sorted(path.name for path in work_dir.iterdir() if '.pth' in path.name)
 
 
@@ -76,13 +88,17 @@ def log(work_dir):
     return Path(f'{work_dir}.log').read_text()
 
 
-def die_before_rename():
-    """Let the run be killed when its second checkpoint is on disk under its temporary name."""
-    calls = []
+def error_message(work_dir):
+    """The line that a training ended with."""
+    (line,) = re.findall('^train.py: .*$', log(work_dir), re.MULTILINE)
+    return line
+
+
+def die_before_rename(name):
+    """Kill the run when the checkpoint of a name is on disk under its temporary name."""
 
     def replace(source, target, replace=os.replace):
-        calls.append(str(target).endswith('.pth'))
-        if sum(calls) == 2:
+        if Path(target).name == name:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
@@ -90,7 +106,7 @@ def die_before_rename():
 
 
 def die_while_removing():
-    """Let the run be killed when a checkpoint is to be removed, after its successor's writing."""
+    """Kill the run when it removes a checkpoint, after the next one was written."""
 
     def remove(path):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -98,100 +114,96 @@ def die_while_removing():
     os.remove = remove
 
 
-def small_files():
-    """Let no file grow beyond 100 kB, less than a checkpoint."""
+def limit_files():
+    """Limit files to 100 kB, less than a checkpoint."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def lose_a_number():
-    """Let a loss of the sixth iteration be NaN, in the process of the highest rank."""
+def break_a_loss():
+    """Make a loss of the sixth iteration NaN, in the process of the highest rank."""
+    from mmengine.logging import MessageHub
     from mmengine.model import BaseModel
 
-    calls = []
-
     def parse_losses(self, losses, parse=BaseModel.parse_losses):
-        calls.append(1)
-        if len(calls) == 6 and os.environ.get('RANK', '1') == '1':
+        iteration = MessageHub.get_current_instance().get_info('iter')
+        if iteration == 5 and os.environ.get('RANK', '1') == '1':
             losses['loss_mask'] = losses['loss_mask'] * float('nan')
         return parse(self, losses)
 
     BaseModel.parse_losses = parse_losses
 
 
-def test_killed_while_writing_and_removing_then_damaged(options, whole, tmp_path):
+def test_killed_while_writing_and_removing_then_damaged(options, uninterrupted, tmp_path):
     flags, extra = KINDS['everything']
     run = dict(options=[*options, *extra])
     work_dir = tmp_path / 'killed'
-    assert kill(start(CONFIG, work_dir, *flags, patch=die_before_rename, **run))
+    writing = partial(die_before_rename, 'iter_4.pth')
+    assert kill(start_training(CONFIG, work_dir, *flags, patch=writing, **run))
     part, first = files(work_dir)
     assert part.startswith('.partial-') and first == 'iter_2.pth'
-    assert kill(start(CONFIG, work_dir, *flags, '--resume', patch=die_while_removing, **run))
+    removing = die_while_removing
+    assert kill(start_training(CONFIG, work_dir, *flags, '--resume', patch=removing, **run))
     newest = work_dir / 'iter_6.pth'
     newest.write_bytes(newest.read_bytes()[:-1000])
-    assert end(start(CONFIG, work_dir, *flags, '--resume', **run)) == 0, log(work_dir)
-    said = [line for line in log(work_dir).splitlines() if 'instead' in line]
-    assert len(said) == 1
-    assert re.search(r'iter_6.pth .* is truncated .*; resuming from .*iter_4.pth instead', said[0])
-    compare(whole('everything'), work_dir)
+    resumed = start_training(CONFIG, work_dir, *flags, '--resume', **run)
+    assert end(resumed) == 0, log(work_dir)
+    assert re.search('iter_6.pth .*iter_4.pth', log(work_dir))  # a warning that names both
+    compare(uninterrupted('everything'), work_dir)
 
 
-def test_a_loss_that_is_no_number(options, tmp_path):
+def test_a_loss_that_is_nan(options, tmp_path):
     work_dir = tmp_path / 'nan'
-    assert end(start(CONFIG, work_dir, patch=lose_a_number, options=options)) == 2, log(work_dir)
-    sentence = log(work_dir).splitlines()[-1]
-    assert re.match(
-        r'train.py: loss_mask is nan at iteration 6, with \S+\d.jpg, \S+\d.jpg: look at these '
-        r'images .*; \S+iter_4.pth is from before: start from it with load_from .* losses\.$',
-        sentence,
-    )
-    assert 'Traceback' not in log(work_dir)
+    run = start_training(CONFIG, work_dir, patch=break_a_loss, options=options)
+    assert end(run) == 2, log(work_dir)
+    for token in ('loss_mask', 'iteration 6', '.jpg', 'iter_4.pth'):
+        assert token in error_message(work_dir)
     assert files(work_dir) == ['iter_2.pth', 'iter_4.pth']
 
 
 @pytest.fixture
-def full_disk(tmp_path, whole):
+def full_disk(tmp_path, uninterrupted):
     """A small disk and None, or where none can be mounted, a folder and a limit to set."""
     folder = tmp_path / 'disk'
     folder.mkdir()
-    size = 2.5 * (whole('plain') / 'iter_8.pth').stat().st_size
+    size = 2.5 * (uninterrupted('plain') / 'iter_8.pth').stat().st_size
     command = ['mount', '-t', 'tmpfs', '-o', f'size={int(size)}', 'tmpfs', str(folder)]
     try:
         mounted = subprocess.run(command, capture_output=True).returncode == 0
     except OSError:
         mounted = False
-    yield folder, None if mounted else small_files
+    yield folder, None if mounted else limit_files
     if mounted:
         subprocess.run(['umount', str(folder)], check=True)
 
 
-def test_a_full_disk(options, whole, tmp_path, full_disk):
+def test_a_full_disk(options, uninterrupted, tmp_path, full_disk):
     folder, limit = full_disk
     work_dir = folder / 'run'
     if limit:  # the first checkpoint must be there before
-        assert kill(start(CONFIG, work_dir, patch=die_before_rename, options=options))
-    assert end(start(CONFIG, work_dir, '--resume', patch=limit, options=options)) == 2
-    sentence = log(work_dir).splitlines()[-1]
-    assert re.match(r'train.py: \S+iter_\d.pth cannot be written \(.*\): make room', sentence)
-    assert 'Traceback' not in log(work_dir)
+        writing = partial(die_before_rename, 'iter_4.pth')
+        assert kill(start_training(CONFIG, work_dir, patch=writing, options=options))
+    run = start_training(CONFIG, work_dir, '--resume', patch=limit, options=options)
+    assert end(run) == 2, log(work_dir)
+    assert re.search(r'iter_\d.pth', error_message(work_dir))
     saved = files(work_dir)
     assert saved and all(re.fullmatch(r'iter_\d.pth', name) for name in saved)
     assert torch.load(work_dir / saved[-1], weights_only=False)['meta']['iter'] == int(saved[-1][5])
     assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / saved[-1])
-    # With room for what is kept, the run goes on.
+    # With room for the checkpoints to keep, the training can be resumed.
     room = tmp_path / 'room'
     subprocess.run(['cp', '-r', work_dir, room], check=True)
     (room / 'last_checkpoint').write_text(str(room / saved[-1]))
-    assert end(start(CONFIG, room, '--resume', options=options)) == 0, log(room)
-    assert_same(state(whole('plain') / 'iter_8.pth'), state(room / 'iter_8.pth'))
+    assert end(start_training(CONFIG, room, '--resume', options=options)) == 0, log(room)
+    assert_same(state(uninterrupted('plain') / 'iter_8.pth'), state(room / 'iter_8.pth'))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_killed_at_random(options, whole, tmp_path, kind):
-    """From when the run is ready to train; when one is through, another begins."""
+def test_killed_at_random(options, uninterrupted, tmp_path, kind):
+    """Kill runs after they have set up; when one has ended by itself, start another."""
     flags, extra = KINDS[kind]
     run = dict(options=[*options, *extra])
-    clock = start(CONFIG, tmp_path / 'clock', *flags, **run)
+    clock = start_training(CONFIG, tmp_path / 'clock', *flags, **run)
     wait_for(tmp_path / 'clock', 'Checkpoints will be saved')
     began = time.monotonic()
     end(clock)
@@ -200,17 +212,16 @@ def test_killed_at_random(options, whole, tmp_path, kind):
     kills, rounds = 0, 0
     while kills < KILLS:
         work_dir = tmp_path / f'round_{rounds}'
-        through = False
-        while not through:
+        killed = True
+        while killed:
             log_file = Path(f'{work_dir}.log')
             log_file.unlink(missing_ok=True)
-            process = start(CONFIG, work_dir, *flags, '--resume', **run)
+            process = start_training(CONFIG, work_dir, *flags, '--resume', **run)
             wait_for(work_dir, 'Checkpoints will be saved')
             killed = kill(process, dice.uniform(0, lasts) if kills < KILLS else None)
             kills += killed
-            through = not killed
         assert process.exitcode == 0, log(work_dir)
-        compare(whole(kind), work_dir)
+        compare(uninterrupted(kind), work_dir)
         rounds += 1
     print(f'{kind}: {kills} kills in {rounds} runs')
 
@@ -237,31 +248,33 @@ def test_killed_between_epochs(tiny_options, tmp_path):
         'randomness.seed=1',
     ]
     whole, work_dir = tmp_path / 'whole', tmp_path / 'killed'
-    assert end(start(config, whole, options=options)) == 0, log(whole)
-    assert kill(start(config, work_dir, patch=die_before_rename, options=options))
+    assert end(start_training(config, whole, options=options)) == 0, log(whole)
+    writing = partial(die_before_rename, 'epoch_2.pth')
+    assert kill(start_training(config, work_dir, patch=writing, options=options))
     assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'epoch_1.pth')
     # The seed comes from the checkpoint.
-    assert end(start(config, work_dir, '--resume', options=options[:-1])) == 0, log(work_dir)
+    assert end(start_training(config, work_dir, '--resume', options=options[:-1])) == 0, log(
+        work_dir
+    )
     assert_same(losses(whole), losses(work_dir))
     assert_same(state(whole / 'epoch_3.pth'), state(work_dir / 'epoch_3.pth'))
 
 
 @pytest.mark.slow
-def test_a_loss_of_one_of_two_processes(options, tmp_path):
+def test_a_nan_loss_of_one_of_two_processes(options, tmp_path):
     work_dir = tmp_path / 'nan'
-    both = start_two(CONFIG, work_dir, port=29641, patch=lose_a_number, options=options)
+    both = start_two_trainings(CONFIG, work_dir, patch=break_a_loss, options=options)
     assert [end(process) for process in both] == [2, 2], log(work_dir)
-    sentences = re.findall('^train.py: .*$', log(work_dir), re.MULTILINE)
-    assert len(sentences) == 1
-    assert 'loss_mask is nan at iteration 6 of process 1, with' in sentences[0]
+    for token in ('loss_mask', 'iteration 6', 'process 1'):
+        assert token in error_message(work_dir)
     assert files(work_dir) == ['iter_2.pth', 'iter_4.pth']
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_killed(options, run, tmp_path):
-    """What a user of tools/dist_train.sh sees."""
+def test_one_of_two_processes_killed(options, tmp_path):
+    """With tools/dist_train.sh."""
     whole, work_dir = tmp_path / 'whole', tmp_path / 'killed'
-    settings = dict(env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29642'}, cwd=ROOT)
+    settings = dict(env={**os.environ, 'PYTHON': sys.executable, 'PORT': free_port()}, cwd=ROOT)
 
     def launch(folder, *flags):
         command = ['tools/dist_train.sh', CONFIG, '2', '--work-dir', folder, *flags]

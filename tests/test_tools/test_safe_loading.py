@@ -1,28 +1,27 @@
-"""No tool unpickles, what was checked is what is used, and each checkpoint is read once."""
+"""No tool unpickles unsafe content, each checkpoint is read once, checked content is used."""
 
 import http.server
 import shutil
 import threading
-from pathlib import Path
 
 import pytest
 import torch
+from forked import ROOT
 from mmengine.config import Config, DictAction
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmfocalnet.checkpoints import CheckpointError, read, safe_load
-from mmfocalnet.cli import check_start
+from mmfocalnet.cli import load_initial_checkpoint
 from mmfocalnet.cli import runner as runs
 from mmfocalnet.visualization.gallery import make_gallery
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/demo/mask_rcnn.py'
 
 
 class Code:
-    """Unpickling it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -33,7 +32,7 @@ class Code:
 
 @pytest.fixture
 def mark(tmp_path):
-    """The file that unpickled code would make."""
+    """The file that unpickled code would create."""
     path = tmp_path / 'code_ran'
     yield path
     assert not path.exists()
@@ -54,7 +53,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def changing_server(hub):
-    """A server that sends each of some files once, in turn; gives the URL and what was asked."""
+    """A server that sends each of several files once; yields it as a function, and its requests."""
     answers, asked = [], []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -82,7 +81,7 @@ def changing_server(hub):
 
 @pytest.fixture
 def start(tool, tiny_options, tmp_path):
-    """Run train.py or test.py on the tiny set; returns exit code, output and errors."""
+    """Run train.py or test.py on the tiny dataset; returns exit code, stdout and stderr."""
 
     def run(name, *arguments, options=()):
         flags = ['--work-dir', tmp_path / 'work']
@@ -91,35 +90,22 @@ def start(tool, tiny_options, tmp_path):
     return run
 
 
-LONGER = ['train_cfg.max_iters=3', 'train_cfg.val_interval=3']
+# One iteration without validation; the checkpoint has two.
+SHORT = ['train_cfg.max_iters=1', 'train_cfg.val_begin=9']
+RESUMED = ['train_cfg.max_iters=3', 'train_cfg.val_begin=9']
 
 
-@pytest.fixture
-def trained(start, tmp_path, tmp_path_factory, _made={}):  # noqa: B006 - made once
-    """A checkpoint of a training of the tiny model."""
-    if 'path' not in _made:
-        code, _, error = start('train')
-        assert code == 0, error
-        _made['path'] = shutil.move(
-            tmp_path / 'work/iter_2.pth', tmp_path_factory.mktemp('trained')
-        )
-    return Path(_made['path'])
-
-
-def test_a_url_is_asked_once_by_each_tool(start, trained, bomb, changing_server):
+def test_each_tool_downloads_a_url_once(start, trained, bomb, changing_server):
     serve, asked = changing_server
     url = serve(trained, bomb)
     code, out, error = start('test', url)
     assert code == 0 and 'coco/bbox_mAP' in out, error
-    assert start('train', options=[f'load_from={url}'])[0] == 0
-    code, out, error = start('train', '--resume', url, options=LONGER)
+    code, out, error = start('train', '--resume', url, options=RESUMED)
     assert code == 0 and 'Iter(train) [3/3]' in out, error
     assert len(asked) == 1
 
 
-def test_another_file_of_that_name_in_the_cache_is_not_taken(
-    start, trained, bomb, changing_server, hub
-):
+def test_a_cached_file_of_the_same_name_is_not_used(start, trained, bomb, changing_server, hub):
     serve, asked = changing_server
     hub.mkdir(parents=True)
     shutil.copy(bomb, hub / 'iter_2.pth')
@@ -128,20 +114,20 @@ def test_another_file_of_that_name_in_the_cache_is_not_taken(
     assert asked
 
 
-def test_a_link_that_is_pointed_elsewhere_after_the_checks(
+def test_a_link_changed_after_the_checks_is_not_followed_again(
     start, trained, bomb, tmp_path, monkeypatch
 ):
     link = tmp_path / 'link.pth'
     link.symlink_to(trained)
     build = runs.Runner.from_cfg
 
-    def point_elsewhere(cfg):
+    def replace_link(cfg):
         link.unlink()
         link.symlink_to(bomb)
         return build(cfg)
 
-    monkeypatch.setattr(runs.Runner, 'from_cfg', point_elsewhere)
-    code, out, error = start('train', options=[f'load_from={link}'])
+    monkeypatch.setattr(runs.Runner, 'from_cfg', replace_link)
+    code, out, error = start('train', options=[f'load_from={link}', *SHORT])
     assert code == 0 and f'Load checkpoint from {link}' in out, error
 
 
@@ -155,15 +141,15 @@ def test_train_test_and_resume_read_each_checkpoint_once(start, trained, tmp_pat
         'model.backbone.init_cfg.type=Pretrained',
         f'model.backbone.init_cfg.checkpoint={pretrained}',
     ]
-    assert start('train', options=[f'load_from={trained}', *init])[0] == 0
+    assert start('train', options=[f'load_from={trained}', *init, *SHORT])[0] == 0
     assert loads == {'pretrained.pth': 1, 'iter_2.pth': 1}
     loads.clear()
-    assert start('train', '--resume', trained, options=LONGER)[0] == 0
+    assert start('train', '--resume', trained, options=RESUMED)[0] == 0
     assert start('test', trained)[0] == 0
     assert loads == {'iter_2.pth': 2}
 
 
-def test_the_other_tools_read_it_once(tool, trained, shapes, tiny_options, tmp_path, loads):
+def test_other_tools_read_a_checkpoint_once(tool, trained, shapes, tiny_options, tmp_path, loads):
     image = shapes / 'coco/val2017/000000100001.jpg'
     options = ['--cfg-options', *tiny_options]
     commands = [
@@ -179,11 +165,11 @@ def test_the_other_tools_read_it_once(tool, trained, shapes, tiny_options, tmp_p
         assert loads == {'iter_2.pth': 1}, command
 
 
-def test_the_gallery_of_the_report_reads_it_once(trained, tiny_options, loads):
+def test_the_gallery_of_the_report_reads_a_checkpoint_once(trained, tiny_options, loads):
     cfg = Config.fromfile(CONFIG)
     cfg.merge_from_dict(evaluated(tiny_options))
     gallery = make_gallery(trained.parent, cfg, 1)
-    assert len(gallery.pictures) == 1, gallery.skipped
+    assert len(gallery.images) == 1, gallery.skipped
     assert loads == {'iter_2.pth': 1}
 
 
@@ -193,7 +179,7 @@ def evaluated(options):
     return {key: DictAction._parse_iterable(value) for key, value in pairs.items()}
 
 
-def test_mmdets_and_mmengines_own_functions(trained, tiny_options, bomb, mark, loads):
+def test_loading_functions_of_mmdet_and_mmengine(trained, tiny_options, bomb, mark, loads):
     from mmdet.apis import init_detector
 
     options = evaluated(option for option in tiny_options if option.startswith('model.'))
@@ -204,8 +190,8 @@ def test_mmdets_and_mmengines_own_functions(trained, tiny_options, bomb, mark, l
         load_checkpoint(nn.Linear(1, 1), str(bomb))
 
 
-def test_every_scheme_of_mmengine_is_ours():
-    """Each of them, so that a new one of a later MMEngine is noticed."""
+def test_all_schemes_of_mmengine_are_replaced():
+    """Includes schemes that later versions of MMEngine add."""
     modules = {prefix: loader.__module__ for prefix, loader in CheckpointLoader._schemes.items()}
     others = {
         prefix for prefix, module in modules.items() if module != 'mmfocalnet.checkpoints.schemes'
@@ -214,7 +200,7 @@ def test_every_scheme_of_mmengine_is_ours():
 
 
 @pytest.mark.parametrize('scheme', ['open-mmlab', 'openmmlab', 'mmcls'])
-def test_zoos(scheme, trained, bomb, tmp_path, monkeypatch):
+def test_model_zoos(scheme, trained, bomb, tmp_path, monkeypatch):
     from mmfocalnet.checkpoints import schemes
 
     for file, code in ((trained, False), (bomb, True)):
@@ -229,7 +215,7 @@ def test_zoos(scheme, trained, bomb, tmp_path, monkeypatch):
         CheckpointLoader.load_checkpoint(f'{scheme}://none')
 
 
-def test_a_storage(trained, bomb, monkeypatch):
+def test_storages(trained, bomb, monkeypatch):
     from mmfocalnet.checkpoints import schemes
 
     class Storage:
@@ -238,50 +224,52 @@ def test_a_storage(trained, bomb, monkeypatch):
 
     monkeypatch.setattr(schemes, 'get_file_backend', lambda *_, **__: Storage())
     assert CheckpointLoader.load_checkpoint('s3://bucket/iter_2.pth')['state_dict']
-    with pytest.raises(CheckpointError, match='open'):
+    with pytest.raises(CheckpointError, match=r'bomb\.pth .*open'):
         CheckpointLoader.load_checkpoint('petrel:s3://bucket/bomb.pth')
     with pytest.raises(CheckpointError, match='pavi://x'):
         CheckpointLoader.load_checkpoint('pavi://x')
 
 
-def test_a_config_in_a_checkpoint_is_not_run_on_resume(start, trained, mark, tmp_path):
+def test_resuming_does_not_run_a_config_in_the_checkpoint(start, trained, mark, tmp_path):
     content = safe_load.load_file(trained).content
     content['meta']['config'] = f"open({str(mark)!r}, 'w')"
     torch.save(content, tmp_path / 'iter_2.pth')
-    code, out, error = start('train', '--resume', tmp_path / 'iter_2.pth', options=LONGER)
+    code, out, error = start('train', '--resume', tmp_path / 'iter_2.pth', options=RESUMED)
     assert code == 0 and 'Iter(train) [3/3]' in out, error
 
 
-FAULTY_META = {
+INVALID_META = {
     'a number': 5,
     'none': None,
     'no epoch': dict(iter=2),
     'a negative epoch': dict(epoch=-1, iter=2),
-    'a huge iteration': dict(epoch=0, iter=2**62),
-    'a text for an epoch': dict(epoch='1', iter=2),
-    'a fraction for an iteration': dict(epoch=0, iter=2.5),
+    'a large iteration': dict(epoch=0, iter=2**62),
+    'text as epoch': dict(epoch='1', iter=2),
+    'a fraction as iteration': dict(epoch=0, iter=2.5),
 }
 
 
-@pytest.mark.parametrize('name', FAULTY_META)
-def test_metadata_that_cannot_be_resumed(trained, tmp_path, name):
-    path = with_meta(trained, tmp_path, FAULTY_META[name])
-    with pytest.raises(CheckpointError, match=r'odd\.pth.*meta'):
-        check_start(Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path))))
-    check_start(Config(dict(load_from=str(path), work_dir=str(tmp_path))))
+@pytest.mark.parametrize('name', INVALID_META)
+def test_invalid_metadata_cannot_be_resumed(trained, tmp_path, name):
+    path = with_meta(trained, tmp_path, INVALID_META[name])
+    with pytest.raises(CheckpointError, match=r'unusual\.pth.*meta'):
+        load_initial_checkpoint(
+            Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path)))
+        )
+    load_initial_checkpoint(Config(dict(load_from=str(path), work_dir=str(tmp_path))))
 
 
 @pytest.mark.parametrize('seed', [-1, 2**40, 'x', True, [1]])
-def test_seeds_that_numpy_refuses(trained, tmp_path, seed):
+def test_invalid_seeds_are_ignored(trained, tmp_path, seed):
     path = with_meta(trained, tmp_path, dict(epoch=0, iter=2, seed=seed))
     cfg = Config(dict(load_from=str(path), resume=True, work_dir=str(tmp_path)))
-    with read.reading_once():
-        check_start(cfg)
-        assert read.take(path).content['meta']['seed'] is None
+    with read.cached_reads():
+        load_initial_checkpoint(cfg)
+        assert read.pop_cached(path).content['meta']['seed'] is None
     assert 'randomness' not in cfg
 
 
-def test_odd_metadata_do_not_end_a_test_or_a_resumed_run(start, trained, tmp_path):
+def test_invalid_metadata_in_test_and_resume(start, trained, tmp_path):
     path = with_meta(trained, tmp_path, 5)
     assert start('test', path)[0] == 0
     assert start('train', '--resume', path)[0] == 2
@@ -289,25 +277,25 @@ def test_odd_metadata_do_not_end_a_test_or_a_resumed_run(start, trained, tmp_pat
     content['state_dict']['roi_head.bbox_head.fc_cls.bias'] = torch.ones(5, dtype=torch.int64)
     torch.save(content, path)
     code, _, error = start('train', '--resume', path)
-    assert code == 2 and 'odd.pth' in error and 'fc_cls.bias' in error
+    assert code == 2 and 'unusual.pth' in error and 'fc_cls.bias' in error
     path = with_meta(
         trained, tmp_path, dict(epoch=0, iter=2, seed='x', dataset_meta=[1], CLASSES=3)
     )
-    code, out, error = start('train', '--resume', path, options=LONGER)
+    code, out, error = start('train', '--resume', path, options=RESUMED)
     assert code == 0 and 'Iter(train) [3/3]' in out, error
 
 
 def with_meta(trained, folder, meta):
     content = safe_load.load_file(trained).content
-    torch.save({**content, 'meta': meta}, folder / 'odd.pth')
-    return folder / 'odd.pth'
+    torch.save({**content, 'meta': meta}, folder / 'unusual.pth')
+    return folder / 'unusual.pth'
 
 
-def test_nothing_is_kept_outside_of_a_run(trained):
-    with read.reading_once():
+def test_reads_are_cached_in_the_context_only(trained):
+    with read.cached_reads():
         first = read.load_once(trained)
         assert read.load_once(trained) is first
-        with read.reading_once():
-            assert read.take(trained) is first
+        with read.cached_reads():
+            assert read.pop_cached(trained) is first
         assert read.load_once(trained) is not first
     assert read.load_once(trained) is not read.load_once(trained)

@@ -1,12 +1,13 @@
-"""The same tools on an mmseg config."""
+"""tools/train.py and tools/test.py with an mmseg config."""
 
 import pickle
 import re
-import sys
 
+import narrow
 import pytest
+from forked import ROOT
 
-CONFIG = 'configs/demo/upernet.py'
+CONFIG = ROOT / 'configs/demo/upernet.py'
 
 
 @pytest.fixture(scope='session')
@@ -19,41 +20,35 @@ def options(shapes):
         'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2',
         'default_hooks.logger.interval=1',
-        'model.backbone.embed_dim=8',
-        'model.decode_head.in_channels=[8,16,32,64]',
-        'model.auxiliary_head.in_channels=32',
+        *narrow.UPERNET,
     ]
 
 
-def test_test_with_every_flag(run, options, tmp_path):
-    run(
-        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', *options
-    )  # fmt: skip
-    test = (sys.executable, 'tools/test.py', CONFIG, tmp_path / 'iter_2.pth')
-    out = run(
-        *test, '--work-dir', tmp_path, '--out', tmp_path / 'predictions.pkl',
-        '--show-dir', tmp_path / 'drawn', '--cfg-options', *options,
-    ).stdout  # fmt: skip
+def test_test_with_every_flag(forked_tool, options, tmp_path):
+    more = ('--work-dir', tmp_path, '--cfg-options', *options)
+    forked_tool('train', CONFIG, *more)
+    test = ('test', CONFIG, tmp_path / 'iter_2.pth')
+    drawn, predictions = tmp_path / 'drawn', tmp_path / 'predictions.pkl'
+    out = forked_tool(*test, '--out', predictions, '--show-dir', drawn, *more).stdout
     assert 'mIoU' in out
-    with open(tmp_path / 'predictions.pkl', 'rb') as file:
+    with open(predictions, 'rb') as file:
         assert len(pickle.load(file)) == 3
-    assert list((tmp_path / 'drawn').rglob('*.png'))
+    assert list(drawn.rglob('*.png'))
 
-    tta = run(*test, '--work-dir', tmp_path, '--tta', '--cfg-options', *options).stdout
+    tta = forked_tool(*test, '--tta', *more).stdout
     assert re.search(r'Iter\(test\).*mIoU', tta)
 
 
-def test_missing_labels_are_named(run, options, tmp_path):
-    result = run(
-        sys.executable, 'tools/train.py', 'configs/upernet/focalnet_t_160k_ade20k.py',
-        '--work-dir', tmp_path / 'work', '--cfg-options',
-        'train_dataloader.dataset.data_root=data/none', code=2,
+def test_missing_label_maps(tool, tmp_path):
+    code, _, error = tool(
+        'train', ROOT / 'configs/upernet/focalnet_t_160k_ade20k.py', '--work-dir',
+        tmp_path / 'work', '--cfg-options', 'train_dataloader.dataset.data_root=data/none',
     )  # fmt: skip
-    assert 'data/none/images/training is missing' in result.stderr
+    assert code == 2 and 'data/none/images/training' in error
     assert not (tmp_path / 'work').exists()
 
 
-def test_labels_without_a_class_stop_the_run(run, options, tmp_path):
+def test_a_label_without_a_class(tool, options, tmp_path):
     fewer = [
         'model.decode_head.num_classes=4',
         'model.auxiliary_head.num_classes=4',
@@ -63,9 +58,8 @@ def test_labels_without_a_class_stop_the_run(run, options, tmp_path):
             for setting in ('classes=("circle","square","triangle","star")', 'palette=[]')
         ),
     ]
-    result = run(
-        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', *options,
-        *fewer, code=2,
-    )  # fmt: skip
-    assert re.search(r'train.py: .*\.png holds the label [567], .* 4 classes', result.stderr)
-    assert 'Traceback' not in result.stderr
+    code, _, error = tool(
+        'train', CONFIG, '--work-dir', tmp_path, '--cfg-options', *options, *fewer
+    )
+    assert code == 2 and re.search(r'\.png .* [567]\b.* 4\b', error)
+    assert 'Traceback' not in error

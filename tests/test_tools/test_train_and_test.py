@@ -1,43 +1,19 @@
-"""The command lines end to end, as a user runs them."""
+"""tools/train.py, tools/test.py and the scripts that launch them, as a user runs them."""
 
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from forked import ROOT, end, free_port, start_two_trainings
 
 from mmfocalnet import FocalNet
 
-CONFIG = 'configs/demo/mask_rcnn.py'
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def assert_one_sentence(result):
-    assert 'Traceback' not in result.stderr
-    # Upstream's libraries warn on stderr while they are imported.
-    lines = result.stderr.splitlines()
-    ours = [line for line in lines if re.match(r'(train|test)\.py: .*\.$', line)]
-    assert len(ours) == 1
-    assert lines[-1] == ours[0]
-
-
-@pytest.fixture(scope='session')
-def trained(tmp_path_factory, tiny_options):
-    """A checkpoint of the tiny model."""
-    work_dir = tmp_path_factory.mktemp('trained')
-    subprocess.run(
-        [sys.executable, 'tools/train.py', CONFIG, '--work-dir', work_dir, '--cfg-options']
-        + tiny_options,
-        cwd=Path(__file__).parents[2],
-        check=True,
-        capture_output=True,
-    )
-    return work_dir / 'iter_2.pth'
+CONFIG = ROOT / 'configs/demo/mask_rcnn.py'
 
 
 def test_train_evaluate_save_and_resume(train, tmp_path):
@@ -56,6 +32,7 @@ def test_train_evaluate_save_and_resume(train, tmp_path):
 
 
 def test_test_with_every_flag(run, trained, tiny_options, tmp_path):
+    """In a fresh interpreter, which imports the package by itself."""
     out = run(
         sys.executable, 'tools/test.py', CONFIG, trained, '--work-dir', tmp_path,
         '--out', tmp_path / 'predictions.pkl', '--show-dir', 'drawn', '--wait-time', '0',
@@ -67,33 +44,58 @@ def test_test_with_every_flag(run, trained, tiny_options, tmp_path):
     assert len(list(tmp_path.glob('*/drawn/*.jpg'))) == 3
 
 
-def test_test_time_augmentation(run, trained, tiny_options, tmp_path):
-    out = run(
-        sys.executable, 'tools/test.py', CONFIG, trained, '--work-dir', tmp_path, '--tta',
-        '--cfg-options', *tiny_options,
-    ).stdout  # fmt: skip
+def test_test_time_augmentation(forked_tool, trained, tiny_options, tmp_path):
+    out = forked_tool(
+        'test', CONFIG, trained, '--work-dir', tmp_path, '--tta', '--cfg-options', *tiny_options
+    ).stdout
     assert 'coco/bbox_mAP' in out
     assert 'segm_mAP' not in out
 
 
-def test_two_processes_train_evaluate_and_write_one_checkpoint(run, tiny_options, tmp_path):
-    out = run(
-        'tools/dist_train.sh', CONFIG, 2, '--work-dir', tmp_path,
-        '--cfg-options', *tiny_options, env={'PORT': '29611'},
-    ).stdout  # fmt: skip
-    assert out.count('Saving checkpoint at 2 iterations') == 1
-    assert 'coco/bbox_mAP' in out
-    assert [p.name for p in tmp_path.glob('*.pth')] == ['iter_2.pth']
-    keys = torch.load(tmp_path / 'iter_2.pth', weights_only=False)['state_dict']
+def test_two_processes_train_evaluate_and_write_one_checkpoint(tiny_options, tmp_path):
+    work_dir = tmp_path / 'work'
+    both = start_two_trainings(CONFIG, work_dir, options=tiny_options)
+    out = Path(f'{work_dir}.log')
+    assert [end(process) for process in both] == [0, 0], out.read_text()
+    assert out.read_text().count('Saving checkpoint at 2 iterations') == 1
+    assert 'coco/bbox_mAP' in out.read_text()
+    assert [p.name for p in work_dir.glob('*.pth')] == ['iter_2.pth']
+    keys = torch.load(work_dir / 'iter_2.pth', weights_only=False)['state_dict']
     assert not any(key.startswith('module.') for key in keys)
-    out = run(
-        'tools/dist_test.sh', CONFIG, tmp_path / 'iter_2.pth', 2, '--work-dir', tmp_path,
-        '--cfg-options', *tiny_options, env={'PORT': '29612'},
-    ).stdout  # fmt: skip
-    assert 'coco/bbox_mAP' in out
 
 
-def test_mmdets_own_train_tool(run, tiny_options, tmp_path):
+@pytest.mark.e2e
+def test_the_scripts_for_two_processes(run, tiny_options, tmp_path):
+    options = ['--work-dir', tmp_path, '--cfg-options', *tiny_options]
+    train = run('tools/dist_train.sh', CONFIG, 2, *options, env={'PORT': free_port()})
+    assert train.stdout.count('Saving checkpoint at 2 iterations') == 1
+    test = run(
+        'tools/dist_test.sh', CONFIG, tmp_path / 'iter_2.pth', 2, *options,
+        env={'PORT': free_port()},
+    )  # fmt: skip
+    assert 'coco/bbox_mAP' in test.stdout
+
+
+def test_the_command_that_a_script_launches(run):
+    env = {'PYTHON': 'echo', 'PORT': '1234', 'NNODES': '2'}
+    command = run('tools/dist_train.sh', CONFIG, 4, '--amp', env=env).stdout
+    for part in ('torch.distributed.run', '--nnodes=2', '--master_port=1234', '--nproc_per_node=4'):
+        assert part in command
+    assert command.endswith(f'{CONFIG} --amp --launcher pytorch\n')
+    command = run('tools/dist_test.sh', CONFIG, 'x.pth', 2, env=env).stdout
+    assert command.endswith(f'tools/test.py {CONFIG} x.pth --launcher pytorch\n')
+
+
+def test_usage_of_the_scripts(run):
+    for script in ('dist_train.sh', 'dist_test.sh', 'slurm_train.sh'):
+        assert 'usage:' in run(f'tools/{script}', code=2).stderr
+    assert 'none.py' in run('tools/dist_train.sh', 'none.py', 2, code=2).stderr
+    assert "'two'" in run('tools/dist_train.sh', CONFIG, 'two', code=2).stderr
+    assert "'0'" in run('tools/dist_test.sh', CONFIG, 'x.pth', 0, code=2).stderr
+
+
+@pytest.mark.e2e
+def test_the_train_tool_of_mmdet(run, tiny_options, tmp_path):
     """A config's custom_imports is enough: nothing of ours needs to be imported first."""
     package = Path(find_spec('mmdet').origin).parent
     out = run(
@@ -103,180 +105,163 @@ def test_mmdets_own_train_tool(run, tiny_options, tmp_path):
     assert 'coco/bbox_mAP_50' in out
 
 
-def test_collect_env(run):
-    out = run(sys.executable, 'tools/collect_env.py').stdout
+def test_collect_env(forked_tool):
+    out = forked_tool('collect_env').stdout
     for name in ('mmfocalnet:', 'Stack:', 'mmcv ops:', 'PyTorch:', 'Devices:', 'Threads:'):
         assert name in out
 
 
+# ------------------------------------------------------------------------------------------------
+# Errors before a run
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fails(tool, tmp_path):
+    """Assert that a tool ends in an error message that has these tokens, and writes nothing."""
+
+    def _fails(name, *arguments, tokens, work_dir=tmp_path / 'work'):
+        code, _, error = tool(name, *arguments, '--work-dir', work_dir)
+        assert code == 2, error
+        last = error.strip().splitlines()[-1]
+        assert last.startswith(f'{name}.py: ') and 'Traceback' not in error, error
+        for token in tokens:
+            assert token in last
+        if work_dir == tmp_path / 'work':
+            assert not work_dir.exists()
+
+    return _fails
+
+
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('name', 'arguments', 'tokens'),
     [
-        (['train.py', 'configs/none.py'], "no config file 'configs/none.py'"),
-        (['train.py', 'README.md'], 'README.md cannot be read as a config'),
-        (['train.py', CONFIG, '--cfg-options', 'model.backbone.depths.9.x=1'], 'does not fit'),
-        (['train.py', CONFIG, '--resume', 'none.pth'], "no checkpoint file 'none.pth'"),
-        (['test.py', CONFIG, 'none.pth'], "no checkpoint file 'none.pth'"),
-        (['test.py', CONFIG, 'README.md'], 'README.md .* is truncated'),
-        (['test.py', CONFIG, 'none.pth', '--out', 'x.json'], '--out x.json must end in .pkl'),
+        ('train', ['configs/none.py'], ['configs/none.py']),
+        ('train', [ROOT / 'README.md'], ['README.md']),
+        ('train', [CONFIG, '--cfg-options', 'model.backbone.depths.9.x=1'], ['depths']),
+        ('train', [CONFIG, '--cfg-options', 'foo'], ['--cfg-options']),
+        ('train', [CONFIG, '--resume', 'none.pth'], ['none.pth']),
+        ('train', [CONFIG, '--launcher', 'pytorch'], ['tools/dist_train.sh']),
+        ('test', [CONFIG, 'none.pth'], ['none.pth']),
+        ('test', [CONFIG, ROOT / 'README.md'], ['README.md']),
+        ('test', [CONFIG, 'none.pth', '--out', 'x.json'], ['--out x.json', '.pkl']),
+        (
+            'test',
+            [ROOT / 'configs/mask2former/focalnet_t_coco_panoptic.py', 'x.pth', '--tta'],
+            ['--tta', 'tta_model', 'focalnet_t_coco_panoptic.py'],
+        ),
     ],
 )
-def test_mistakes_end_in_one_sentence(run, tiny_options, tmp_path, arguments, message):
-    tool, *rest = arguments
-    if '--cfg-options' not in rest:
-        rest += ['--cfg-options', *tiny_options]
-    result = run(sys.executable, f'tools/{tool}', *rest, '--work-dir', tmp_path / 'work', code=2)
-    assert re.search(message, result.stderr)
-    assert_one_sentence(result)
-    assert not (tmp_path / 'work').exists()
+def test_wrong_arguments(fails, tiny_options, name, arguments, tokens):
+    if '--cfg-options' not in arguments and '--tta' not in arguments:
+        arguments = [*arguments, '--cfg-options', *tiny_options]
+    fails(name, *arguments, tokens=tokens)
 
 
-def test_missing_data_and_offline_checkpoint(run, tiny_options, tmp_path, shapes):
-    mask_rcnn = 'configs/mask_rcnn/focalnet_t_1x.py'
-    missing = run(
-        sys.executable, 'tools/train.py', mask_rcnn, '--work-dir', tmp_path / 'work',
-        '--cfg-options', 'train_dataloader.dataset.data_root=data/none/', code=2,
-    )  # fmt: skip
-    assert 'data/none/annotations/instances_train2017.json is missing' in missing.stderr
-    offline = run(
-        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work',
-        '--cfg-options', *tiny_options, 'model.backbone.init_cfg.type=Pretrained',
-        'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/focalnet_tiny_lrf.pth',
-        env={'TORCH_HOME': str(tmp_path / 'hub')}, code=2,
-    )  # fmt: skip
-    assert 'Could not download http://127.0.0.1:9/focalnet_tiny_lrf.pth' in offline.stderr
-    for result in (missing, offline):
-        assert_one_sentence(result)
-    assert not (tmp_path / 'work').exists()
+@pytest.mark.parametrize(
+    ('option', 'tokens'),
+    [
+        ('model.backbone.focal_windows=4', ['focal_window', '4']),
+        ('model.backbone.arch=tiny_lfr', ['tiny_lfr', 'tiny_lrf']),
+        ('model.backbone.focal_level=2', ['focal_level']),
+        ('model.backbone.type=FocalNat', ['FocalNat']),
+        ('model.backbone.init_cfg.type=Xavier', ['Pretrained']),
+        ('model.neck.in_channels=[96,192,384,768]', ['in_channels', '8, 16, 32, 64']),
+        ('model.neck.in_channels=[1,2]', ['in_channels', '8, 16, 32, 64']),
+        ('model.roi_head.bbox_head.num_classes=3', ['bbox_head.num_classes', '3', '4']),
+        ('val_dataloader.dataset.metainfo.classes=("cat","dog")', ['cat', 'dog']),
+    ],
+)
+def test_wrong_settings(fails, tiny_options, option, tokens):
+    fails('train', CONFIG, '--cfg-options', *tiny_options, option, tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'token'),
+    [
+        ('train', 'train_cfg.max_iter=1', 'max_iter'),
+        ('test', 'test_evaluator.metric=foo', 'foo'),
+        ('test', 'test_evaluator.metric_items=[foo]', 'foo'),
+    ],
+)
+def test_settings_that_fail_later(tool, trained, tiny_options, tmp_path, name, option, token):
+    """When the loop is built, or when results are evaluated."""
+    checkpoint = [trained] if name == 'test' else []
+    arguments = [CONFIG, *checkpoint, '--work-dir', tmp_path, '--cfg-options', *tiny_options]
+    code, _, error = tool(name, *arguments, option)
+    assert code in (2, 3) and token in error
+
+
+def test_missing_data(fails):
+    config = ROOT / 'configs/mask_rcnn/focalnet_t_1x.py'
+    option = 'train_dataloader.dataset.data_root=data/none/'
+    missing = 'data/none/annotations/instances_train2017.json'
+    fails('train', config, '--cfg-options', option, tokens=[missing])
+
+
+def test_missing_panoptic_maps(fails, shapes, tmp_path, monkeypatch):
+    shutil.copytree(shapes, tmp_path / 'data/shapes')
+    monkeypatch.chdir(tmp_path)
+    maps = tmp_path / 'data/shapes/coco/annotations/panoptic_train2017'
+    for path in maps.iterdir():
+        path.unlink()
+    train = ('train', ROOT / 'configs/demo/mask2former.py')
+    fails(*train, tokens=['panoptic_train2017/000000000001.png'])
+    maps.rmdir()
+    fails(*train, tokens=['annotations/panoptic_train2017/'])
+
+
+def test_an_unavailable_checkpoint(fails, tiny_options, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    url = 'http://127.0.0.1:9/focalnet_tiny_lrf.pth'
+    pretrained = [
+        'model.backbone.init_cfg.type=Pretrained',
+        f'model.backbone.init_cfg.checkpoint={url}',
+    ]
+    fails('train', CONFIG, '--cfg-options', *tiny_options, *pretrained, tokens=[url])
     assert not list((tmp_path / 'hub').rglob('*.pth*'))
 
 
-def test_usage_of_the_shell_scripts(run):
-    for script in ('dist_train.sh', 'dist_test.sh', 'slurm_train.sh'):
-        assert 'usage:' in run(f'tools/{script}', code=2).stderr
-    assert 'no config file' in run('tools/dist_train.sh', 'none.py', 2, code=2).stderr
-    assert "is 'two'" in run('tools/dist_train.sh', CONFIG, 'two', code=2).stderr
-    assert "is '0'" in run('tools/dist_test.sh', CONFIG, 'x.pth', 0, code=2).stderr
-
-
-@pytest.mark.parametrize(
-    ('option', 'message'),
-    [
-        ('model.backbone.focal_windows=4', 'odd positive number, got 4'),
-        ('model.backbone.arch=tiny_lfr', "did you mean 'tiny_lrf'"),
-        ('model.backbone.focal_level=2', 'focal_level'),
-        ('model.backbone.type=FocalNat', 'FocalNat is not in the'),
-        ('model.backbone.init_cfg.type=Xavier', "dict\\(type='Pretrained'"),
-        ('train_cfg.max_iter=1', 'max_iter'),
-        ('model.neck.in_channels=[96,192,384,768]', r'backbone gives \[8, 16, 32, 64\]'),
-        ('model.neck.in_channels=[1,2]', 'set it to .8, 16, 32, 64.'),
-        ('model.roi_head.bbox_head.num_classes=3', 'is 3, but the dataset has 4 classes'),
-        ('val_dataloader.dataset.metainfo.classes=("cat","dog")', '"cat", "dog"'),
-    ],
-)
-def test_wrong_settings_end_in_one_sentence(run, tiny_options, tmp_path, option, message):
-    result = run(
-        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work',
-        '--cfg-options', *tiny_options, option, code=2,
-    )  # fmt: skip
-    assert re.search(message, result.stderr)
-    assert_one_sentence(result)
-    if not option.startswith('train_cfg'):
-        assert not (tmp_path / 'work').exists()
-
-
-def test_a_backbone_checkpoint_that_does_not_fit_leaves_nothing(run, tiny_options, tmp_path):
+def test_backbone_checkpoints_that_do_not_fit(fails, tiny_options, tmp_path):
     path = tmp_path / 'wide.pth'
     net = FocalNet(embed_dim=16, depths=[1, 1, 2, 1], focal_windows=3)
     torch.save(net.state_dict(), path)
     arguments = (
-        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work', '--cfg-options',
-        *tiny_options, 'model.backbone.init_cfg.type=Pretrained',
+        'train', CONFIG, '--cfg-options', *tiny_options, 'model.backbone.init_cfg.type=Pretrained',
         f'model.backbone.init_cfg.checkpoint={path}',
     )  # fmt: skip
-    wide = run(*arguments, code=2)
-    assert 'embed_dim is 16 in the checkpoint and 8 in the model' in wide.stderr
+    fails(*arguments, tokens=['embed_dim', '16', '8'])
     path.write_bytes(path.read_bytes()[:5000])
-    short = run(*arguments, code=2)
-    assert 'wide.pth (5000 bytes) is truncated' in short.stderr
-    for result in (wide, short):
-        assert_one_sentence(result)
-    assert not (tmp_path / 'work').exists()
+    fails(*arguments, tokens=['wide.pth', '5000'])
 
 
 def test_testing_needs_no_pretrained_weights_but_the_right_checkpoint(
-    run, trained, tiny_options, tmp_path
+    forked_tool, fails, trained, tiny_options, tmp_path
 ):
-    test = (
-        sys.executable, 'tools/test.py', CONFIG, trained, '--work-dir', tmp_path, '--cfg-options',
-        *tiny_options,
-    )  # fmt: skip
-    nowhere = ['type=Pretrained', 'checkpoint=http://127.0.0.1:9/x.pth']
-    run(*test, *(f'model.backbone.init_cfg.{part}' for part in nowhere))
-    other = run(*test, 'model.neck.out_channels=32', code=2)
-    assert re.search(r'is not a checkpoint of this config: \d+ weights', other.stderr)
+    nowhere = [
+        'model.backbone.init_cfg.type=Pretrained',
+        'model.backbone.init_cfg.checkpoint=http://127.0.0.1:9/x.pth',
+    ]
+    test = ('test', CONFIG, trained)
+    options = ('--cfg-options', *tiny_options)
+    forked_tool(*test, '--work-dir', tmp_path / 'passed', *options, *nowhere)
+    other = 'model.neck.out_channels=32'
+    fails(*test, *options, other, tokens=[trained.name], work_dir=tmp_path / 'failed')
 
 
-def test_what_testing_stumbles_over(tool, trained, tiny_options, tmp_path):
-    """Met only when the loop is built, and when results are looked at."""
-    for option, named in (('metric=foo', 'CocoMetric'), ('metric_items=[foo]', 'evaluator')):
-        options = ['--cfg-options', *tiny_options, f'test_evaluator.{option}']
-        code, _, error = tool(
-            'test', ROOT / 'configs/demo/mask_rcnn.py', trained, '--work-dir', tmp_path, *options
-        )
-        last = error.strip().splitlines()[-1]
-        assert code == 2 and last.startswith('test.py: ') and 'Traceback' not in error, error
-        assert named in last and 'foo' in last
-
-
-def test_resuming_from_a_broken_checkpoint(run, trained, tiny_options, tmp_path):
-    resume = (
-        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--resume',
-        '--cfg-options', *tiny_options,
-    )  # fmt: skip
+def test_resuming_from_a_broken_checkpoint(fails, trained, tiny_options, tmp_path):
+    resume = ('train', CONFIG, '--resume', '--cfg-options', *tiny_options)
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
-    gone = run(*resume, code=2)
-    assert re.search(r'last_checkpoint names .*iter_2.pth., which is gone', gone.stderr)
+    fails(*resume, tokens=['last_checkpoint', 'iter_2.pth'], work_dir=tmp_path)
     (tmp_path / 'iter_2.pth').write_bytes(trained.read_bytes()[:10000])
-    assert 'iter_2.pth (10000 bytes) is truncated' in run(*resume, code=2).stderr
+    fails(*resume, tokens=['iter_2.pth', '10000'], work_dir=tmp_path)
 
 
-def test_launcher_without_torchrun(run, tiny_options, tmp_path):
-    out = run(
-        sys.executable, 'tools/train.py', CONFIG, '--work-dir', tmp_path / 'work',
-        '--launcher', 'pytorch', '--cfg-options', *tiny_options, code=2,
-    )  # fmt: skip
-    assert 'tools/dist_train.sh' in out.stderr
-
-
-def test_work_dir_that_is_a_file_and_config_without_model(run, tiny_options, tmp_path):
+def test_a_work_dir_that_is_a_file(fails, tmp_path):
     (tmp_path / 'file').write_text('mine')
+    fails('train', CONFIG, tokens=['--work-dir', 'file'], work_dir=tmp_path / 'file')
+
+
+def test_a_config_without_a_model(fails, tmp_path):
     (tmp_path / 'empty.py').write_text('')
-    train = (sys.executable, 'tools/train.py')
-    assert '--work-dir' in run(*train, CONFIG, '--work-dir', tmp_path / 'file', code=2).stderr
-    assert 'has no model' in run(*train, tmp_path / 'empty.py', code=2).stderr
-    assert 'KEY=VALUE' in run(*train, CONFIG, '--cfg-options', 'foo', code=2).stderr
-
-
-def test_no_test_time_augmentation_for_panoptic_models(run, tmp_path):
-    config = 'configs/mask2former/focalnet_t_coco_panoptic.py'
-    result = run(sys.executable, 'tools/test.py', config, 'x.pth', '--tta', code=2)
-    assert f'--tta needs tta_model and tta_pipeline in {config}' in result.stderr
-    assert_one_sentence(result)
-
-
-def test_panoptic_maps_that_are_not_there(run, shapes, tmp_path):
-    (tmp_path / 'data').mkdir()
-    shutil.copytree(shapes, tmp_path / 'data/shapes')
-    maps = tmp_path / 'data/shapes/coco/annotations/panoptic_train2017'
-    train = (sys.executable, ROOT / 'tools/train.py', ROOT / 'configs/demo/mask2former.py')
-    for path in maps.iterdir():
-        path.unlink()
-    empty = run(*train, cwd=tmp_path, code=2)
-    assert 'panoptic_train2017/000000000001.png' in empty.stderr
-    maps.rmdir()
-    gone = run(*train, cwd=tmp_path, code=2)
-    assert 'annotations/panoptic_train2017/ is missing' in gone.stderr
-    for result in (empty, gone):
-        assert_one_sentence(result)
-    assert not (tmp_path / 'work_dirs').exists()
+    fails('train', tmp_path / 'empty.py', tokens=['empty.py', 'model'])

@@ -2,6 +2,7 @@
 data_root = 'data/ade/ADEChallengeData2016'
 
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='SkipUnreadable', load=dict(type='LoadAnnotations')),
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),

@@ -2,13 +2,13 @@
 _base_ = './ade20k.py'
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[2] = dict(
+train_pipeline[3] = dict(
     type='RandomChoiceResize',
     scales=[side * 64 for side in range(5, 21)],
     resize_type='ResizeShortestEdge',
     max_size=2560,
 )
-train_pipeline[3].crop_size = (640, 640)
+train_pipeline[4].crop_size = (640, 640)
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = (2560, 640)
 tta_pipeline = _base_.tta_pipeline

@@ -3,7 +3,7 @@ _base_ = './coco_instance.py'
 
 load_boxes = dict(type='LoadAnnotations', with_bbox=True)
 train_pipeline = _base_.train_pipeline
-train_pipeline[1] = load_boxes
+train_pipeline[2] = load_boxes
 test_pipeline = _base_.test_pipeline
 test_pipeline[2] = load_boxes
 tta_pipeline = _base_.tta_pipeline

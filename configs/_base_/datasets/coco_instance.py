@@ -3,6 +3,7 @@ data_root = 'data/coco/'
 
 short_sides = [(short, 1333) for short in range(480, 801, 32)]
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomFlip', prob=0.5),

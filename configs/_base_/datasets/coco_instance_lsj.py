@@ -2,6 +2,7 @@
 _base_ = './coco_instance.py'
 
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='RandomFlip', prob=0.5),

@@ -3,8 +3,8 @@ _base_ = './coco_instance_lsj.py'
 
 load_labels = dict(type='LoadPanopticAnnotations')
 train_pipeline = _base_.train_pipeline
-train_pipeline[1] = dict(type='SkipUnreadable', load=load_labels)
-del train_pipeline[5]  # nothing is left out
+train_pipeline[2] = dict(type='SkipUnreadable', load=load_labels)
+del train_pipeline[6]  # nothing is left out
 test_pipeline = _base_.test_pipeline
 test_pipeline[2] = load_labels
 

@@ -5,6 +5,7 @@ _base_ = './rand_augment.py'
 data_root = 'data/imagenet'
 
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='RandomResizedCrop', size=224),
     dict(type='RandomFlip', prob=0.5),

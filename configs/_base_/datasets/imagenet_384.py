@@ -2,7 +2,7 @@
 _base_ = './imagenet.py'
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[1].size = 384
+train_pipeline[2].size = 384
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].update(scale=(384, 384), keep_ratio=False)
 del test_pipeline[2]

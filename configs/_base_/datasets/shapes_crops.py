@@ -2,6 +2,7 @@
 _base_ = ['./imagenet.py', './shapes.py']
 
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackImage'),

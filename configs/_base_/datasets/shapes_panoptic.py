@@ -13,6 +13,7 @@ source = dict(
 )
 
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='SkipUnreadable', load=dict(type='LoadPanopticAnnotations')),
     dict(type='RandomFlip', prob=0.5),

@@ -2,6 +2,7 @@
 _base_ = ['./ade20k.py', './shapes.py']
 
 train_pipeline = [
+    dict(type='SeedSample'),
     dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='SkipUnreadable', load=dict(type='LoadAnnotations')),
     dict(type='RandomFlip', prob=0.5),

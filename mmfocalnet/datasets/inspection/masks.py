@@ -1,21 +1,20 @@
-"""Masks of COCO's format, polygons and RLE, as far as pycocotools can take them.
+"""Checks that pycocotools can decode masks, polygons and RLE.
 
-It trusts what it is given: coordinates and runs out of range end the process or fill the memory.
+It does not check its input: coordinates and runs out of range crash it or fill the memory.
 """
 
 from __future__ import annotations
 
 from math import hypot
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 
-from mmfocalnet.datasets.inspection.findings import short
-
 SOUND = object()
-"""Stands for polygons that have been checked."""
+"""Replaces polygons that have been checked."""
 
-# In pixels. pycocotools needs 80 bytes for each, so at most 700 MB for a polygon.
+# Length in pixels. pycocotools needs 80 bytes per pixel, so at most 700 MB for a polygon.
 _MAX_OUTLINE = 2**23
 _MAX_DIGITS = 7
 
@@ -32,27 +31,26 @@ def polygon_fault(polygon: Any) -> str | None:
     if is_incomplete(polygon):
         return f'has {len(polygon)} coordinates'
     try:
-        # No coordinate is larger than this, which is computed fast.
-        size = hypot(*polygon)
+        size = hypot(*polygon)  # a fast upper bound of the coordinates
         if size * len(polygon) <= _MAX_OUTLINE:
             return None
         if size <= len(polygon) * _MAX_OUTLINE and _outline(polygon) <= _MAX_OUTLINE:
             return None
     except TypeError:
         return f'has the polygon {short(polygon)}, expected a list of numbers'
-    except OverflowError:  # of an integer that no float can hold
+    except OverflowError:  # an integer too large for a float
         pass
     largest = max(polygon, key=lambda value: (value != value, abs(value)))
-    return f'has a polygon with the coordinate {short(largest)}, too far away to be drawn'
+    return f'has a polygon with the coordinate {short(largest)}, too large to be drawn'
 
 
 def is_incomplete(polygon: list) -> bool:
-    """Whether a polygon has under three points or half a point, which mmdet leaves out."""
+    """Whether a polygon has under three points or half a point, so that mmdet skips it."""
     return len(polygon) < 6 or len(polygon) % 2 == 1
 
 
 def _outline(polygon: list) -> float:
-    """Pixels along the outline, or the largest coordinate if that is more."""
+    """Pixels along the outline, or the maximum coordinate if that is larger."""
     points = np.array(polygon, np.float64).reshape(-1, 2)
     steps = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1)
     return max(np.abs(points).max(), steps.sum())
@@ -63,24 +61,24 @@ def rle_fault(mask: dict, height: int, width: int) -> str | None:
 
     Args:
         mask: With ``size`` and ``counts``, compressed (a string) or not (a list).
-        height: Of the image.
-        width: Of the image.
+        height: Height of the image.
+        width: Width of the image.
     """
     if mask.get('size') != [height, width]:
         return f'has size {short(mask.get("size"))}, expected [{height}, {width}]'
     counts = mask['counts']
     runs = decode_runs(counts) if isinstance(counts, str) else counts
     if runs is None or not set(map(type, runs)) <= {int} or min(runs, default=0) < 0:
-        return 'has run lengths that are not integers from 0 on'
+        return 'has run lengths that are not integers from 0'
     if sum(runs) != height * width:
         return f'has runs of {short(sum(runs))} pixels, expected {height * width}'
     return None
 
 
 def decode_runs(text: str) -> list[int] | None:
-    """Lengths of the runs in COCO's compressed form; None if it is none.
+    """Decode the run lengths of COCO's compressed RLE; None if it is malformed.
 
-    Its own decoder trusts them, and reads and writes where they lead.
+    Unlike pycocotools, which reads and writes out of bounds for malformed ones.
     """
     runs: list[int] = []
     value = shift = 0
@@ -94,7 +92,7 @@ def decode_runs(text: str) -> list[int] | None:
             continue
         if code & 0x10:
             value -= 1 << shift
-        # From the fourth on, the difference to the last but one is stored.
+        # From the fourth run on, the difference to the last but one is stored.
         runs.append(value + runs[-2] if len(runs) > 2 else value)
         value = shift = 0
     return None if shift else runs

@@ -6,174 +6,156 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 
-from mmfocalnet.datasets.classes import join_root
-from mmfocalnet.datasets.image_faults import Seen, read_photograph
+from mmfocalnet.datasets.dataset_configs import join_root
+from mmfocalnet.datasets.image_files import decode_image, inspect_image
 from mmfocalnet.datasets.inspection import findings as kinds
-from mmfocalnet.datasets.inspection.annotations import ID, NUMBER, AnnotationFile, Photograph, Place
-from mmfocalnet.datasets.inspection.coco import add_photograph, look_at_photograph
-from mmfocalnet.datasets.inspection.findings import Findings, Report, short
-from mmfocalnet.datasets.inspection.progress import look_at_each
+from mmfocalnet.datasets.inspection.annotations import (
+    ID,
+    NUMBER,
+    AnnotationFile,
+    ImageRecord,
+    Place,
+)
+from mmfocalnet.datasets.inspection.findings import Findings, Report
+from mmfocalnet.datasets.inspection.read_files import SampleFiles, count_pixels, read_each
 
 _ANNOTATION = {'image_id': ID, 'segments_info': (list,)}
-# mmdet looks categories up by integers only.
+# mmdet accepts only integers as ids of categories.
 _SEGMENT = {'id': (int,), 'category_id': (int,), 'area': NUMBER}
-# What panoptic maps have where nothing is labelled.
+_THING = {'id': ID, 'isthing': (int, bool)}
+# The value of unlabelled pixels in panoptic maps.
 _VOID = 0
-# The three channels of a map hold no larger one.
+# Maximum in the three channels of a map.
 _MAX_ID = 2**24 - 1
 
 
 @dataclass
-class _Labelled:
-    """An image, its map and its segments in segments_info."""
+class _Sample:
+    """An image, the path of its map, and the areas of its segments in segments_info by id."""
 
-    image: Photograph
+    image: ImageRecord
     map: str
     listed: dict[int, float] = field(default_factory=dict)
 
-
-@dataclass
-class _Looked:
-    """What was seen of an image and its map: size or what is wrong; pixels of each segment."""
-
-    photograph: Seen
-    map: str | tuple[int, int]
-    drawn: dict[int, int] = field(default_factory=dict)
+    @property
+    def place(self) -> str:
+        return f'{self.map} (image {self.image.id})'
 
 
 def inspect_panoptic(dataset: dict, metrics: Sequence[dict], with_images: bool) -> Report:
-    """Inspect a panoptic dataset.
+    """Inspect a ``CocoPanopticDataset`` or a subclass: see `inspect_dataset`.
 
     Args:
-        dataset: Config of a ``CocoPanopticDataset``.
+        dataset: Config of the dataset.
         metrics: Configs of the metrics that compare predictions with its annotation file.
-        with_images: Whether to read the images and maps as well; without, it is only checked
-            that the maps exist.
-
-    Returns:
-        What is wrong, and how many segments each class has.
-
-    Raises:
-        ConfigError: If the config's classes are not strings.
-        DataError: If the annotation file is no valid JSON or not in COCO's format.
+        with_images: Whether to read the images and maps; otherwise, only the existence of the
+            maps is checked.
     """
     file = AnnotationFile(dataset, 'segments', evaluated=bool(metrics))
-    findings = file.findings
     folder = join_root(dataset, (dataset.get('data_prefix') or {}).get('seg') or '')
-    # mmdet reads the map under the image's name, whatever the annotation has.
-    labelled = {
-        id_: _Labelled(image, str(Path(folder, image.file_name.replace('.jpg', '.png'))))
+    # mmdet derives the path of the map from the image's name, not from the annotation.
+    samples = {
+        id_: _Sample(image, str(Path(folder, image.file_name.replace('.jpg', '.png'))))
         for id_, image in file.images.items()
     }
-    flags = {'id': ID, 'isthing': (int, bool)}
+    _check_segments(file, samples)
+
+    def read(sample: _Sample) -> SampleFiles:
+        return _read(sample, with_map=bool(folder))
+
+    for sample, files in read_each(read, list(samples.values()) if with_images else []):
+        file.add_image(sample.image, files.image)
+        if folder:
+            _check_map(sample, files, file)
+    if folder and not with_images:
+        _check_existence(samples.values(), folder, file.findings)
+    return Report(f'{dataset["type"]} {file.path}', len(file.images), file.findings, file.counts)
+
+
+def _check_segments(file: AnnotationFile, samples: dict[object, _Sample]) -> None:
+    """Check all segments in segments_info, and add them to the samples."""
     things = {
         record['id']
-        for _, record in file.complete(file.category_records, flags, 'categories')
+        for _, record in file.complete(file.category_records, _THING, 'categories')
         if record['isthing']
     }
     annotated, kept = set(), set()
     for place, record in file.complete(file.annotations, _ANNOTATION, 'annotations'):
-        known = labelled.get(record['image_id'])
-        if known is None:
-            what = f'{place} has image_id {short(record["image_id"])}'
-            findings.add(kinds.UNKNOWN_IMAGE, what)
+        sample = samples.get(record['image_id'])
+        if sample is None:
+            file.add_unknown_image(place, record)
         elif record['segments_info']:
-            annotated.add(known.image.id)
-        for part, segment in file.complete(
-            record['segments_info'], _SEGMENT, f'annotations[{place.number}].segments_info'
-        ):
-            if known is not None:
-                part.image = known.image
-                _check_segment(file, part, segment, known)
-                # mmdet leaves out images without things to detect.
+            annotated.add(sample.image.id)
+        name = f'annotations[{place.index}].segments_info'
+        for part, segment in file.complete(record['segments_info'], _SEGMENT, name):
+            if sample is not None:
+                _check_segment(file, part, segment, sample)
+                # mmdet skips images without things.
                 if file.evaluated or segment['category_id'] in things:
-                    kept.add(known.image.id)
+                    kept.add(sample.image.id)
     file.add_unused(annotated, kept)
-    if with_images:
-        look = partial(_look, with_maps=bool(folder))
-        for known, seen in look_at_each(look, list(labelled.values())):
-            add_photograph(known.image, seen.photograph, findings)
-            if folder:
-                _check_map(known, seen, file)
-    elif folder:
-        _check_existence(labelled.values(), folder, findings)
-    return Report(f'{dataset["type"]} {file.path}', len(file.images), findings, file.counts)
 
 
-def _check_segment(file: AnnotationFile, place: Place, segment: dict, known: _Labelled) -> None:
+def _check_segment(file: AnnotationFile, place: Place, segment: dict, sample: _Sample) -> None:
+    place.image = sample.image
     id_, category = segment['id'], segment['category_id']
-    if id_ in known.listed:
+    if id_ in sample.listed:
         file.findings.add(kinds.DUPLICATE_ANNOTATION, str(place))
     if not _VOID < id_ <= _MAX_ID:
         file.findings.add(kinds.IDS, f'{place}: expected 1 to {_MAX_ID}')
-    known.listed[id_] = segment['area']
-    # mmdet fails on segments of other categories than its classes.
+    sample.listed[id_] = segment['area']
+    # mmdet fails on segments of categories that are not classes.
     if category not in file.classes:
-        what = 'of no class of the config' if category in file.categories else 'of no category'
+        reason = 'not a class of the config' if category in file.categories else 'not a category'
         file.findings.add(
-            kinds.UNKNOWN_CATEGORY, f'{place} has category_id {short(category)}, {what}'
+            kinds.UNKNOWN_CATEGORY, f'{place} has category_id {short(category)}, {reason}'
         )
-    file.count(category, known.image.id)
+    file.count(category, sample.image.id)
     file.check_flags(place, segment)
     file.check_box(place, segment)
 
 
-def _check_existence(labelled: Iterable[_Labelled], folder: str, findings: Findings) -> None:
+def _check_existence(samples: Iterable[_Sample], folder: str, findings: Findings) -> None:
     names = set()
     with suppress(OSError):
         names.update(os.listdir(folder))
-    for known in labelled:
-        path = Path(known.map)
-        # One listing is faster than a question for each of many thousand files.
+    for sample in samples:
+        path = Path(sample.map)
+        # Listing the folder is faster than a stat for each of many thousand files.
         if not (path.parent == Path(folder) and path.name in names) and not path.is_file():
-            findings.add(kinds.MISSING_MAP, f'{known.map} (image {known.image.id}) is missing')
+            findings.add(kinds.MISSING_MAP, f'{sample.place} is missing')
 
 
-def _check_map(known: _Labelled, seen: _Looked, file: AnnotationFile) -> None:
-    findings = file.findings
-    place = f'{known.map} (image {known.image.id})'
-    if isinstance(seen.map, str):
-        kind = kinds.MISSING_MAP if seen.map == 'is missing' else kinds.DAMAGED_MAP
-        findings.add(kind, f'{place} {seen.map}')
+def _check_map(sample: _Sample, files: SampleFiles, file: AnnotationFile) -> None:
+    findings, place, drawn = file.findings, sample.place, files.pixels
+    if isinstance(files.map, str):
+        findings.add_map(place, files.map)
         return
-    if seen.photograph.size and seen.map != seen.photograph.size:
-        (height, width), (image_height, image_width) = seen.map, seen.photograph.size
+    if files.image.size and files.map != files.image.size:
+        (height, width), (image_height, image_width) = files.map, files.image.size
         findings.add(
             kinds.MAP_SIZE, f'{place} is {width}x{height}, its image {image_width}x{image_height}'
         )
-    for id_ in sorted(seen.drawn.keys() - known.listed.keys() - {_VOID}):
-        findings.add(kinds.SEGMENT_NOT_LISTED, f'{place}: {id_}, {seen.drawn[id_]} pixels')
-    for id_, area in known.listed.items():
-        if id_ not in seen.drawn:
+    for id_ in sorted(drawn.keys() - sample.listed.keys() - {_VOID}):
+        findings.add(kinds.SEGMENT_NOT_LISTED, f'{place}: {id_}, {drawn[id_]} pixels')
+    for id_, area in sample.listed.items():
+        if id_ not in drawn:
             findings.add(kinds.SEGMENT_NOT_DRAWN, f'{place}: {id_}')
-        elif area != seen.drawn[id_]:
-            what = f'{place}: {id_} has {seen.drawn[id_]} pixels, {short(area)} in segments_info'
+        elif area != drawn[id_]:
+            text = f'{place}: {id_} has {drawn[id_]} pixels, {short(area)} in segments_info'
             kind = kinds.EVALUATED_AREA if file.evaluated else kinds.SEGMENT_AREA
-            findings.add(kind, what)
+            findings.add(kind, text)
 
 
-def _look(known: _Labelled, with_maps: bool) -> _Looked:
-    photograph = look_at_photograph(known.image)
-    if not with_maps:
-        return _Looked(photograph, '')
-    picture = read_photograph(known.map)
-    if isinstance(picture, str):
-        return _Looked(photograph, picture)
-    return _Looked(photograph, picture.shape[:2], _count_ids(picture))
-
-
-def _count_ids(picture: np.ndarray) -> dict[int, int]:
-    """Pixels of each id in a map (H, W, 3) in BGR: id = R + 256 G + 256^2 B."""
-    blue, green, red = (picture[..., channel].astype(np.int32) for channel in range(3))
-    ids = (red + 256 * green + 65536 * blue).ravel()
-    # Sorting runs of equal ids rather than pixels is many times faster.
-    starts = np.flatnonzero(np.diff(ids, prepend=-1))
-    lengths = np.diff(starts, append=ids.size)
-    values, places = np.unique(ids[starts], return_inverse=True)
-    counts = np.bincount(places.ravel(), lengths).astype(int)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+def _read(sample: _Sample, with_map: bool) -> SampleFiles:
+    image = inspect_image(sample.image.path)
+    packed = decode_image(sample.map) if with_map else ''
+    if isinstance(packed, str):
+        return SampleFiles(image, packed, {})
+    blue, green, red = np.moveaxis(packed.astype(np.int32), 2, 0)
+    return SampleFiles(image, packed.shape[:2], count_pixels(red + 256 * green + 65536 * blue))

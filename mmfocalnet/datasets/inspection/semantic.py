@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmfocalnet.datasets.image_faults import (
+from mmfocalnet.datasets.image_files import (
     FLOATING,
-    Seen,
-    look_at_image,
-    read_label_map,
+    decode_label_map,
+    inspect_image,
     shape_fault,
 )
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings, Report
-from mmfocalnet.datasets.inspection.progress import look_at_each
+from mmfocalnet.datasets.inspection.read_files import SampleFiles, count_pixels, read_each
 from mmfocalnet.datasets.label_maps import (
     IGNORED,
     blank_fault,
@@ -27,27 +23,8 @@ from mmfocalnet.datasets.label_maps import (
 )
 
 
-@dataclass
-class _Looked:
-    """What was seen of an image and its map: shape or what is wrong; pixels of each value."""
-
-    photograph: Seen
-    map: str | tuple[int, ...]
-    values: dict[int, int] = field(default_factory=dict)
-
-
 def inspect_semantic(dataset: dict) -> Report:
-    """Inspect a dataset of semantic label maps.
-
-    Args:
-        dataset: Config of a ``BaseSegDataset`` or of a kind of it.
-
-    Returns:
-        What is wrong, and how many pixels each class has.
-
-    Raises:
-        DataError: If mmseg does not take the dataset's settings.
-    """
+    """Inspect a ``BaseSegDataset`` or a subclass: see `inspect_dataset`."""
     source = build_source({key: value for key, value in dataset.items() if key != 'indices'})
     findings = Findings()
     counts = ClassCounts(source.metainfo.get('classes') or (), 'pixels')
@@ -56,11 +33,11 @@ def inspect_semantic(dataset: dict) -> Report:
     if not samples:
         findings.add(kinds.NO_IMAGES, f'{folder} has no files *{source.img_suffix}')
     values: set[int] = set()
-    for sample, seen in look_at_each(_look, samples):
-        _check_sample(sample, seen, findings)
-        values.update(seen.values)
-        if seen.values:
-            _count(sample['seg_map_path'], seen.values, source, counts, findings)
+    for sample, files in read_each(_read, samples):
+        _check_sample(sample, files, findings)
+        values.update(files.pixels)
+        if files.pixels:
+            _count(sample['seg_map_path'], files.pixels, source, counts, findings)
     for path in irregular_images(source):
         findings.add(kinds.DAMAGED_IMAGE, f'{path} is not a regular file')
     if fault := blank_fault(values, source):
@@ -69,73 +46,57 @@ def inspect_semantic(dataset: dict) -> Report:
     return Report(f'{dataset["type"]} {folder}', len(samples), findings, counts)
 
 
-def _look(sample: dict) -> _Looked:
-    photograph = look_at_image(sample['img_path'])
+def _read(sample: dict) -> SampleFiles:
+    image = inspect_image(sample['img_path'])
     if 'seg_map_path' not in sample:
-        return _Looked(photograph, 'is not in data_prefix')
-    labels = read_label_map(sample['seg_map_path'])
+        return SampleFiles(image, 'has no label map: data_prefix lacks seg_map_path', {})
+    labels = decode_label_map(sample['seg_map_path'])
     if isinstance(labels, str):
-        return _Looked(photograph, labels)
-    return _Looked(photograph, labels.shape, _count_values(labels))
+        return SampleFiles(image, labels, {})
+    is_countable = labels.ndim == 2 and labels.dtype.kind != 'f'
+    return SampleFiles(image, labels.shape, count_pixels(labels) if is_countable else {})
 
 
-def _count_values(labels: np.ndarray) -> dict[int, int]:
-    """Pixels of each value of a map; none of one that mmseg does not take."""
-    if labels.ndim != 2 or labels.dtype.kind == 'f':
-        return {}
-    if labels.dtype == np.uint8:
-        numbers = np.bincount(labels.ravel(), minlength=256)
-        values = np.flatnonzero(numbers)
-        numbers = numbers[values]
-    else:
-        values, numbers = np.unique(labels, return_counts=True)
-    return dict(zip(values.tolist(), numbers.tolist(), strict=True))
-
-
-def _check_sample(sample: dict, seen: _Looked, findings: Findings) -> None:
-    image = sample['img_path']
-    findings.add_image(image, seen.photograph)
-    path = sample.get('seg_map_path', image)
-    if isinstance(seen.map, str):
-        kind = kinds.MISSING_MAP if seen.map == 'is missing' else kinds.DAMAGED_MAP
-        findings.add(kind, f'{path} {seen.map}')
-    elif fault := shape_fault(seen.map, seen.photograph.size):
-        kind = kinds.MAP_SIZE if len(seen.map) == 2 else kinds.MAP_CHANNELS
+def _check_sample(sample: dict, files: SampleFiles, findings: Findings) -> None:
+    findings.add_image(sample['img_path'], files.image)
+    path = sample.get('seg_map_path', sample['img_path'])
+    if isinstance(files.map, str):
+        findings.add_map(path, files.map)
+    elif fault := shape_fault(files.map, files.image.size):
+        kind = kinds.MAP_SIZE if len(files.map) == 2 else kinds.MAP_CHANNELS
         findings.add(kind, f'{path} {fault}')
-    elif not seen.values:
+    elif not files.pixels:
         findings.add(kinds.MAP_VALUES, f'{path} {FLOATING}')
 
 
 def _count(
-    path: str, values: dict[int, int], source: Any, counts: ClassCounts, findings: Findings
+    path: str, pixels: dict[int, int], source: Any, counts: ClassCounts, findings: Findings
 ) -> None:
-    labelled = False
-    for value, number in values.items():
-        label = label_of(value, source)
+    labels = {value: label_of(value, source) for value in pixels}
+    for value, label in labels.items():
         if label == IGNORED:
             continue
-        labelled = True
         if 0 <= label < len(counts.names):
-            counts.numbers[label] += number
+            counts.numbers[label] += pixels[value]
             counts.images[label] += 1
         else:
             first = int(source.reduce_zero_label)
             findings.add(
                 kinds.LABEL_RANGE,
-                f'{path} has the value {value} in {number} pixels; expected {first} to '
+                f'{path} has the value {value} in {pixels[value]} pixels, expected {first} to '
                 f'{first + len(counts.names) - 1}, or {"0 or " if first else ""}{IGNORED} for '
                 'pixels to ignore',
             )
-    if not labelled:
-        findings.add(kinds.NO_ANNOTATIONS, f'{path} has no labels but those to ignore')
+    if set(labels.values()) == {IGNORED}:
+        findings.add(kinds.NO_ANNOTATIONS, f'{path}: all pixels are ignored')
 
 
 def _add_unused(source: Any, counts: ClassCounts, findings: Findings) -> None:
     folder = source.data_prefix.get('seg_map_path')
     for name, number in zip(counts.names, counts.numbers, strict=True):
         if not number:
-            findings.add(kinds.UNUSED_CLASS, f'{folder}: {name}')
-    if folder and not source.ann_file:  # a list may leave out what it likes
+            findings.add(kinds.UNUSED_CLASS, f'{folder}: "{name}"')
+    if folder and not source.ann_file:  # a list may select some of the files
         known = {Path(sample['seg_map_path']) for sample in source.data_list}
         for path in sorted(Path(folder).rglob(f'*{source.seg_map_suffix}')):
             if path not in known:

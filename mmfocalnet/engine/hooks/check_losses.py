@@ -1,10 +1,9 @@
-"""Losses that are no numbers."""
+"""NaN and infinite losses."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
@@ -13,37 +12,35 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmfocalnet.engine.hooks.checkpoint import way_back
-from mmfocalnet.errors import OneProcessError, UserError
+from mmfocalnet.engine.hooks.checkpoint import next_step
+from mmfocalnet.errors import UserError
 from mmfocalnet.registry import register
-from mmfocalnet.text import named
+from mmfocalnet.text import join_keys
 
-LOOK = 'look at these images and their labels'
+LOOK = 'check these images and their labels'
 GRADIENTS = 'The norm of the gradients'
 # A dynamic loss scale starts at 2**16 and is halved at each iteration whose gradients overflow;
-# below this they would have to be greater than 10**9.
-SCALE, LEAST_SCALE = 'The loss scale, halved where gradients are NaN or infinite,', 2.0**-14
-# What `scipy.optimize.linear_sum_assignment` says of NaN and of infinity.
-REFUSED = ('matrix contains invalid numeric entries', 'cost matrix is infeasible')
+# below this the gradients would have to be larger than 10**9.
+SCALE, MIN_SCALE = 'The loss scale, halved where gradients are NaN or infinite,', 2.0**-14
 
 
 @register(HOOKS)
 class CheckLossesHook(Hook):
     """Stop a run at the first loss that is NaN or infinite, before it is saved or averaged.
 
-    Each iteration is looked at, which costs a GPU no further wait: MMEngine reads each loss
-    for its log at each iteration. In a launch the processes tell each other, so that all end at
-    the same iteration and none waits for another. Gradients that a loss scale makes infinite
-    are no error, for the step is left out then, until the scale has become 2**-14.
+    Every iteration is checked. That adds no synchronisation with the GPU, since MMEngine reads
+    each loss for its log. In a launch the processes exchange the result, so that all end at the
+    same iteration. Infinite gradients under a dynamic loss scale are not an error, since the step
+    is skipped, until the scale falls below 2**-14.
     """
 
-    priority = 'ABOVE_NORMAL'  # after what logs the losses, before EMA and checkpoints
-    images = ''  # of the batch under way
+    priority = 'ABOVE_NORMAL'  # after the logger, before EMA and checkpoints
+    images = ''  # of the current batch
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Note the images of a batch."""
+        """Remember the images of the batch."""
         self.images = _images(data_batch)
 
     def after_train_iter(
@@ -53,38 +50,18 @@ class CheckLossesHook(Hook):
         data_batch: dict,
         outputs: Mapping[str, Tensor],
     ) -> None:
-        """Look at the losses of an iteration.
+        """Check the losses of an iteration.
 
         Raises:
-            UserError: If one is no finite number in any process; it names the loss, the
-                iteration, the images and the last good checkpoint.
+            UserError: If one is NaN or infinite in any process; it names the loss, the
+                iteration, the images and the last checkpoint.
         """
         bad = _bad_value(runner, outputs)
         found = '' if bad is None else f'{bad[0]} is {bad[1]} {self._place(runner)}'
         if get_world_size() > 1:
             found = _first_of_all(found, outputs['loss'].device)
         if found:
-            raise UserError(f'{found}: {LOOK}, {way_back(runner)}')
-
-    @contextmanager
-    def explaining(self, runner: Runner) -> Iterator[None]:
-        """Explain why a matcher stops a training, before there is a loss.
-
-        Mask2Former and Sparse R-CNN assign queries to objects with SciPy, which refuses costs
-        that are no numbers.
-
-        Raises:
-            OneProcessError: Instead of SciPy's error; as of a loss.
-        """
-        try:
-            yield
-        except ValueError as error:
-            if str(error) not in REFUSED:
-                raise
-            raise OneProcessError(
-                'The costs of matching predictions to objects are NaN or infinite '
-                f'{self._place(runner)}: {LOOK}, {way_back(runner)}'
-            ) from error
+            raise UserError(f'{found}: {LOOK}, {next_step(runner)}')
 
     def _place(self, runner: Runner) -> str:
         process = f' of process {get_rank()}' if get_world_size() > 1 else ''
@@ -92,23 +69,23 @@ class CheckLossesHook(Hook):
 
 
 def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, float] | None:
-    """The first term that is not finite, else the sum of all, else what tells of the gradients."""
+    """The first bad term, else the sum, else the norm of the gradients or the loss scale."""
     losses = {name: value for name, value in outputs.items() if 'loss' in name}
     names = sorted(losses, key='loss'.__eq__)
-    # One transfer for all of them.
+    # One transfer for all.
     values = torch.stack([losses[name].detach().float() for name in names]).tolist()
     read = dict(zip(names, values, strict=True))
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
     if scaler is None and 'train/grad_norm' in runner.message_hub.log_scalars:
         read[GRADIENTS] = runner.message_hub.get_scalar('train/grad_norm').current()
     bad = next((item for item in read.items() if not math.isfinite(item[1])), None)
-    if bad is None and scaler is not None and scaler.get_scale() < LEAST_SCALE:
+    if bad is None and scaler is not None and scaler.get_scale() < MIN_SCALE:
         return SCALE, scaler.get_scale()
     return bad
 
 
 def _images(data_batch: Mapping) -> str:
-    return named(
+    return join_keys(
         [
             str(sample.get('img_path', sample.get('img_id', 'an image without a name')))
             for sample in data_batch.get('data_samples', [])
@@ -117,11 +94,11 @@ def _images(data_batch: Mapping) -> str:
 
 
 def _first_of_all(found: str, device: torch.device) -> str:
-    """What the first process with a bad loss found, else with bad gradients; the same in all."""
+    """What the first process found, losses before gradients; the same text in all processes."""
     any_found = torch.tensor(float(bool(found)), device=device)
     all_reduce(any_found, 'max')
     if not any_found:
         return ''
     texts = [text for text in all_gather_object(found) if text]
-    # A loss of one process spoils the gradients of all.
+    # A bad loss in one process makes the gradients of all bad.
     return min(texts, key=lambda text: text.startswith((GRADIENTS, SCALE)))

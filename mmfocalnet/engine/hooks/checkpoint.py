@@ -21,17 +21,17 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmfocalnet.arguments import integer
+from mmfocalnet.engine.hooks.deferred_removal import DeferredRemoval
 from mmfocalnet.engine.hooks.early_stopping import restore_patience, save_patience
-from mmfocalnet.engine.hooks.outdated import Outdated
 from mmfocalnet.engine.hooks.param_scheduler import find_metric
 from mmfocalnet.errors import CheckpointError, UserError
 from mmfocalnet.files import PARTIAL, is_url, replacing
 from mmfocalnet.registry import register
-from mmfocalnet.text import named
+from mmfocalnet.text import join_keys
 
 BACKEND = 'mmfocalnet.atomic'
 # MMEngine's name for the file that says which checkpoint is the newest.
-MARK = 'last_checkpoint'
+LAST_CHECKPOINT = 'last_checkpoint'
 GRADIENTS = 'accumulated_gradients'
 # What the message hub, which is part of every checkpoint, keeps of this hook.
 VALIDATED, OUTDATED = 'validated', 'outdated_ckpts'
@@ -112,7 +112,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if runner._resume and runner._load_from:  # it may have been moved since
             runner.message_hub.update_info('last_ckpt', runner._load_from)
         self.last_ckpt = runner.message_hub.get_info('last_ckpt')
-        self.file_backend = Outdated(self.file_backend, str(self.out_dir))
+        self.file_backend = DeferredRemoval(self.file_backend, str(self.out_dir))
         here = self._goes_on_here(runner)
         self._take_over_best(here)
         if here:
@@ -120,7 +120,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 if isinstance(step, int) and step >= 0:
                     self._count(runner, step)
             names = runner.message_hub.get_info(OUTDATED)
-            self.file_backend.take_over(names, self.filename_tmpl)
+            self.file_backend.add(names, self.filename_tmpl)
         self._remove_outdated()
         if is_main_process():
             for folder in (runner.work_dir, Path(self.out_dir, self.filename_tmpl).parent):
@@ -144,7 +144,9 @@ class AtomicCheckpointHook(CheckpointHook):
             if name != 'auto':
                 owner = f'save_best of {type(self).__name__}'
                 metrics[name] = find_metric(runner, self._metrics, name, owner)
-        if isinstance(getattr(self, 'file_backend', None), Outdated):  # a training is under way
+        if isinstance(
+            getattr(self, 'file_backend', None), DeferredRemoval
+        ):  # a training is under way
             runner.message_hub.update_info(VALIDATED, _done(runner))
         super().after_val_epoch(runner, metrics)
 
@@ -236,7 +238,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         # A run that is killed before they are removed leaves that to the one that goes on.
-        outdated = self.file_backend.left_of(keep=self._newest_and_best())
+        outdated = self.file_backend.pending(keep=self._newest_and_best())
         runner.message_hub.update_info(OUTDATED, outdated)
         self._gradients = _accumulated_gradients(runner)
         self._place = dict(meta)
@@ -253,7 +255,9 @@ class AtomicCheckpointHook(CheckpointHook):
         )
         self._gradients, self._place = None, {}  # others may save as well, at other places
         if is_main_process():
-            AtomicBackend().put(self.last_ckpt.encode(), os.path.join(runner.work_dir, MARK))
+            AtomicBackend().put(
+                self.last_ckpt.encode(), os.path.join(runner.work_dir, LAST_CHECKPOINT)
+            )
         self._remove_outdated()
 
     def _count(self, runner: Runner, step: int) -> None:
@@ -270,7 +274,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         if is_main_process():
-            self.file_backend.remove_noted(keep=self._newest_and_best())
+            self.file_backend.flush(keep=self._newest_and_best())
         self.file_backend.names = []
 
 
@@ -280,7 +284,7 @@ def _done(runner: Runner) -> int:
     return runner.epoch if by_epoch else runner.iter
 
 
-def way_back(runner: Runner) -> str:
+def next_step(runner: Runner) -> str:
     """What to do where a run has ended in numbers that are none: the end of a sentence."""
     last = runner.message_hub.get_info('last_ckpt')
     kept = (
@@ -308,7 +312,7 @@ def _check_weights(runner: Runner) -> None:
     if bad:
         raise UserError(
             f'{len(bad)} weights are NaN or infinite after iteration {runner.iter + 1} '
-            f'({named(bad)}): {way_back(runner)}'
+            f'({join_keys(bad)}): {next_step(runner)}'
         )
 
 

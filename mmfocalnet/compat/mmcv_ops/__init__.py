@@ -1,0 +1,143 @@
+"""Replacements for the ops of `mmcv._ext`, which `pip install mmcv` does not compile.
+
+Without `mmcv._ext`, `import mmdet.models` fails. Our models call four of its ops: `nms` and
+`roi_align`, and on GPUs `sigmoid_focal_loss` and `ms_deform_attn`. They are implemented here, one
+module each, for any device. Any other op raises an error that names it.
+
+The provider is, in this order, a compiled mmcv, which is left untouched, torchvision for `nms` and
+`roi_align`, or plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from mmfocalnet.compat.mmcv_ops import focal_loss, multi_scale_deform_attn, nms, roi_align
+from mmfocalnet.compat.mmcv_ops.common import EXT, log_ops_provider, ops_provider
+from mmfocalnet.compat.module_finder import ModuleFinder
+
+__all__ = ['OPS', 'ensure_mmcv_ops', 'log_ops_provider', 'ops_provider']
+
+_PYTORCH_OPS = dict(
+    nms=nms.nms,
+    roi_align_forward=roi_align.roi_align_forward,
+    roi_align_backward=roi_align.roi_align_backward,
+    sigmoid_focal_loss_forward=focal_loss.sigmoid_focal_loss_forward,
+    sigmoid_focal_loss_backward=focal_loss.sigmoid_focal_loss_backward,
+    ms_deform_attn_forward=multi_scale_deform_attn.ms_deform_attn_forward,
+    ms_deform_attn_backward=multi_scale_deform_attn.ms_deform_attn_backward,
+)
+# Ops by provider and by their name in `mmcv._ext`.
+OPS: dict[str, dict[str, Callable]] = dict(
+    pytorch=_PYTORCH_OPS,
+    torchvision=_PYTORCH_OPS
+    | dict(
+        nms=nms.torchvision_nms,
+        roi_align_forward=roi_align.torchvision_roi_align_forward,
+        roi_align_backward=roi_align.torchvision_roi_align_backward,
+    ),
+)
+
+
+def ensure_mmcv_ops() -> str:
+    """Make `import mmcv.ops` work, with the ops of this package where mmcv has none compiled.
+
+    Can be called repeatedly. Logs nothing, so that importing the package keeps standard output
+    clean; see `log_ops_provider`.
+
+    Returns:
+        What runs nms and roi_align: 'mmcv', 'torchvision' or 'pytorch'.
+
+    Raises:
+        ImportError: If mmcv is not installed.
+    """
+    _require_mmcv()
+    if not _ext_imports():
+        # An entry of None, or of a partly imported module, would hide ours.
+        sys.modules.pop(EXT, None)
+        provider = 'torchvision' if _torchvision_imports() else 'pytorch'
+        # First, because a compiled file that does not load still has a finder.
+        sys.meta_path.insert(0, ExtFinder(provider))
+        importlib.import_module(EXT)
+    return ops_provider()
+
+
+def _require_mmcv() -> None:
+    try:
+        importlib.import_module('mmcv')
+    except ModuleNotFoundError as error:
+        if error.name != 'mmcv':
+            raise
+        raise ImportError(
+            'mmfocalnet needs mmcv: install `mmfocalnet[onedl]` (the maintained forks) or '
+            '`mmfocalnet[openmmlab]` (upstream) with pip.'
+        ) from error
+
+
+def _ext_imports() -> bool:
+    """Return whether `mmcv._ext` imports; warn if it is installed but does not load."""
+    try:
+        importlib.import_module(EXT)
+    except (ImportError, OSError) as error:
+        if getattr(error, 'name', None) != EXT or not isinstance(error, ModuleNotFoundError):
+            warnings.warn(
+                f"mmcv's compiled ops are installed but do not load ({error}). mmfocalnet replaces "
+                'those that its models call.',
+                stacklevel=3,
+            )
+        return False
+    return True
+
+
+def _torchvision_imports() -> bool:
+    # A torchvision built for another torch raises RuntimeError at import, or imports without its
+    # compiled operators.
+    try:
+        importlib.import_module('torchvision')
+        return all(
+            hasattr(torch.ops.torchvision, op) for op in ('nms', 'roi_align', '_roi_align_backward')
+        )
+    except (ImportError, RuntimeError, OSError, AttributeError):
+        return False
+
+
+class ExtFinder(ModuleFinder):
+    """Provides `mmcv._ext`."""
+
+    names = (EXT,)
+
+    def __init__(self, provider: str) -> None:
+        self.provider = provider
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the ops into the module."""
+        not_compiled = f'not compiled (nms and roi_align: {self.provider})'
+        vars(module).update(
+            OPS[self.provider],
+            OPS_PROVIDER=self.provider,
+            get_compiler_version=lambda: not_compiled,
+            get_compiling_cuda_version=lambda: not_compiled,
+            __getattr__=_missing_op,
+        )
+
+
+def _missing_op(name: str) -> Callable:
+    """The module's `__getattr__`: mmcv checks that all its ops exist, but calls few of them."""
+    if name.startswith('__'):
+        raise AttributeError(f"module '{EXT}' has no attribute '{name}'")
+    return functools.partial(_raise_missing, name)
+
+
+def _raise_missing(name: str, *args: Any, **kwargs: Any) -> None:
+    raise NotImplementedError(
+        f"mmcv's op '{name}' is not available without compiled ops: install an mmcv build with "
+        'compiled ops, see https://mmcv.readthedocs.io/en/latest/get_started/installation.html'
+    )

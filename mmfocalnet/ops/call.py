@@ -1,0 +1,55 @@
+"""What the choice of a path depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Call(NamedTuple):
+    """The properties of one call of an operator that decide which paths can run it."""
+
+    shape: tuple[int, ...]
+    kernel_sizes: tuple[int, ...] = ()  # One per focal level; empty for linear layers and MLPs.
+    dtype: torch.dtype = torch.float32
+    device: str = 'cpu'
+    autocast: bool = False  # CPU autocast; CUDA autocast affects no path.
+    tensor_type: str = 'Tensor'  # The first tensor subclass among features and weights, if any.
+    mixed: bool = False  # Some weight differs from the features in dtype or device.
+
+    @classmethod
+    def of(cls, x: Tensor, weights: Sequence[Tensor], kernels: Sequence[Tensor] = ()) -> Call:
+        """Describe a call with features (B, H, W, C), its weights and kernels (C, 1, k, k)."""
+        tensors = (*weights, *kernels)
+        return cls(
+            shape=tuple(x.shape),
+            kernel_sizes=tuple(kernel.shape[-1] for kernel in kernels),
+            dtype=x.dtype,
+            device=x.device.type,
+            autocast=x.device.type == 'cpu' and cpu_autocast_enabled(),
+            tensor_type=_tensor_type((x, *tensors)),
+            mixed=any(t.dtype != x.dtype or t.device != x.device for t in tensors),
+        )
+
+    def unusual_input(self) -> str | None:
+        """Why only the reference can run this call; None if the input is usual."""
+        if self.tensor_type != 'Tensor':
+            # Quantised and sharded weights are subclasses that support PyTorch's own ops only.
+            return f'an input is a {self.tensor_type}, not a torch.Tensor'
+        return 'the features are empty' if 0 in self.shape else None
+
+
+def _tensor_type(tensors: Sequence[Tensor]) -> str:
+    subclasses = [type(tensor) for tensor in tensors if type(tensor) not in (Tensor, nn.Parameter)]
+    return subclasses[0].__name__ if subclasses else 'Tensor'
+
+
+def cpu_autocast_enabled() -> bool:
+    """Whether autocast is enabled on the CPU."""
+    try:
+        return torch.is_autocast_enabled('cpu')
+    except TypeError:  # PyTorch before 2.4
+        return torch.is_autocast_cpu_enabled()

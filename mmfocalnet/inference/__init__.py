@@ -1,4 +1,4 @@
-"""Trained models on pictures, without writing code or configs for it.
+"""Predict images with a trained model.
 
 >>> from mmfocalnet.inference import load_predictor, read_image
 >>> predictor = load_predictor(config, checkpoint)

@@ -8,6 +8,6 @@ _base_ = [
 
 model = dict(
     backbone=dict(arch='tiny_lrf', drop_path_rate=0.2),
-    # A checkpoint of focalnet_t.py will do as well.
+    # A checkpoint of focalnet_t.py works as well.
     init_cfg=_base_.tiny_lrf.init_cfg,
 )

@@ -10,7 +10,7 @@ model = dict(
     backbone=dict(**_base_.tiny_lrf, focal_windows=[11, 9, 9, 7], drop_path_rate=0.3),
     neck=dict(in_channels=_base_.tiny_channels),
 )
-# Sparse R-CNN's own published rate and decay.
+# Learning rate and weight decay as published with Sparse R-CNN.
 optim_wrapper = dict(
     optimizer=dict(lr=2.5e-5, weight_decay=1e-4), clip_grad=dict(max_norm=1, norm_type=2)
 )

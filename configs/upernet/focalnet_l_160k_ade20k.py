@@ -1,4 +1,4 @@
-# Beyond the paper: the ImageNet-22K backbone with the recipe of the others.
+# Not in the paper: the ImageNet-22K backbone with the recipe of the other sizes.
 _base_ = ['./focalnet_t_160k_ade20k.py', '../_base_/backbones/large.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-"""Predict pictures and videos: python tools/infer.py photos/ CONFIG CHECKPOINT --out results"""
+"""Predict images and videos: python tools/infer.py photos/ CONFIG CHECKPOINT --out results"""
 
 import argparse
 import os
@@ -13,62 +13,62 @@ from mmfocalnet.cli import add_cfg_options, integer, print_error, print_lines, r
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import make_folder
 from mmfocalnet.inference import load_predictor
-from mmfocalnet.inference.run import Run
+from mmfocalnet.inference.file_predictor import FilePredictor
 from mmfocalnet.inference.sources import find_sources
 
 
 def score(text):
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f'{text} is no score: give a number from 0 to 1')
+        raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 1')
     return value
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Predict pictures and videos with a trained model')
+    parser = argparse.ArgumentParser(description='Predict images and videos with a trained model')
     parser.add_argument(
-        'images', nargs='+', metavar='IMAGES', help='pictures, videos, folders or globs in quotes'
+        'images', nargs='+', metavar='IMAGES', help='images, videos, folders or globs in quotes'
     )
     parser.add_argument('config', help='config file of the model')
-    parser.add_argument('checkpoint', help='checkpoint that was trained with it')
+    parser.add_argument('checkpoint', help='checkpoint trained with it')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write to')
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     parser.add_argument(
         '--score-thr',
         type=score,
         default=0.3,
-        help='boxes of lower scores are neither drawn nor written (default: 0.3)',
+        help='minimum score of boxes that are drawn and written (default: 0.3)',
     )
     parser.add_argument('--batch-size', type=integer(1), default=1, help='default: 1')
     add_cfg_options(parser)
     return parser.parse_args()
 
 
-def keep_sources(out, sources):
-    """Refuse to write where the sources are."""
+def check_output_folder(out, sources):
+    """Raise an error if outputs could overwrite sources."""
     written = [os.path.realpath(out / name) for name in ('vis', 'pred', 'panoptic')]
     for source in sources:
         if os.path.dirname(os.path.realpath(source.path)) in written:
             raise UserError(
-                f'{source.path} lies where --out {out} has its results, which could replace it: '
-                'choose another --out.'
+                f'{source.path} is in a result folder of --out {out}, which could overwrite it. '
+                'Choose another --out.'
             )
 
 
-def report(run, written):
-    print_lines(f'{len(run.results.images)} predictions')
+def report(results, written, problems):
+    print_lines(f'{len(results.images)} predictions')
     if written:
-        print_lines(f'Written: {", ".join(map(str, written))}', meaning_of_ids(run.results))
-    for problem in run.problems:
+        print_lines(f'Written: {", ".join(map(str, written))}', describe_ids(results))
+    for problem in problems:
         print_error(problem)
 
 
-def meaning_of_ids(results):
+def describe_ids(results):
     if results.task == 'semantic':
-        return 'The values of the label maps count the classes from 0: see categories.json.'
+        return 'Label maps contain class indices from 0, see categories.json.'
     if results.ids_from:
         return f'category_id is that of {results.ids_from}.'
-    return 'category_id counts the classes from 1 (no annotation file): see categories.json.'
+    return 'category_id starts at 1 (no annotation file), see categories.json.'
 
 
 @report_errors
@@ -77,17 +77,18 @@ def main():
     sources, problems = find_sources(args.images)
     if not sources:
         raise UserError(' '.join(problems))
-    keep_sources(args.out, sources)
+    check_output_folder(args.out, sources)
     make_folder('--out', args.out)
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
-    run = Run(predictor, args.out, args.score_thr, args.batch_size)
-    run.problems += problems
-    report(run, run(sources))
-    if run.interrupted:
-        sys.exit(130)  # what shells say of Ctrl-C
-    if not run.results.images:
+    predict = FilePredictor(predictor, args.out, args.score_thr, args.batch_size)
+    written = predict(sources)
+    problems += predict.problems
+    report(predict.results, written, problems)
+    if predict.interrupted:
+        sys.exit(130)  # as shells report Ctrl-C
+    if not predict.results.images:
         sys.exit(2)
-    sys.exit(1 if run.problems else 0)
+    sys.exit(1 if problems else 0)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Trained models on pictures, without writing code or configs for it.
+"""Predict images with a trained model.
 
 >>> from mmfocalnet.inference import load_predictor, read_image
 >>> predictor = load_predictor(config, checkpoint)
@@ -6,9 +6,8 @@
 >>> prediction.boxes, prediction.labels, prediction.scores, prediction.overlay
 """
 
-from mmfocalnet.inference.draw import draw
 from mmfocalnet.inference.images import MAX_PIXELS, ImageError, read_image
-from mmfocalnet.inference.prediction import Prediction, Segment
+from mmfocalnet.inference.prediction import Prediction, Segment, draw
 from mmfocalnet.inference.predictor import Predictor, load_predictor
 
 __all__ = [

@@ -1,51 +1,25 @@
-"""Drawing predictions on pictures; sizes of text and lines follow the picture's.
+"""Draw masks, boxes and labels; text and lines scale with the image.
 
-mmdet's own drawing varies its colours from call to call and fails on empty panoptic maps.
+mmdet's visualizer changes its colors between calls and fails on empty panoptic maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:
-    from mmfocalnet.inference.prediction import Prediction
-
 OPACITY = 0.5
-# Smaller pieces of a panoptic or semantic map than this part of the picture get no name.
-SMALLEST_NAMED = 0.002
+# Segments smaller than this fraction of the image get no label.
+MIN_LABELED = 0.002
 
 Color = tuple[int, int, int]
 
 
-def draw(prediction: Prediction, image: np.ndarray, score_thr: float = 0.3) -> np.ndarray:
-    """Draw a prediction on its picture.
-
-    Args:
-        prediction: What to draw; the network does not run again.
-        image: The picture, BGR, uint8, (H, W, 3).
-        score_thr: Boxes of lower scores are left out. Panoptic and semantic maps have none and
-            are drawn whole. Defaults to 0.3.
-
-    Returns:
-        A new picture, RGB, uint8, (H, W, 3).
-    """
-    canvas = _Canvas(image)
-    if prediction.semantic is not None:
-        _draw_map(canvas, prediction, _semantic_parts(prediction))
-    elif prediction.panoptic is not None:
-        _draw_map(canvas, prediction, _panoptic_parts(prediction))
-    else:
-        _draw_boxes(canvas, prediction.above(score_thr))
-    return canvas.finish()
-
-
-class _Canvas:
-    """A picture, and the labels to put on it last so that nothing covers them."""
+class Canvas:
+    """An RGB copy of a BGR image (H, W, 3). Labels are drawn last, so that nothing covers them."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.rgb = image[..., ::-1].copy()
@@ -55,106 +29,96 @@ class _Canvas:
         self.labels: list[tuple[str, Color, list[tuple[float, float]]]] = []
 
     def fill(self, mask: np.ndarray, color: Color) -> None:
-        """Tint where an (H, W) mask is set, and outline it."""
+        """Tint the pixels of a mask (H, W) and outline it."""
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
         if not width:
             return
         part = np.s_[top : top + height, left : left + width]
         pixels, inside = self.rgb[part], mask[part]
-        tint = OPACITY * np.array(color) + (1 - OPACITY) * pixels[inside]
-        pixels[inside] = tint.astype(np.uint8)
+        blend = OPACITY * np.array(color) + (1 - OPACITY) * pixels[inside]
+        pixels[inside] = blend.astype(np.uint8)
         outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(self.rgb, outlines, -1, (255, 255, 255), self.line)
 
     def box(self, box: np.ndarray, color: Color) -> None:
+        """Outline a box: left, top, right, bottom in pixels."""
         left, top, right, bottom = (int(edge) for edge in box.round())
         cv2.rectangle(self.rgb, (left, top), (right, bottom), color, self.line + 1)
 
     def label(self, text: str, color: Color, places: list[tuple[float, float]]) -> None:
-        """Name something; ``places`` are left bottom corners of the text, the best one first."""
+        """Add a label; ``places`` are lower left corners of its text, in order of preference."""
         self.labels.append((text, color, places))
 
     def finish(self) -> np.ndarray:
+        """Add the labels, each where it covers none of the earlier ones; return RGB (H, W, 3)."""
         image = Image.fromarray(self.rgb)
-        pen = ImageDraw.Draw(image)
+        drawing = ImageDraw.Draw(image)
         taken: list[tuple[float, float, float, float]] = []
         for text, color, places in self.labels:
-            spots = [self._spot(pen, text, place) for place in places]
+            spots = [self._spot(drawing, text, place) for place in places]
             spot = next((s for s in spots if not any(_overlap(s, t) for t in taken)), spots[0])
             taken.append(spot)
-            pen.rectangle(spot, fill=color)
+            drawing.rectangle(spot, fill=color)
             middle = ((spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2)
-            pen.text(middle, text, _ink_on(color), self.font, anchor='mm')
+            drawing.text(middle, text, _text_color(color), self.font, anchor='mm')
         return np.asarray(image)
 
     def _spot(
-        self, pen: ImageDraw.ImageDraw, text: str, place: tuple[float, float]
+        self, drawing: ImageDraw.ImageDraw, text: str, place: tuple[float, float]
     ) -> tuple[float, float, float, float]:
-        """Where a label goes: left, top, right, bottom, moved into the picture."""
+        """Box of a label, moved inside the image: left, top, right, bottom."""
         ascent, descent = self.font.getmetrics()
-        width, height = pen.textlength(text, self.font) + 4, ascent + descent
+        width, height = drawing.textlength(text, self.font) + 4, ascent + descent
         left = max(0, min(place[0], self.rgb.shape[1] - width))
         top = max(0, min(place[1] - height, self.rgb.shape[0] - height))
         return left, top, left + width, top + height
 
 
-def _ink_on(ground: Color) -> str:
-    """Black or white, whichever is easier to read on a ground."""
-    return 'black' if np.dot(ground, (0.299, 0.587, 0.114)) > 140 else 'white'
+def _text_color(background: Color) -> str:
+    """Black or white, whichever has more contrast to the background."""
+    return 'black' if np.dot(background, (0.299, 0.587, 0.114)) > 140 else 'white'
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _draw_boxes(canvas: _Canvas, prediction: Prediction) -> None:
-    # The surest last, on top of the others.
-    for index in reversed(range(len(prediction.boxes))):
-        color = prediction.palette[prediction.labels[index]]
-        if prediction.masks is not None:
-            canvas.fill(prediction.masks[index], color)
-        canvas.box(prediction.boxes[index], color)
+def draw_boxes(
+    canvas: Canvas,
+    boxes: np.ndarray,
+    colors: list[Color],
+    names: list[str],
+    masks: np.ndarray | None = None,
+) -> None:
+    """Draw boxes (N, 4) and their masks (N, H, W); the first ones on top."""
+    for index in reversed(range(len(boxes))):
+        if masks is not None:
+            canvas.fill(masks[index], colors[index])
+        canvas.box(boxes[index], colors[index])
     height = sum(canvas.font.getmetrics())
-    for index, (box, label) in enumerate(zip(prediction.boxes, prediction.labels, strict=True)):
-        score = '' if prediction.scores is None else f' {prediction.scores[index]:.2f}'
+    for box, color, name in zip(boxes, colors, names, strict=True):
         left, top, _, bottom = (float(edge) for edge in box)
         canvas.label(
-            f'{prediction.classes[label]}{score}',
-            prediction.palette[label],
+            name,
+            color,
             [(left, top), (left, bottom + height), (left, top + height), (left, bottom)],
         )
 
 
-def _draw_map(
-    canvas: _Canvas, prediction: Prediction, parts: Iterator[tuple[int, np.ndarray]]
-) -> None:
-    smallest = SMALLEST_NAMED * canvas.rgb.shape[0] * canvas.rgb.shape[1]
+def draw_segments(canvas: Canvas, segments: Iterable[tuple[str, Color, np.ndarray]]) -> None:
+    """Draw segments: name, color and mask (H, W) of each. Small ones get no label."""
+    min_area = MIN_LABELED * canvas.rgb.shape[0] * canvas.rgb.shape[1]
     height = sum(canvas.font.getmetrics())
-    for label, mask in parts:
-        color = prediction.palette[label]
+    for name, color, mask in segments:
         canvas.fill(mask, color)
-        if mask.sum() >= smallest:
-            name = prediction.classes[label]
-            x, y = _thickest_point(mask)
+        if mask.sum() >= min_area:
+            x, y = _innermost_point(mask)
             left = x - canvas.font.getlength(name) / 2
             canvas.label(name, color, [(left, y + shift * height) for shift in (0.5, -0.5, 1.5)])
 
 
-def _thickest_point(mask: np.ndarray) -> tuple[int, int]:
-    """The point (x, y) of a mask that is farthest from its outline, the picture's edge included."""
+def _innermost_point(mask: np.ndarray) -> tuple[int, int]:
+    """The point (x, y) of a mask farthest from its outline and from the border of the image."""
     distance = cv2.distanceTransform(np.pad(mask, 1).view(np.uint8), cv2.DIST_L2, 3)
     x, y = cv2.minMaxLoc(distance)[3]
     return x - 1, y - 1
-
-
-def _semantic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
-    labels = np.unique(prediction.semantic)
-    # The truth has pixels of no class, too.
-    for label in labels[labels < len(prediction.classes)]:
-        yield int(label), prediction.semantic == label
-
-
-def _panoptic_parts(prediction: Prediction) -> Iterator[tuple[int, np.ndarray]]:
-    # Things after stuff, so that their outlines show.
-    for segment in sorted(prediction.segments, key=lambda segment: segment.is_thing):
-        yield segment.label, prediction.panoptic == segment.id

@@ -1,4 +1,4 @@
-"""Preparing pictures in memory as a config's test pipeline does with files."""
+"""The test pipeline of a config, for images in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmfocalnet.registry import type_name
 
 
 def find_test_dataset(cfg: Config) -> dict[str, Any]:
-    """The dataset of a config's tests, without what wraps it.
+    """Return the test dataset of a config, without its wrappers.
 
     Raises:
         ConfigError: If there is none.
@@ -25,51 +25,48 @@ def find_test_dataset(cfg: Config) -> dict[str, Any]:
     dataset = (cfg.get('test_dataloader') or {}).get('dataset')
     if not dataset:
         raise ConfigError(
-            f'{cfg.filename} has no test_dataloader, whose dataset tells how to prepare pictures: '
-            'give a config that has one, such as those in configs/.'
+            f'{cfg.filename} has no test_dataloader, whose pipeline preprocesses the images. Use '
+            'a config that has one, such as those in configs/.'
         )
     return next(find_datasets(dataset))
 
 
 def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
-    """Build the test pipeline of a config, without labels.
+    """Build the test pipeline of a config, without the steps that load files.
 
     Args:
         cfg: The config.
 
     Returns:
-        A function from a picture (BGR, uint8, (H, W, 3)) to ``inputs``, uint8 (3, H', W'), and
-        ``data_samples``. It raises `ImageError` for other arrays and for pictures that scale to
-        no pixel.
+        A function from an image (BGR, uint8, (H, W, 3)) to ``inputs``, uint8 (3, H', W'), and
+        ``data_samples``. It raises `ImageError` for other arrays, and for images whose shorter
+        side would scale to less than one pixel.
 
     Raises:
-        ConfigError: If the config has no tests.
+        ConfigError: If the config has no test dataset.
     """
     _, *steps = find_test_dataset(cfg).pipeline
-    without_labels = [step for step in steps if not str(type_name(step)).startswith('Load')]
+    steps = [step for step in steps if not str(type_name(step)).startswith('Load')]
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        pipeline = Compose(without_labels)
+        pipeline = Compose(steps)
 
-    def prepare(image: np.ndarray) -> dict[str, Any]:
-        if not isinstance(image, np.ndarray):
+    def preprocess(image: np.ndarray) -> dict[str, Any]:
+        is_array = isinstance(image, np.ndarray)
+        if not is_array or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            found = f'{image.dtype} array {image.shape}' if is_array else repr(image)
             raise ImageError(
-                f'{image!r} is no picture in memory; expected an array (H, W, 3) of uint8, BGR: '
-                'read it with mmfocalnet.inference.read_image.'
+                f'expected an image as a BGR uint8 array (H, W, 3), got {found}. Read files with '
+                'mmfocalnet.inference.read_image.'
             )
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(
-                f'A picture has shape {image.shape} and type {image.dtype}; expected (H, W, 3) '
-                'and uint8, BGR: read it with mmfocalnet.inference.read_image.'
-            )
+        size = image.shape[:2]
         try:
-            size = image.shape[:2]
             return pipeline(
                 dict(img=image, img_path=None, img_id=0, img_shape=size, ori_shape=size)
             )
-        except Exception as error:  # OpenCV's own type, for sides that scale to no pixel
+        except Exception as error:  # OpenCV's own type
             raise ImageError(
-                f'A picture of {image.shape[1]}x{image.shape[0]} pixels does not pass the test '
-                f'pipeline of {cfg.filename}; expected one that is not so narrow: cut it.'
+                f'The test pipeline of {cfg.filename} fails on an image of {size[1]}x{size[0]} '
+                'pixels, which may be too narrow to scale. Crop it.'
             ) from error
 
-    return prepare
+    return preprocess

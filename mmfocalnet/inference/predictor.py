@@ -1,4 +1,4 @@
-"""A trained model of mmdet or mmseg that takes pictures and gives arrays."""
+"""Run a trained model of mmdet or mmseg on images; predictions are NumPy arrays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.infer import BaseInferencer
@@ -25,12 +24,13 @@ from mmfocalnet.config import read_model_config
 from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.dataset_configs import dataset_class
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
 from mmfocalnet.models.weights import check_fits
 from mmfocalnet.text import short_text
 
-# How mmdet packs class and instance into one number.
+# mmdet encodes class and instance in one integer.
 INSTANCE_OFFSET = 1000
 
 
@@ -43,25 +43,24 @@ def load_predictor(
     """Load a trained model.
 
     Args:
-        config: Config file of an mmdet or mmseg model; like every such file it is code that runs.
-        checkpoint: Checkpoint that was trained with it, path or http(s) URL; it is read without
-            running anything that it may hold.
+        config: Config file of an mmdet or mmseg model. Config files are executed.
+        checkpoint: Checkpoint trained with it, path or http(s) URL. No code in it is executed.
         device: Such as ``'cuda:0'``. Defaults to ``'cpu'``.
-        cfg_options: Settings of the config to override, by dotted name. Defaults to none.
+        cfg_options: Overrides of config values, by dotted key. Defaults to none.
 
     Returns:
-        The model, ready to predict.
+        The predictor.
 
     Raises:
-        ConfigError: If the config is missing or cannot be read, names no classes or another
-            number than the model has, or the device is not there.
+        ConfigError: If the config is missing or invalid, the number of classes is not that of the
+            model, or the device is unavailable.
         CheckpointError: If the checkpoint is missing, damaged, unsafe or of another model.
     """
     cfg = read_model_config(str(config), cfg_options)
     if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
         raise ConfigError(
-            f'{config} has default_scope={cfg.get("default_scope")!r}; expected a config for '
-            "mmdet or mmseg: set default_scope='mmdet' or 'mmseg' in it."
+            f'{config} has default_scope={cfg.get("default_scope")!r}, expected mmdet or mmseg. '
+            "Set default_scope='mmdet' or 'mmseg'."
         )
     with cached_reads():
         path, content, _ = load_once(checkpoint)
@@ -70,14 +69,14 @@ def load_predictor(
 
 
 def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Build a config's model in its scope and load a checkpoint.
+    """Build the model of a config and load a checkpoint.
 
     Args:
         cfg: The config.
         checkpoint: As for `mmfocalnet.checkpoints.fetch`.
 
     Returns:
-        The model on the CPU, in evaluation mode, and what else the checkpoint holds.
+        The model on the CPU, in evaluation mode, and the content of the checkpoint.
 
     Raises:
         CheckpointError: If the checkpoint is of another model, or its weights are not finite.
@@ -90,15 +89,15 @@ def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]
 
 
 class Predictor(BaseInferencer):
-    """MMEngine's inferencer for models of mmdet and mmseg, fed with pictures in memory.
+    """MMEngine inferencer for models of mmdet and mmseg, with images in memory as inputs.
 
-    Unlike mmdet's and mmseg's own it never pads pictures of different sizes into one batch, which
-    FocalNet's global context would see, reads checkpoints without unpickling what they hold, and
-    gives a class the same colour everywhere.
+    Unlike the inferencers of mmdet and mmseg it never pads images of different sizes into one
+    batch, which would change FocalNet's global context. It reads checkpoints without unpickling
+    them and gives each class a fixed color.
 
     Args:
-        cfg: Config of the model, in whose scope everything is built.
-        weights: Its checkpoint, as for `mmfocalnet.checkpoints.fetch`.
+        cfg: Config of the model; everything is built in its scope.
+        weights: Checkpoint, as for `mmfocalnet.checkpoints.fetch`.
         device: Such as ``'cuda:0'``. Defaults to ``'cpu'``.
 
     Attributes:
@@ -106,11 +105,11 @@ class Predictor(BaseInferencer):
         cfg: Its config.
         task: ``'boxes'``, ``'boxes and masks'``, ``'panoptic'`` or ``'semantic'``.
         classes: Names of the classes.
-        palette: A colour per class, RGB, 0 to 255.
-        things: How many of the classes, the first ones, have instances; None without panoptic maps.
+        palette: A color per class, RGB, 0 to 255.
+        things: Number of classes that have instances, which come first; None without panoptic maps.
     """
 
-    visualize_kwargs: ClassVar[set[str]] = {'score_thr'}
+    postprocess_kwargs: ClassVar[set[str]] = {'score_thr'}
 
     def __init__(self, cfg: Config, weights: str, device: str = 'cpu') -> None:
         scope = cfg.default_scope
@@ -121,58 +120,64 @@ class Predictor(BaseInferencer):
         self.things = self.model.panoptic_fusion_head.num_things_classes if panoptic else None
 
     def predict(self, images: Sequence[np.ndarray], score_thr: float = 0.3) -> list[Prediction]:
-        """Run the model on pictures, neighbours of one size as one batch.
+        """Predict images. Consecutive ones of one size form a batch.
 
         Args:
             images: BGR, uint8, (H, W, 3) each, as `read_image` returns them.
-            score_thr: What the overlays show; the arrays hold every score. Defaults to 0.3.
+            score_thr: Minimum score in the overlays; the arrays contain all scores. Defaults to
+                0.3.
 
         Returns:
-            One prediction per picture, of its own size.
+            One prediction per image, of its size.
 
         Raises:
-            ImageError: If one is no such array, or too narrow for the model's test pipeline.
+            ImageError: If an image is not such an array, or too narrow for the test pipeline.
         """
         if not images:
             return []
-        found = self(list(images), batch_size=len(images), score_thr=score_thr)
-        return found['predictions']
+        return self(list(images), batch_size=len(images), score_thr=score_thr)['predictions']
 
     def preprocess(
         self, inputs: Sequence[np.ndarray], batch_size: int = 1
     ) -> Iterator[dict[str, Any]]:
-        """Yield batches of the model's inputs, pictures of one size each."""
-        for chunk in self._get_chunk_data(map(self.pipeline, inputs), batch_size):
-            for _, batch in groupby(chunk, key=lambda data: data['inputs'].shape):
-                yield self.collate_fn(list(batch))
+        """Yield batches of inputs of one size, with the ``images`` that they are made of."""
+        for images in self._get_chunk_data(inputs, batch_size):
+            pairs = [(image, self.pipeline(image)) for image in images]
+            for _, batch in groupby(pairs, key=lambda pair: pair[1]['inputs'].shape):
+                originals, data = zip(*batch, strict=True)
+                yield dict(self.collate_fn(data), images=originals)
 
-    def forward(self, inputs: dict[str, Any]) -> list[BaseDataElement]:
-        """Run the model on a batch; what it found is on the CPU then."""
+    def forward(self, inputs: dict[str, Any]) -> list[tuple[np.ndarray, BaseDataElement]]:
+        """Run the model on a batch of `preprocess`; return each image with its data sample."""
+        images = inputs.pop('images')
+        return list(zip(images, self.test_step(inputs), strict=True))
+
+    @torch.no_grad()
+    def test_step(self, inputs: dict[str, Any]) -> list[BaseDataElement]:
+        """Run the model on a batch of a data loader; return its data samples on the CPU."""
         with DefaultScope.overwrite_default_scope(self.scope):
-            return [sample.cpu() for sample in super().forward(inputs)]
+            return [sample.cpu() for sample in self.model.test_step(inputs)]
 
-    def visualize(
-        self,
-        inputs: Sequence[np.ndarray],
-        preds: Sequence[BaseDataElement],
-        score_thr: float = 0.3,
-    ) -> list[Prediction]:
-        """Turn what the model found into what can be drawn: see `Prediction.overlay`."""
-        return [
-            self.read(sample, image, score_thr) for sample, image in zip(preds, inputs, strict=True)
-        ]
+    def visualize(self, *args: Any, **kwargs: Any) -> None:
+        """Draw nothing: required by `BaseInferencer`. `Prediction.overlay` draws on demand."""
 
     def postprocess(
         self,
-        preds: Sequence[BaseDataElement],
-        visualization: list[Prediction],
+        preds: Sequence[tuple[np.ndarray, BaseDataElement]],
+        visualization: None,
         return_datasample: bool = False,
+        score_thr: float = 0.3,
     ) -> dict[str, list]:
-        """Give predictions, or what the model itself returned."""
-        return dict(predictions=preds if return_datasample else visualization)
+        """Return the predictions, or the data samples of the model, under ``predictions``."""
+        if return_datasample:
+            return dict(predictions=[sample for _, sample in preds])
+        return dict(
+            predictions=[self._to_prediction(sample, image, score_thr) for image, sample in preds]
+        )
 
-    def read(self, sample: BaseDataElement, image: np.ndarray, score_thr: float) -> Prediction:
-        """Take what the model found in a picture (H, W, 3) out of the form mmdet or mmseg give."""
+    def _to_prediction(
+        self, sample: BaseDataElement, image: np.ndarray, score_thr: float
+    ) -> Prediction:
         make = partial(Prediction, self.task, image, self.classes, self.palette, score_thr)
         if self.task == 'semantic':
             return make(semantic=sample.pred_sem_seg.data[0].numpy())
@@ -199,67 +204,53 @@ class Predictor(BaseInferencer):
         return build_pipeline(cfg)
 
     def _init_collate(self, cfg: Config) -> Callable[[list], dict[str, list]]:
-        # Also where a config has another one for its tests: pictures in memory come as they are.
+        # Not that of the config, which may expect other inputs than images in memory.
         return pseudo_collate
 
     def _init_visualizer(self, cfg: Config) -> None:
-        """None: `draw` needs none."""
+        """Create none: `draw` needs none."""
 
     def _read_panoptic(self, packed: np.ndarray) -> dict[str, Any]:
-        values, places = np.unique(packed, return_inverse=True)
+        values, indices = np.unique(packed, return_inverse=True)
         ids = np.zeros(len(values), np.int32)
         segments = []
         for index, value in enumerate(values):
             label = int(value) % INSTANCE_OFFSET
-            if label < len(self.classes):  # the next number stands for no segment
+            if label < len(self.classes):  # the next integer means no segment
                 ids[index] = len(segments) + 1
                 area = int((packed == value).sum())
                 segments.append(Segment(int(ids[index]), label, area, label < self.things))
-        return dict(panoptic=ids[places].reshape(packed.shape), segments=segments)
+        return dict(panoptic=ids[indices].reshape(packed.shape), segments=segments)
 
 
 def _dataset_meta(cfg: Config, checkpoint_meta: Any) -> dict[str, Any]:
-    """Classes and palette: the checkpoint knows what it was trained on, else the config."""
+    """Classes and palette of the checkpoint, else of the test dataset."""
     dataset = find_test_dataset(cfg)
     meta = {
         **getattr(dataset_class(dataset), 'METAINFO', {}),
         **(dataset.get('metainfo') or {}),
-        **_trained_on(checkpoint_meta),
+        **_checkpoint_meta(checkpoint_meta),
     }
     if not meta.get('classes'):
         raise ConfigError(
-            f'{cfg.filename} names no classes: add metainfo=dict(classes=(...)) to the dataset of '
-            'its test_dataloader.'
+            f'{cfg.filename} has no classes. Add metainfo=dict(classes=(...)) to the dataset of '
+            'test_dataloader.'
         )
     check_num_classes(dict(dataset, metainfo=dict(classes=meta['classes'])), cfg.model)
     return meta
 
 
-def _trained_on(checkpoint_meta: Any) -> dict[str, Any]:
-    """Classes and palette of a checkpoint, which may hold anything in their place."""
-    meta = checkpoint_meta if isinstance(checkpoint_meta, dict) else {}
-    found = meta.get('dataset_meta')
+def _checkpoint_meta(meta: Any) -> dict[str, Any]:
+    """Classes and palette of a checkpoint; empty if its metadata are malformed."""
+    found = meta.get('dataset_meta') if isinstance(meta, dict) else None
     found = found if isinstance(found, dict) else {}
     # mmseg before 1.0 wrote CLASSES and PALETTE.
     found = {key.lower(): value for key, value in found.items() if isinstance(key, str)}
     classes = found.get('classes')
     if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
         return {}
-    # A name is drawn and printed.
+    # Names are drawn and printed.
     return dict(classes=[short_text(name)[:100] for name in classes], palette=found.get('palette'))
-
-
-def find_palette(colors: Any, count: int) -> list[tuple[int, int, int]]:
-    """The dataset's colours, or others where it has no RGB colour from 0 to 255 for each class."""
-    try:
-        table = np.asarray(colors, dtype=float)
-    except (TypeError, ValueError, OverflowError):
-        table = np.empty(0)
-    is_rgb = table.ndim == 2 and table.shape[1] == 3 and len(table) >= count
-    if not is_rgb or not ((table >= 0) & (table <= 255)).all():
-        tab20 = (np.array(colormaps['tab20'].colors) * 255).round()
-        table = tab20[np.arange(count) % len(tab20)]
-    return [(int(red), int(green), int(blue)) for red, green, blue in table]
 
 
 def _task(model: nn.Module, scope: str) -> str:
@@ -275,7 +266,7 @@ def move_to(model: nn.Module, device: str) -> None:
     """Move a model to a device.
 
     Raises:
-        ConfigError: If the device cannot be used here.
+        ConfigError: If the device is unavailable.
     """
     try:
         if torch.device(device).type == 'meta':
@@ -284,6 +275,6 @@ def move_to(model: nn.Module, device: str) -> None:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f'The device {device!r} cannot be used ({reason}); expected one such as cpu or '
-            'cuda:0: choose one that this machine and its torch have.'
+            f'The device {device!r} is unavailable ({reason}). Choose one of this machine, such as '
+            'cpu or cuda:0.'
         ) from error

@@ -1,4 +1,4 @@
-"""Writing predictions: COCO's result formats, label maps; every file whole or not at all."""
+"""Write predictions in COCO's result formats and as label maps."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from mmfocalnet.inference.pipeline import find_test_dataset
 from mmfocalnet.inference.prediction import Prediction
 from mmfocalnet.inference.predictor import Predictor
 
-# Folder of the maps that a task's predictions are.
+# Folder of the maps, by task.
 MAP_FOLDERS = {'panoptic': 'panoptic', 'semantic': 'pred'}
 
 
-def save_picture(pixels: np.ndarray, path: Path) -> None:
-    """Save (H, W) or RGB (H, W, 3) pixels as JPEG or PNG, by the suffix."""
+def save_image(pixels: np.ndarray, path: Path) -> None:
+    """Save grayscale (H, W) or RGB (H, W, 3) as JPEG or PNG, by the suffix; atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        # Unlike the default, without blurring thin coloured lines.
+        # The default chroma subsampling blurs thin lines.
         Image.fromarray(pixels).save(part, quality=95, subsampling=0)
 
 
 def save_json(content: Any, path: Path) -> None:
-    """Save as JSON."""
+    """Save as JSON, atomically."""
     with replacing(path) as part:
         part.write_text(json.dumps(content))
 
 
 class Results:
-    """Collects predictions and writes them below a folder.
+    """Collect predictions and write them to a folder; docs/inference.md describes the files.
 
-    Boxes and masks become ``predictions.json``, COCO's list of results; panoptic maps
-    ``predictions.json``, COCO's panoptic format, and ``panoptic/NAME.png``; semantic maps
-    ``pred/NAME.png`` with the index of the class, from 0. ``categories.json`` names the ids: those
-    of the test dataset's annotations if they are there, else counted from 1; indices for maps.
-    ``images.json`` lists what was predicted, with the ``id`` that predictions have as
-    ``image_id`` and the ``name`` of its outputs.
+    Category ids are those of the annotation file of the test dataset if it exists, else they start
+    at 1. Semantic maps contain class indices from 0.
+
+    Args:
+        out: The folder.
+        predictor: The model.
 
     Attributes:
-        ids_from: The annotation file whose ids are used, if any.
+        task: Task of the model.
+        images: The images so far, as in ``images.json``.
+        ids_from: The annotation file whose ids are used, or None.
     """
 
     def __init__(self, out: Path, predictor: Predictor) -> None:
@@ -67,23 +69,23 @@ class Results:
         Args:
             prediction: The prediction.
             name: Name of its map, without suffix.
-            origin: What says where it comes from: ``file_name`` and for videos ``frame``.
+            origin: ``file_name`` and for videos ``frame``.
         """
         image_id = len(self.images) + 1
         height, width = prediction.image.shape[:2]
         self.images.append(dict(id=image_id, **origin, width=width, height=height, name=name))
         if self.task == 'semantic':
-            # uint8 as in ADE20K's annotations; more classes than it counts need two bytes.
-            kind = np.uint8 if len(self.ids) <= 256 else np.uint16
-            save_picture(prediction.semantic.astype(kind), self._map(name))
+            # uint8 as in the annotations of ADE20K, unless there are more classes.
+            dtype = np.uint8 if len(self.ids) <= 256 else np.uint16
+            save_image(prediction.semantic.astype(dtype), self._map_path(name))
         elif self.task == 'panoptic':
-            save_picture(id2rgb(prediction.panoptic), self._map(name))
+            save_image(id2rgb(prediction.panoptic), self._map_path(name))
             self.entries.append(self._segments(prediction, image_id, f'{name}.png'))
         else:
             self.entries += self._boxes(prediction, dict(image_id=image_id, **origin))
 
     def close(self) -> list[Path]:
-        """Write the JSON files; gives what was written, maps as their folder."""
+        """Write the JSON files; return the files written and the folder of maps."""
         written = [self.out / 'categories.json', self.out / 'images.json']
         save_json(self.categories, written[0])
         save_json(self.images, written[1])
@@ -99,7 +101,7 @@ class Results:
             return self.entries
         return dict(images=self.images, annotations=self.entries, categories=self.categories)
 
-    def _map(self, name: str) -> Path:
+    def _map_path(self, name: str) -> Path:
         return self.out / MAP_FOLDERS[self.task] / f'{name}.png'
 
     def _segments(self, prediction: Prediction, image_id: int, file_name: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class Results:
 
 
 def _category_ids(predictor: Predictor) -> tuple[list[int], Path | None]:
-    """An id per class, and the annotation file that has them."""
+    """An id per class, and the annotation file that contains them."""
     count = len(predictor.classes)
     if predictor.task == 'semantic':
         return list(range(count)), None
@@ -139,12 +141,12 @@ def _category_ids(predictor: Predictor) -> tuple[list[int], Path | None]:
         categories = json.loads(path.read_text())['categories']
         by_name = {category['name']: category['id'] for category in categories}
         return [by_name[name] for name in predictor.classes], path
-    except (OSError, ValueError, KeyError, TypeError):  # predicting needs no data set
+    except (OSError, ValueError, KeyError, TypeError):  # predicting does not need the dataset
         return list(range(1, count + 1)), None
 
 
 def _rle(mask: np.ndarray) -> dict[str, Any]:
-    from pycocotools.mask import encode  # comes with mmdet
+    from pycocotools.mask import encode  # a dependency of mmdet, not of mmseg
 
     rle = encode(np.asfortranarray(mask, np.uint8))
     return dict(size=rle['size'], counts=rle['counts'].decode())

@@ -1,4 +1,4 @@
-"""Finding the pictures and videos that a command line names."""
+"""Find images and videos by files, folders and globs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from mmfocalnet.files import short_stem
 
-# HEIC, which Pillow does not decode, is among them so that it is named as such.
-PICTURES = (
+# HEIC is listed, although Pillow does not decode it, so that it is reported.
+IMAGES = (
     *('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jpe', '.jpeg', '.jpg', '.jp2', '.pbm'),
     *('.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
 )
@@ -19,11 +19,11 @@ VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 
 
 class Source(NamedTuple):
-    """A picture or video.
+    """An image or video.
 
     Attributes:
         path: The file.
-        name: What its outputs are called, without suffix; no other source has the same.
+        name: Unique name of its outputs, without suffix.
         is_video: Whether it is a video.
     """
 
@@ -33,16 +33,16 @@ class Source(NamedTuple):
 
 
 def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
-    """Find what files, folders and globs stand for.
+    """Expand files, folders and globs.
 
-    Of a folder all pictures and videos are taken, not those in its subfolders. A file that is
-    named itself is taken whatever its suffix. Nothing is taken twice.
+    A folder stands for the images and videos in it, not for those in its subfolders. A file is
+    included whatever its suffix. Each file is included once.
 
     Args:
         inputs: Files, folders and globs (``**`` for any subfolders).
 
     Returns:
-        The sources in order, and one sentence for each input that stands for nothing.
+        The sources in order, and an error message for each input without files.
     """
     files: dict[str, Path] = {}
     problems = []
@@ -50,20 +50,15 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
         try:
             found = list(_expand(text))
         except OSError as error:
-            problems.append(
-                f'{text} cannot be read ({error.strerror}): make the folder readable or leave it '
-                'out.'
-            )
+            problems.append(f'cannot read {text} ({error.strerror}). Fix its permissions.')
             continue
         for path in found:
             if os.path.exists(path):
                 files.setdefault(os.path.realpath(path), path)
             else:
-                problems.append(
-                    f'{path} is a link that leads to no file, or in a loop: correct the link.'
-                )
+                problems.append(f'{path} is a broken link or a loop of links. Fix the link.')
         if not found:
-            problems.append(_nothing(text))
+            problems.append(_no_files_message(text))
     sources: list[Source] = []
     taken: set[str] = set()
     for path in files.values():
@@ -75,14 +70,14 @@ def find_sources(inputs: Sequence[str]) -> tuple[list[Source], list[str]]:
 
 def _expand(text: str) -> Iterator[Path]:
     path = Path(text)
-    # The functions of os.path return False for a name that is too long.
+    # Unlike those of Path, the functions of os.path accept names that are too long.
     if os.path.isdir(path):
         yield from (
             file
             for file in sorted(path.iterdir())
-            if file.suffix.lower() in PICTURES + VIDEOS and not file.is_dir()
+            if file.suffix.lower() in IMAGES + VIDEOS and not file.is_dir()
         )
-    elif os.path.lexists(path):  # first, since a name may hold the brackets of a glob
+    elif os.path.lexists(path):  # first, since a name may contain the brackets of a glob
         yield path
     else:
         matches = map(Path, sorted(_match(text)))
@@ -90,14 +85,14 @@ def _expand(text: str) -> Iterator[Path]:
 
 
 def _match(pattern: str) -> Iterator[str]:
-    """Paths that a glob matches. ``**`` enters each folder once, even if links form a loop."""
+    """Paths that match a glob. ``**`` enters each folder once, even if links form a loop."""
     parts = pattern.split('/')
     if '**' not in parts:
         yield from glob.iglob(pattern)
         return
-    place = parts.index('**')
-    rest = '/'.join(parts[place + 1 :]) or '*'
-    for top in glob.iglob('/'.join([*parts[:place], ''])) if place else ['.']:
+    position = parts.index('**')
+    rest = '/'.join(parts[position + 1 :]) or '*'
+    for top in glob.iglob('/'.join([*parts[:position], ''])) if position else ['.']:
         for folder in _folders(top):
             yield from _match(f'{glob.escape(folder)}/{rest}')
 
@@ -110,23 +105,23 @@ def _folders(top: str) -> Iterator[str]:
             inner.clear()
             continue
         entered.add(real)
-        inner[:] = [name for name in inner if name[0] != '.']  # globs leave out hidden ones
+        inner[:] = [name for name in inner if name[0] != '.']  # globs skip hidden ones
         yield folder
 
 
-def _nothing(text: str) -> str:
+def _no_files_message(text: str) -> str:
     if os.path.isdir(text):
         return (
-            f'The folder {text} holds no pictures or videos; expected files such as .jpg, .png or '
-            f".mp4: for those in its subfolders give '{text.rstrip('/')}/**/*.jpg' in quotes."
+            f'the folder {text} contains no images or videos. For those in its subfolders pass '
+            f"'{text.rstrip('/')}/**/*.jpg' in quotes."
         )
     if glob.has_magic(text):
-        return f'No file matches {text!r}; expected pictures or videos: correct the pattern.'
-    return f'There is no file {text}; expected a picture, video or folder: correct its name.'
+        return f'no file matches {text!r}. Fix the pattern.'
+    return f'no such file: {text}. Fix the path of the image, video or folder.'
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    # Compared in lower case: some file systems do not tell A from a.
+    # Some file systems ignore case.
     name, number = stem, 2
     while name.lower() in taken:
         name, number = f'{stem}_{number}', number + 1

@@ -22,7 +22,7 @@ from mmfocalnet.datasets.label_maps import IGNORED
 from mmfocalnet.datasets.skip_unreadable import raise_on_unreadable
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import make_folder
-from mmfocalnet.inference.predictor import find_palette
+from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.registry import type_name
 
 if TYPE_CHECKING:

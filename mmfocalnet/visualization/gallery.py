@@ -167,7 +167,7 @@ def _newest_checkpoint(work_dir: Path) -> tuple[Path | None, list[str]]:
 def _predict(predictor: Predictor, dataset: Dataset, index: int, threshold: float) -> GalleryImage:
     path = dataset.get_data_info(index)['img_path']
     image = read_image(path)  # first, because it raises with the cause if the file is damaged
-    [sample] = predictor.forward(predictor.collate_fn([dataset[index]]))
+    [sample] = predictor.test_step(predictor.collate_fn([dataset[index]]))
     truth, prediction = _labels(sample, threshold)
     if truth is None:
         raise ConfigError('the pipeline of val_dataloader loads no annotations to compare with.')

@@ -1,4 +1,4 @@
-"""What files, folders and globs stand for."""
+"""Files, folders and globs as sources."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def names(folder, *inputs):
     return [source.path.relative_to(folder).as_posix() for source in sources]
 
 
-def test_folders_give_their_own_pictures_and_videos(folder):
+def test_folders_stand_for_the_images_and_videos_in_them(folder):
     assert names(folder, '') == ['a.png', 'b.JPG', 'clip.mp4']
     assert [source.is_video for source in find_sources([str(folder)])[0]] == [False, False, True]
 
@@ -31,11 +31,11 @@ def test_globs_reach_subfolders(folder):
     assert names(folder, '**/*.png', 'notes.txt') == ['a.png', 'sub/a.png', 'notes.txt']
 
 
-def test_nothing_is_taken_twice(folder):
+def test_no_file_is_included_twice(folder):
     assert names(folder, 'sub/a.png', 'sub', 'sub/*.png', 'sub/../sub/a.png') == ['sub/a.png']
 
 
-def test_outputs_of_one_stem_have_names_of_their_own(folder):
+def test_outputs_have_unique_names(folder):
     for name in ('a.jpg', 'A.bmp', 'a_2.png'):
         (folder / name).touch()
     sources, _ = find_sources([str(folder), str(folder / 'sub')])
@@ -48,25 +48,24 @@ def test_names_with_brackets_are_files_first(folder):
     assert names(folder, 'x[1].png') == ['x[1].png']
 
 
-def test_text_too_long_for_a_name_stands_for_nothing():
+def test_a_path_that_is_too_long_is_reported():
     sources, problems = find_sources(['a' * 5000])
     assert not sources
-    assert problems[0].startswith('There is no file aaa')
+    assert 'aaa' in problems[0]
 
 
-def test_inputs_without_pictures_are_named(folder):
+def test_inputs_without_images_are_reported(folder):
     (folder / 'empty').mkdir()
     sources, problems = find_sources(
         [f'{folder}/empty', f'{folder}/*.gif', f'{folder}/gone.png', f'{folder}/a.png']
     )
     assert len(sources) == 1
-    assert [problem.split('/')[0] for problem in problems] == [
-        'The folder ', "No file matches '", 'There is no file ',
-    ]  # fmt: skip
+    for problem, name in zip(problems, ('empty', '*.gif', 'gone.png'), strict=True):
+        assert f'{folder}/{name}' in problem
 
 
-def test_loops_of_links_are_named_and_the_rest_is_found(folder):
-    """Two links from a folder to itself give 2**40 paths before the system stops."""
+def test_loops_of_links_are_reported_and_the_rest_is_found(folder):
+    """Two links from a folder to itself form 2**40 paths."""
     (folder / 'one.png').symlink_to('two.png')
     (folder / 'two.png').symlink_to('one.png')
     for name in ('left', 'right', 'sub/up'):
@@ -74,23 +73,23 @@ def test_loops_of_links_are_named_and_the_rest_is_found(folder):
     for text, count in (('', 3), ('**/*.*', 6), ('left/right', 3), ('**/deep/**', 1)):
         sources, problems = find_sources([f'{folder}/{text}'])
         assert len(sources) == count, text
-        loops = {Path(problem.split(' is a link ')[0]).name for problem in problems}
+        loops = {Path(problem.split()[0]).name for problem in problems}
         assert loops == ({'one.png', 'two.png'} if count > 1 else set())
     sources, [problem] = find_sources([str(folder / 'one.png')])
-    assert not sources and 'one.png is a link' in problem
+    assert not sources and 'one.png' in problem
 
 
-def test_folders_that_links_lead_to_are_entered(folder, tmp_path_factory):
+def test_globs_follow_links_to_folders(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp('elsewhere')
     (elsewhere / 'far.png').touch()
     (folder / 'sub/link').symlink_to(elsewhere)
     assert names(folder, '**/far.png') == ['sub/link/far.png']
 
 
-def test_a_folder_that_cannot_be_read_is_named(folder, monkeypatch):
+def test_an_unreadable_folder_is_reported(folder, monkeypatch):
     def refuse(self):
         raise PermissionError(13, 'Permission denied', str(self))
 
     monkeypatch.setattr(Path, 'iterdir', refuse)
     sources, [problem] = find_sources([str(folder), f'{folder}/a.png'])
-    assert len(sources) == 1 and f'{folder} cannot be read' in problem
+    assert len(sources) == 1 and str(folder) in problem

@@ -1,7 +1,9 @@
-"""What tools print, where to, and how they end: closed pipes, ASCII, control characters, Ctrl-C."""
+"""Output and exit codes of tools: closed pipes, ASCII, control characters, Ctrl-C."""
 
+import importlib.abc
 import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ NAME = 'rose\N{LATIN SMALL LETTER E WITH ACUTE}\udcff\x1b[2J\N{RIGHT-TO-LEFT OVE
 
 @pytest.fixture
 def stdout(monkeypatch):
-    """Put a stream in the place of stdout, from within a test: pytest has its own before."""
+    """Replace stdout by a stream. A function, because pytest replaces stdout before each test."""
 
     def put(stream):
         monkeypatch.setattr(sys, 'stdout', stream)
@@ -35,7 +37,7 @@ def code_of(main):
     return 0
 
 
-def test_control_characters_of_names_are_escaped(capsys):
+def test_control_characters_of_file_names_are_escaped(capsys):
     print_lines(f'{NAME} is damaged', 'second')
     print_error(NAME)
     out, err = capsys.readouterr()
@@ -44,13 +46,13 @@ def test_control_characters_of_names_are_escaped(capsys):
     assert err.endswith(f': rose{escaped}\n') and err.count('\n') == 1
 
 
-def test_a_terminal_that_shows_ascii_only(stdout):
+def test_an_ascii_terminal(stdout):
     stream = stdout(io.TextIOWrapper(io.BytesIO(), encoding='ascii'))
     assert code_of(lambda: print('\N{LATIN SMALL LETTER E WITH ACUTE}')) == 0
     assert stream.buffer.getvalue() == b'\\xe9\n'
 
 
-def test_no_stdout_at_all(stdout):
+def test_a_closed_stdout(stdout):
     stdout(None)
     assert code_of(lambda: print_lines('lost')) == 0
 
@@ -65,20 +67,20 @@ def test_a_full_stdout_is_an_error(stdout, capsys):
 
 @pytest.fixture
 def unread():
-    """A stream whose reader is gone, as of ``| head``."""
+    """A pipe whose reader is closed, as of ``| head``."""
     reader, writer = os.pipe()
     os.close(reader)
     return os.fdopen(writer, 'w')
 
 
-def test_a_reader_that_is_gone_ends_quietly(stdout, unread, capsys):
+def test_a_closed_reader_ends_the_tool_without_a_message(stdout, unread, capsys):
     stdout(unread)
     assert code_of(lambda: print_lines(*range(100_000))) == 141
-    unread.close()  # as Python does at its end: nothing is left to be written
+    unread.close()  # as Python does when it ends
     assert not capsys.readouterr().err
 
 
-def test_a_broken_pipe_to_another_process_is_unexpected(capsys):
+def test_a_broken_pipe_to_another_process_is_an_unexpected_error(capsys):
     def main():
         raise BrokenPipeError('of a worker')
 
@@ -86,7 +88,7 @@ def test_a_broken_pipe_to_another_process_is_unexpected(capsys):
     assert 'of a worker' in capsys.readouterr().err
 
 
-def test_an_error_counts_more_than_a_reader_that_is_gone(stdout, unread):
+def test_an_exit_code_takes_precedence_over_a_closed_reader(stdout, unread):
     def main():
         print('few')
         sys.exit(1)
@@ -96,7 +98,7 @@ def test_an_error_counts_more_than_a_reader_that_is_gone(stdout, unread):
     unread.close()
 
 
-def test_a_tool_whose_reader_is_gone(tmp_path):
+def test_a_tool_with_a_closed_reader(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     tool = [sys.executable, ROOT / 'tools/make_shapes.py', '--out', tmp_path / 'shapes']
@@ -107,7 +109,7 @@ def test_a_tool_whose_reader_is_gone(tmp_path):
     assert (done.returncode, done.stderr) == (141, b'')
 
 
-def test_an_interrupt_during_the_imports():
+def test_an_interrupt_during_the_imports_prints_no_traceback():
     command = [sys.executable, '-X', 'importtime', ROOT / 'tools/make_shapes.py', '--help']
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         for line in process.stderr:
@@ -120,7 +122,27 @@ def test_an_interrupt_during_the_imports():
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'tools').glob('*.py')), ids=lambda path: path.stem)
-def test_every_tool_expects_interrupts_before_the_slow_imports(path):
-    text = path.read_text()
-    slow = [text.find(f'\n{start}') for start in ('from mmfocalnet', 'import torch')]
-    assert 0 < text.find('signal.SIG_DFL') < min(place for place in slow if place > 0)
+def test_tools_handle_interrupts_before_their_first_slow_import(path, monkeypatch):
+    handlers = []
+
+    class FirstSlowImport(BaseException):
+        pass
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, *_):
+            if name.split('.')[0] in ('mmfocalnet', 'torch', 'mmengine', 'numpy'):
+                handlers.append(signal.getsignal(signal.SIGINT))
+                raise FirstSlowImport
+
+    with monkeypatch.context() as patch:
+        for name in list(sys.modules):
+            if name.split('.')[0] in ('mmfocalnet', 'torch', 'mmengine', 'numpy'):
+                patch.delitem(sys.modules, name)
+        patch.setattr(sys, 'meta_path', [Finder(), *sys.meta_path])
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(FirstSlowImport):
+                runpy.run_path(str(path), run_name='not_main')
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert handlers == [signal.SIG_DFL]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from mmfocalnet.cli.noise import import_datasets
 from mmfocalnet.cli.strategy import FSDP, strategy_type
 from mmfocalnet.config import find_dicts, read_model_config
 from mmfocalnet.errors import ConfigError
@@ -31,6 +32,7 @@ def load_config(args: Namespace) -> Config:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_model_config(args.config, args.cfg_options)
+    import_datasets(cfg.get('default_scope'))
     for key, kind in (('work_dir', str), ('strategy', dict)):
         if not isinstance(cfg.get(key), (kind, type(None))):
             raise ConfigError(

@@ -12,7 +12,7 @@ from mmfocalnet.arguments import is_integer
 from mmfocalnet.checkpoints import check_has_weights, check_sums, load_once
 from mmfocalnet.cli.error_handling import print_error
 from mmfocalnet.config import is_first_process
-from mmfocalnet.engine.hooks.checkpoint import LAST_CHECKPOINT
+from mmfocalnet.engine.hooks.atomic_checkpoint import LAST_CHECKPOINT
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.files import is_url
 from mmfocalnet.registry import type_name

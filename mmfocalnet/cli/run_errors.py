@@ -16,7 +16,7 @@ from mmengine.registry import MODELS, Registry, root
 
 from mmfocalnet.cli.error_handling import RunError
 from mmfocalnet.config import find_dicts
-from mmfocalnet.engine.hooks.checkpoint import LAST_CHECKPOINT
+from mmfocalnet.engine.hooks.atomic_checkpoint import LAST_CHECKPOINT
 from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.registry import type_name
 

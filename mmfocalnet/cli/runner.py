@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmfocalnet.arguments import finite_number
 from mmfocalnet.checkpoints import fit_checkpoint
+from mmfocalnet.cli.noise import filter_log
 from mmfocalnet.cli.run_errors import check_backbone_name, find_misspelling, run_errors
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.config import find_dicts, is_first_process
+from mmfocalnet.datasets.dataset_configs import find_datasets
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet, FocalNetClassifier
@@ -73,6 +77,7 @@ def build_runner(cfg: Config) -> Runner:
         init_cpu_processes(cfg)
     with run_errors(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    filter_log(runner.logger)
     log_ops_provider()
     return runner
 
@@ -88,6 +93,7 @@ def train(cfg: Config) -> None:
     """
     _check_clipping(cfg)
     runner = build_runner(cfg)
+    _warn_if_unseeded(cfg)
     if cfg.get('resume') and cfg.get('load_from') and isinstance(runner, Runner):
         check_fits(runner.model, cfg.load_from)
     with run_errors(cfg):
@@ -110,6 +116,22 @@ def _build_on_meta(cfg: Config, part: dict) -> Any:
         if mistake := find_misspelling(cfg, error):
             raise ConfigError(mistake) from error
         raise
+
+
+def _warn_if_unseeded(cfg: Config) -> None:
+    """Log a warning if the sampler passes seeds that no transform of a pipeline uses."""
+    loader = cfg.get('train_dataloader') or {}
+    if not str(type_name(loader.get('sampler'))).startswith('Seeded'):
+        return
+    for dataset in find_datasets(loader.get('dataset')):
+        steps = [type_name(step) for step in dataset.get('pipeline') or ()]
+        if 'SeedSample' not in steps:
+            print_log(
+                f"{cfg.filename}: a pipeline of train_dataloader has no dict(type='SeedSample') as "
+                'its first step. Its samples are not seeded, and a resumed run draws others.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
 
 def _check_epoch(runner: Runner) -> None:

@@ -53,6 +53,14 @@ class FaultyTransform:
         raise OverflowError('raised by transform')
 
 
+@TRANSFORMS.register_module()
+class Identity:
+    """A transform that does nothing."""
+
+    def __call__(self, results):
+        return results
+
+
 @pytest.fixture
 def work_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -125,6 +133,14 @@ def test_resume_is_suggested_after_a_checkpoint(work_dir, run_tool):
     code, text = run_tool(toy_config(work_dir, **hook(type='FaultyHook', place='second epoch')))
     assert code == 3
     assert '--resume' in text.splitlines()[-1]
+
+
+def test_pipelines_without_seeds_are_reported(work_dir, capsys):
+    settings = dict(log_level='WARNING')
+    train(toy_config(work_dir, **settings))
+    assert 'SeedSample' not in capsys.readouterr().out
+    train(toy_config(work_dir, **settings, **pipeline(0, type='Identity')))
+    assert 'SeedSample' in capsys.readouterr().out
 
 
 def test_a_full_disk_is_a_user_error(work_dir, run_tool, monkeypatch):

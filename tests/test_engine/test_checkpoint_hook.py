@@ -11,7 +11,7 @@ from mmengine.logging import MessageHub
 from torch import nn
 
 from mmfocalnet import AtomicCheckpointHook
-from mmfocalnet.engine.hooks.checkpoint import BACKEND, AtomicBackend
+from mmfocalnet.engine.hooks.atomic_checkpoint import BACKEND, AtomicBackend
 from mmfocalnet.errors import ConfigError, UserError
 
 
@@ -77,7 +77,7 @@ def test_checkpoints_elsewhere_than_in_the_work_dir(runner, tmp_path):
 
 
 def test_one_process_alone_removes(runner, tmp_path, monkeypatch):
-    monkeypatch.setattr('mmfocalnet.engine.hooks.checkpoint.is_main_process', lambda: False)
+    monkeypatch.setattr('mmfocalnet.engine.hooks.atomic_checkpoint.is_main_process', lambda: False)
     hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=1)
     hook.before_train(runner)
     for runner.iter in range(2):
@@ -249,7 +249,7 @@ def test_weights_that_are_no_numbers_are_not_saved(runner, tmp_path, value):
     hook.after_train_iter(runner, 0)
     runner.iter = 1
     nn.init.constant_(runner.model.bias, value)
-    with pytest.raises(UserError, match=r'1 weights .* iteration 2 \(bias\): .*iter_1.pth is'):
+    with pytest.raises(UserError, match=r'iteration 2 \(bias\).*iter_1\.pth'):
         hook.after_train_iter(runner, 1)
     assert runner.there == [['iter_1.pth']]
 

@@ -13,7 +13,7 @@ from mmengine.runner import BaseLoop
 from toy import ToyMetric, toy_config
 
 from mmfocalnet.cli import load_initial_checkpoint, train
-from mmfocalnet.engine.hooks.checkpoint import AtomicBackend
+from mmfocalnet.engine.hooks.atomic_checkpoint import AtomicBackend
 from mmfocalnet.errors import CheckpointError
 
 EPOCHS = 8
@@ -231,9 +231,7 @@ def test_a_checkpoint_with_junk_for_patience_is_named(tmp_path):
     content = torch.load(path, weights_only=False)
     for junk in ({}, 3, dict(stopped=True, hooks=[3]), dict(stopped=True, hooks=[dict()])):
         torch.save({**content, 'early_stopping': junk}, path)
-        with pytest.raises(
-            CheckpointError, match=r'epoch_7.pth cannot be resumed: .* early stopping'
-        ):
+        with pytest.raises(CheckpointError, match=r'epoch_7\.pth.*early-stopping'):
             go(tmp_path, 'patience', resume=True)
 
 

@@ -1,4 +1,4 @@
-"""NaN and infinite losses."""
+"""Stop a training at a NaN or infinite loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmfocalnet.engine.hooks.checkpoint import next_step
+from mmfocalnet.engine.hooks.atomic_checkpoint import recovery_advice
 from mmfocalnet.errors import UserError
 from mmfocalnet.registry import register
 from mmfocalnet.text import join_keys
@@ -20,7 +20,7 @@ from mmfocalnet.text import join_keys
 LOOK = 'check these images and their labels'
 GRADIENTS = 'The norm of the gradients'
 # A dynamic loss scale starts at 2**16 and is halved at each iteration whose gradients overflow;
-# below this the gradients would have to be larger than 10**9.
+# below this they would have to be greater than 10**9.
 SCALE, MIN_SCALE = 'The loss scale, halved where gradients are NaN or infinite,', 2.0**-14
 
 
@@ -28,19 +28,19 @@ SCALE, MIN_SCALE = 'The loss scale, halved where gradients are NaN or infinite,'
 class CheckLossesHook(Hook):
     """Stop a run at the first loss that is NaN or infinite, before it is saved or averaged.
 
-    Every iteration is checked. That adds no synchronisation with the GPU, since MMEngine reads
-    each loss for its log. In a launch the processes exchange the result, so that all end at the
-    same iteration. Infinite gradients under a dynamic loss scale are not an error, since the step
-    is skipped, until the scale falls below 2**-14.
+    Every iteration is checked. This adds no GPU synchronization, because MMEngine reads every
+    loss for its log anyway. In a launch the processes exchange the result, so that all of them
+    end at the same iteration. Infinite gradients under a dynamic loss scale are an error only
+    once the scale is below 2**-14, since the step is skipped.
     """
 
-    priority = 'ABOVE_NORMAL'  # after the logger, before EMA and checkpoints
+    priority = 'ABOVE_NORMAL'  # after the loggers, before EMA and checkpoints
     images = ''  # of the current batch
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Remember the images of the batch."""
+        """Store the image names of the batch."""
         self.images = _images(data_batch)
 
     def after_train_iter(
@@ -54,14 +54,14 @@ class CheckLossesHook(Hook):
 
         Raises:
             UserError: If one is NaN or infinite in any process; it names the loss, the
-                iteration, the images and the last checkpoint.
+                iteration, the images and the last good checkpoint.
         """
         bad = _bad_value(runner, outputs)
         found = '' if bad is None else f'{bad[0]} is {bad[1]} {self._place(runner)}'
         if get_world_size() > 1:
             found = _first_of_all(found, outputs['loss'].device)
         if found:
-            raise UserError(f'{found}: {LOOK}, {next_step(runner)}')
+            raise UserError(f'{found}: {LOOK}, {recovery_advice(runner)}')
 
     def _place(self, runner: Runner) -> str:
         process = f' of process {get_rank()}' if get_world_size() > 1 else ''
@@ -69,10 +69,10 @@ class CheckLossesHook(Hook):
 
 
 def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, float] | None:
-    """The first bad term, else the sum, else the norm of the gradients or the loss scale."""
+    """Name and value of the first loss that is not finite, else of their sum or the gradients."""
     losses = {name: value for name, value in outputs.items() if 'loss' in name}
     names = sorted(losses, key='loss'.__eq__)
-    # One transfer for all.
+    # One transfer for all of them.
     values = torch.stack([losses[name].detach().float() for name in names]).tolist()
     read = dict(zip(names, values, strict=True))
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
@@ -87,18 +87,18 @@ def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, floa
 def _images(data_batch: Mapping) -> str:
     return join_keys(
         [
-            str(sample.get('img_path', sample.get('img_id', 'an image without a name')))
+            str(sample.get('img_path', sample.get('img_id', 'an unnamed image')))
             for sample in data_batch.get('data_samples', [])
         ]
     )
 
 
 def _first_of_all(found: str, device: torch.device) -> str:
-    """What the first process found, losses before gradients; the same text in all processes."""
+    """The finding of the first process with a bad loss, else bad gradients; equal in all."""
     any_found = torch.tensor(float(bool(found)), device=device)
     all_reduce(any_found, 'max')
     if not any_found:
         return ''
     texts = [text for text in all_gather_object(found) if text]
-    # A bad loss in one process makes the gradients of all bad.
+    # A bad loss of one process makes the gradients of all processes bad.
     return min(texts, key=lambda text: text.startswith((GRADIENTS, SCALE)))

@@ -1,4 +1,4 @@
-"""Removing outdated checkpoints only after their replacements are on disk."""
+"""Removal of outdated checkpoints after the new one is on disk."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from mmengine.fileio import BaseStorageBackend
 
 
 class DeferredRemoval:
-    """Storage of a ``CheckpointHook`` that defers removals until `flush`.
+    """A storage for ``CheckpointHook`` that schedules removals instead of executing them.
 
-    Args:
-        storage: The storage that it wraps.
-        folder: The folder of the checkpoints. Files outside it belong to other runs and are not
-            removed.
+    It has the methods of the storage that the hook calls.
 
     Attributes:
-        names: What to remove, as paths relative to the folder.
+        names: Paths to remove, relative to the folder of checkpoints.
     """
 
     def __init__(self, storage: BaseStorageBackend, folder: str) -> None:
         self.storage = storage
         self.folder = folder
         self.names: list[str] = []
-        self.join_path, self.isfile, self.isdir = storage.join_path, storage.isfile, storage.isdir
+        self.join_path = storage.join_path
+        self.isfile = storage.isfile
+        self.isdir = storage.isdir
 
     def remove(self, path: str) -> None:
-        """Defer the removal of a file or folder."""
+        """Schedule the removal of a path; paths outside the folder belong to another run."""
         name = os.path.relpath(path, self.folder)
         if name.split(os.sep)[0] != os.pardir and name not in self.names:
             self.names.append(name)
 
     rmtree = remove
 
-    def add(self, names: Any, template: str) -> None:
-        """Add removals that a killed run did not finish.
+    def schedule_leftovers(self, names: Any, template: str) -> None:
+        """Schedule what a killed run had scheduled; names that are not of checkpoints are ignored.
 
         Args:
-            names: Names from its checkpoint, which is untrusted: only names of checkpoints count.
+            names: From the untrusted checkpoint of that run.
             template: ``filename_tmpl`` of the hook.
         """
         numbered = re.sub(r'\\\{[^}]*\\\}', r'\\d+', re.escape(template))
@@ -48,24 +47,16 @@ class DeferredRemoval:
             if isinstance(name, str) and re.fullmatch(f'{numbered}|{best}', name):
                 self.remove(os.path.join(self.folder, name))
 
-    def flush(self, keep: list[str | None]) -> None:
-        """Remove what was deferred.
-
-        Args:
-            keep: Paths to keep, as for `pending`.
-        """
-        for name in self.pending(keep):
+    def remove_scheduled(self, keep: list[str | None]) -> None:
+        """Remove the scheduled paths, except those of `keep`."""
+        for name in self.scheduled_except(keep):
             path = self.storage.join_path(self.folder, name)
             if self.storage.isfile(path):
                 self.storage.remove(path)
-            elif self.storage.isdir(path):  # DeepSpeed writes a file per process
+            elif self.storage.isdir(path):  # a file per process, as DeepSpeed writes
                 self.storage.rmtree(path)
 
-    def pending(self, keep: list[str | None]) -> list[str]:
-        """The deferred names, without those to keep.
-
-        Args:
-            keep: Paths that were written again since they were deferred.
-        """
+    def scheduled_except(self, keep: list[str | None]) -> list[str]:
+        """The scheduled names, without paths that have been written again since."""
         kept = [os.path.relpath(path, self.folder) for path in keep if path]
         return [name for name in self.names if name not in kept]

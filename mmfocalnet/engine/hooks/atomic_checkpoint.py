@@ -1,4 +1,4 @@
-"""Checkpoints that a run can always go on from."""
+"""Checkpoints from which a run that ended at any moment can be resumed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from mmfocalnet.arguments import integer
 from mmfocalnet.engine.hooks.deferred_removal import DeferredRemoval
 from mmfocalnet.engine.hooks.early_stopping import restore_patience, save_patience
-from mmfocalnet.engine.hooks.param_scheduler import find_metric
+from mmfocalnet.engine.hooks.tolerant_param_scheduler import find_metric
 from mmfocalnet.errors import CheckpointError, UserError
 from mmfocalnet.files import PARTIAL, is_url, replacing
 from mmfocalnet.registry import register
 from mmfocalnet.text import join_keys
 
 BACKEND = 'mmfocalnet.atomic'
-# MMEngine's name for the file that says which checkpoint is the newest.
+# MMEngine's file that contains the path of the newest checkpoint.
 LAST_CHECKPOINT = 'last_checkpoint'
 GRADIENTS = 'accumulated_gradients'
 # What the message hub, which is part of every checkpoint, keeps of this hook.
@@ -39,14 +39,13 @@ VALIDATED, OUTDATED = 'validated', 'outdated_ckpts'
 
 @register_backend(BACKEND, force=True)
 class AtomicBackend(LocalBackend):
-    """MMEngine's files on disk, which here are written whole or not at all."""
+    """MMEngine's backend for local files, with atomic writes."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file; its folder is made where it is missing.
+        """Write a file, and create its folder if needed.
 
         Raises:
-            UserError: If it cannot be written; nothing of it is left then, and a file of that
-                name is as it was.
+            UserError: If it cannot be written; an existing file stays unchanged.
         """
         path = Path(filepath)
         try:
@@ -57,31 +56,31 @@ class AtomicBackend(LocalBackend):
                 os.fsync(file.fileno())  # or a power cut could leave the new name without content
         except OSError as error:
             raise UserError(
-                f'{path} cannot be written ({error.strerror}): make room or mend its folder, then '
-                'go on from the checkpoint before it with --resume.'
+                f'{path} cannot be written ({error.strerror}): free space or fix the folder, '
+                'then continue from the previous checkpoint with --resume.'
             ) from error
 
 
 @register(HOOKS)
 class AtomicCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook``, which loses nothing when a run ends at any moment.
+    """MMEngine's ``CheckpointHook`` for runs that may be killed at any moment.
 
-    - A checkpoint is written under a temporary name, then renamed, and those that it replaces,
-      the best one too, are removed after that, not before.
-    - Weights that are NaN or infinite are not saved; the run ends.
-    - Gradients of an accumulation under way are part of it
-      (``optim_wrapper.accumulative_counts``), and so is what ``EarlyStoppingHook`` has counted.
-    - A resumed run first makes up for the validation that its checkpoint lacks, on which
-      ``save_best``, ``EarlyStoppingHook`` and ``ReduceOnPlateauLR`` depend.
+    - A checkpoint is written under a temporary name, then renamed. Outdated checkpoints,
+      including the previous best one, are removed afterwards.
+    - NaN or infinite weights are not saved; the run ends.
+    - Checkpoints include the gradients of an unfinished accumulation
+      (``optim_wrapper.accumulative_counts``) and the counters of ``EarlyStoppingHook``.
+    - A resumed run begins with the validation that its checkpoint lacks, on which ``save_best``,
+      ``EarlyStoppingHook`` and ``ReduceOnPlateauLR`` depend.
 
     Args:
-        out_dir: Where checkpoints go. Defaults to None: the work dir.
-        backend_args: Of MMEngine's storage, for ``out_dir`` elsewhere than on disk. Defaults to
-            None.
-        **settings: Those of ``CheckpointHook``, such as ``interval`` and ``max_keep_ckpts``.
+        out_dir: Folder of the checkpoints. Defaults to None: the work dir.
+        backend_args: Arguments of MMEngine's storage, for an ``out_dir`` that is not on disk.
+            Defaults to None.
+        **settings: Arguments of ``CheckpointHook``, such as ``interval`` and ``max_keep_ckpts``.
 
     Raises:
-        ConfigError: If one of these two is no whole number.
+        ConfigError: If ``interval`` or ``max_keep_ckpts`` is not an integer.
     """
 
     def __init__(
@@ -105,11 +104,11 @@ class AtomicCheckpointHook(CheckpointHook):
         self._place: dict[str, int] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Clear away what a killed run was writing or removing; validate what it could not."""
-        # MMEngine would remove by them at once, wherever the checkpoint comes from.
+        """Remove the leftovers of a killed run, and run its missing validation."""
+        # MMEngine would remove these at once, even if the checkpoint is from another folder.
         kept = runner.message_hub.pop_info('keep_ckpt_ids', [])
         super().before_train(runner)
-        if runner._resume and runner._load_from:  # it may have been moved since
+        if runner._resume and runner._load_from:  # it may have been moved
             runner.message_hub.update_info('last_ckpt', runner._load_from)
         self.last_ckpt = runner.message_hub.get_info('last_ckpt')
         self.file_backend = DeferredRemoval(self.file_backend, str(self.out_dir))
@@ -120,7 +119,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 if isinstance(step, int) and step >= 0:
                     self._count(runner, step)
             names = runner.message_hub.get_info(OUTDATED)
-            self.file_backend.add(names, self.filename_tmpl)
+            self.file_backend.schedule_leftovers(names, self.filename_tmpl)
         self._remove_outdated()
         if is_main_process():
             for folder in (runner.work_dir, Path(self.out_dir, self.filename_tmpl).parent):
@@ -130,11 +129,11 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.val_loop.run()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Wait with the best checkpoint until all hooks have seen the metrics."""
+        """Store the metrics; the best checkpoint is saved after all hooks have processed them."""
         self._metrics = metrics
 
     def after_val(self, runner: Runner) -> None:
-        """Save the best checkpoint, and once more the newest, which then knows of it.
+        """Save the best checkpoint.
 
         Raises:
             ConfigError: If ``save_best`` names a metric that the validation does not measure.
@@ -144,14 +143,13 @@ class AtomicCheckpointHook(CheckpointHook):
             if name != 'auto':
                 owner = f'save_best of {type(self).__name__}'
                 metrics[name] = find_metric(runner, self._metrics, name, owner)
-        if isinstance(
-            getattr(self, 'file_backend', None), DeferredRemoval
-        ):  # a training is under way
+        training = isinstance(getattr(self, 'file_backend', None), DeferredRemoval)
+        if training:
             runner.message_hub.update_info(VALIDATED, _done(runner))
         super().after_val_epoch(runner, metrics)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the gradients of an accumulation under way, and the patience that is left."""
+        """Add the gradients of an unfinished accumulation and the early-stopping counters."""
         # MMEngine's runner for strategies takes every saving for one before the validation.
         checkpoint['meta'].update(self._place)
         if self._gradients:
@@ -159,10 +157,10 @@ class AtomicCheckpointHook(CheckpointHook):
         save_patience(runner, checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take up an accumulation, with as many processes as before, and the patience.
+        """Restore the gradients, if the number of processes is the same, and the counters.
 
         Raises:
-            CheckpointError: If a checkpoint that is resumed holds something else in their place.
+            CheckpointError: If a resumed checkpoint has malformed values of them.
         """
         if not runner._resume:
             return
@@ -171,22 +169,22 @@ class AtomicCheckpointHook(CheckpointHook):
             _restore_gradients(runner, checkpoint.pop(GRADIENTS, []))
         except Exception as error:
             raise CheckpointError(
-                f'{runner._load_from} cannot be resumed: what it holds of accumulated gradients or '
-                f'early stopping is not as it was saved ({type(error).__name__}); take another '
+                f'{runner._load_from} cannot be resumed: its accumulated gradients or '
+                f'early-stopping counters are malformed ({type(error).__name__}). Use another '
                 'checkpoint, or start from this one with load_from and without --resume.'
             ) from error
 
     def _goes_on_here(self, runner: Runner) -> bool:
-        """Whether the checkpoint that is resumed is one of this folder."""
+        """Whether the resumed checkpoint is in this hook's folder."""
         if runner._load_from is None:
             return runner._resume
         here = Path(self.out_dir, self.filename_tmpl).parent.resolve()
         return runner._resume and Path(runner._load_from).parent.resolve() == here
 
     def _take_over_best(self, here: bool) -> None:
-        """Look for the best checkpoints in this folder, which may have been moved.
+        """Use the best checkpoints of this folder, which may have been moved.
 
-        Those of another folder are of another run.
+        Checkpoints of another folder belong to another run.
         """
         if not self.save_best:
             return
@@ -223,7 +221,7 @@ class AtomicCheckpointHook(CheckpointHook):
         return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Save a better one, then remove the one before; MMEngine removes first."""
+        """Save a better checkpoint, then remove the previous one; MMEngine removes first."""
         self._place = dict(epoch=runner.epoch, iter=runner.iter)
         super()._save_best_checkpoint(runner, metrics)
         self._place = {}
@@ -231,14 +229,14 @@ class AtomicCheckpointHook(CheckpointHook):
             self._remove_outdated()  # where no newest one was saved after it
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Save, say so, then remove what is too old; MMEngine removes first."""
+        """Save, then remove outdated checkpoints; MMEngine removes first."""
         _check_weights(runner)
         name = self.filename_tmpl.format(step)
         self._count(runner, step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        # A run that is killed before they are removed leaves that to the one that goes on.
-        outdated = self.file_backend.pending(keep=self._newest_and_best())
+        # If the run is killed before the removal, the resumed run removes them.
+        outdated = self.file_backend.scheduled_except(keep=self._newest_and_best())
         runner.message_hub.update_info(OUTDATED, outdated)
         self._gradients = _accumulated_gradients(runner)
         self._place = dict(meta)
@@ -253,7 +251,7 @@ class AtomicCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        self._gradients, self._place = None, {}  # others may save as well, at other places
+        self._gradients, self._place = None, {}  # other hooks may save at other iterations
         if is_main_process():
             AtomicBackend().put(
                 self.last_ckpt.encode(), os.path.join(runner.work_dir, LAST_CHECKPOINT)
@@ -261,12 +259,12 @@ class AtomicCheckpointHook(CheckpointHook):
         self._remove_outdated()
 
     def _count(self, runner: Runner, step: int) -> None:
-        """Count a checkpoint among those that are kept."""
+        """Add a checkpoint to the kept ones, and schedule the removal of the oldest."""
         if self.max_keep_ckpts <= 0:
             return
         kept = [*(other for other in self.keep_ckpt_ids if other != step), step]
         self.keep_ckpt_ids.clear()
-        self.keep_ckpt_ids.extend(kept)  # a deque, which forgets the oldest
+        self.keep_ckpt_ids.extend(kept)  # a deque of limited length
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         for old in kept[: -self.max_keep_ckpts]:
             path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
@@ -274,22 +272,22 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         if is_main_process():
-            self.file_backend.flush(keep=self._newest_and_best())
+            self.file_backend.remove_scheduled(keep=self._newest_and_best())
         self.file_backend.names = []
 
 
 def _done(runner: Runner) -> int:
-    """Epochs or iterations that are through, as the loop counts them for its validations."""
+    """Completed epochs or iterations, in the unit of the training loop."""
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
     return runner.epoch if by_epoch else runner.iter
 
 
-def next_step(runner: Runner) -> str:
-    """What to do where a run has ended in numbers that are none: the end of a sentence."""
+def recovery_advice(runner: Runner) -> str:
+    """Advice for a run with NaN or infinite values, with the last checkpoint."""
     last = runner.message_hub.get_info('last_ckpt')
     kept = (
-        f'{last} is from before: start from it with load_from and without --resume, which would '
-        'come back to the same losses'
+        f'the last checkpoint is {last}: start from it with load_from, because --resume would '
+        'repeat the same losses'
         if last
         else 'nothing was saved yet'
     )
@@ -301,7 +299,7 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def _check_weights(runner: Runner) -> None:
-    """Refuse to save weights that are no numbers in any process; under FSDP each has its own."""
+    """Raise if weights are NaN or infinite in any process; under FSDP each has a shard."""
     bad = [
         name
         for name, weight in _bare(runner.model).named_parameters()
@@ -312,7 +310,7 @@ def _check_weights(runner: Runner) -> None:
     if bad:
         raise UserError(
             f'{len(bad)} weights are NaN or infinite after iteration {runner.iter + 1} '
-            f'({join_keys(bad)}): {next_step(runner)}'
+            f'({join_keys(bad)}): {recovery_advice(runner)}'
         )
 
 
@@ -325,8 +323,8 @@ def _restore_gradients(runner: Runner, gradients: list[dict[str, Tensor]]) -> No
 
 
 def _accumulated_gradients(runner: Runner) -> list[dict[str, Tensor]] | None:
-    """Of each process, the gradients of an accumulation under way; None between two steps."""
-    # Without accumulation the last step has emptied them.
+    """The gradients of an unfinished accumulation, per process; None after a step."""
+    # A step sets all gradients to None.
     gradients = {
         name: weight.grad.cpu().clone()  # not a view of a shard, all of which would be saved
         for name, weight in _bare(runner.model).named_parameters()

@@ -1,0 +1,46 @@
+"""Filters for messages of dependencies that a user cannot act on."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import sys
+import warnings
+from contextlib import redirect_stdout, suppress
+
+# mmdet warns of a metric that our configs do not use.
+WARNINGS = ('faster_coco_eval is not installed',)
+# The forks print this debug message on import; OneDL is a commercial data platform.
+PRINTED = ('Could not import OneDL. Skipping OneDL datasets.',)
+# MMEngine logs these about its own CheckpointHook.
+LOGGED = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
+
+
+def import_datasets(scope: str | None) -> None:
+    """Import the datasets of mmdet or mmseg, which a run imports anyway, without their messages.
+
+    Args:
+        scope: The default scope of a config; others than ``'mmdet'`` and ``'mmseg'`` are ignored.
+    """
+    for message in WARNINGS:
+        warnings.filterwarnings('ignore', message)
+    if scope not in ('mmdet', 'mmseg'):
+        return
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed), suppress(ImportError):
+            importlib.import_module(f'{scope}.datasets')
+    finally:
+        for line in printed.getvalue().splitlines(keepends=True):
+            if line.strip() not in PRINTED:
+                sys.stdout.write(line)
+
+
+def filter_log(logger: logging.Logger) -> None:
+    """Drop `LOGGED` messages from the log of a run.
+
+    Args:
+        logger: The logger of the runner.
+    """
+    logger.addFilter(lambda record: not record.getMessage().startswith(LOGGED))

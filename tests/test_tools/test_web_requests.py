@@ -1,4 +1,4 @@
-"""What the web page's guard lets pass; needs no Gradio."""
+"""Requests that the web page accepts and rejects. Gradio is not required."""
 
 import asyncio
 import base64
@@ -10,21 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmfocalnet.errors import ConfigError, UserError
-from mmfocalnet.web import address, guard
-from mmfocalnet.web.address import Hosts
-from mmfocalnet.web.guard import (
+from mmfocalnet.web import network, request_filter
+from mmfocalnet.web.network import AllowedHosts
+from mmfocalnet.web.request_filter import (
     CALL,
     CALLS_PER_MINUTE,
-    MAX_UPLOADS,
     UPLOAD,
     UPLOADS_PER_MINUTE,
-    Guard,
-    Rate,
+    RateLimit,
     RequestError,
-    Uploads,
+    RequestFilter,
     clean_call,
     read_password,
 )
+from mmfocalnet.web.uploads import MAX_UPLOADS, Uploads
 
 FOLDER = '/tmp/mmfocalnet-web-x'
 FUNCTIONS = {1: 3, 3: 2}
@@ -32,14 +31,14 @@ CALLING = dict(fn_index=1, data=['key', 0.3, 3], session_hash='abc')
 
 
 class Page:
-    """Stands for Gradio: answers everything, and keeps what it was asked."""
+    """Replaces Gradio: answers and records each request."""
 
     def __init__(self):
-        self.asked = []
+        self.requests = []
 
     async def __call__(self, scope, receive, send):
         body = (await receive()).get('body', b'') if scope['method'] == 'POST' else b''
-        self.asked.append((scope, body))
+        self.requests.append((scope, body))
         await send(dict(type='http.response.start', status=200, headers=[]))
         await send(dict(type='http.response.body', body=b'page'))
 
@@ -50,8 +49,8 @@ def page():
 
 
 @pytest.fixture
-def guarded(page):
-    return Guard(page, Hosts('127.0.0.1'), FOLDER, FUNCTIONS)
+def app(page):
+    return RequestFilter(page, AllowedHosts('127.0.0.1'), FOLDER, FUNCTIONS)
 
 
 def ask(app, method='GET', path='/', *chunks, client='10.0.0.1', **headers):
@@ -81,9 +80,9 @@ def ask(app, method='GET', path='/', *chunks, client='10.0.0.1', **headers):
         '/gradio_api/heartbeat/abc', f'/gradio_api/file={FOLDER}/0a/image.webp',
     ],
 )  # fmt: skip
-def test_what_the_page_needs_passes(guarded, page, path):
-    assert ask(guarded, path=path)[::2] == (200, 'page')
-    assert len(page.asked) == 1
+def test_requests_of_the_page_pass(app, page, path):
+    assert ask(app, path=path)[::2] == (200, 'page')
+    assert len(page.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -111,9 +110,9 @@ def test_what_the_page_needs_passes(guarded, page, path):
         ('PUT', UPLOAD),
     ],
 )
-def test_what_the_page_does_not_need_is_not_found(guarded, page, method, path):
-    assert ask(guarded, method, path)[0] == 404
-    assert not page.asked
+def test_other_requests_are_not_found(app, page, method, path):
+    assert ask(app, method, path)[0] == 404
+    assert not page.requests
 
 
 LOCAL = ['127.0.0.1:7860', 'localhost:7860', 'LOCALHOST', 'localhost:8080', '[::1]:7860']
@@ -131,12 +130,12 @@ FOREIGN = ['evil.example:7860', 'localhost.evil.example', 'x@localhost', 'a b', 
         ('box.example', ['box.example:7860'], FOREIGN),
     ],
 )
-def test_only_the_servers_own_names_are_answered(monkeypatch, page, host, known, unknown):
-    monkeypatch.setattr(address.socket, 'gethostname', lambda: 'gpu.lab.example')
-    guarded = Guard(page, Hosts(host), FOLDER, FUNCTIONS)
-    assert {name: ask(guarded, host=name)[0] for name in known} == dict.fromkeys(known, 200)
-    assert {name: ask(guarded, host=name)[0] for name in unknown} == dict.fromkeys(unknown, 403)
-    assert Hosts(host).is_local == (host in ('127.0.0.1', 'localhost', '::1'))
+def test_the_host_header_must_name_the_server(monkeypatch, page, host, known, unknown):
+    monkeypatch.setattr(network.socket, 'gethostname', lambda: 'gpu.lab.example')
+    app = RequestFilter(page, AllowedHosts(host), FOLDER, FUNCTIONS)
+    assert {name: ask(app, host=name)[0] for name in known} == dict.fromkeys(known, 200)
+    assert {name: ask(app, host=name)[0] for name in unknown} == dict.fromkeys(unknown, 403)
+    assert AllowedHosts(host).is_local == (host in ('127.0.0.1', 'localhost', '::1'))
 
 
 @pytest.mark.parametrize(
@@ -150,13 +149,13 @@ def test_only_the_servers_own_names_are_answered(monkeypatch, page, host, known,
         ('null', 403),
     ],
 )
-def test_other_sites_are_refused(guarded, origin, status):
+def test_requests_of_other_sites_are_rejected(app, origin, status):
     body = json.dumps(CALLING).encode()
-    assert ask(guarded, 'POST', CALL, body, origin=origin)[0] == status
+    assert ask(app, 'POST', CALL, body, origin=origin)[0] == status
 
 
-def test_every_answer_has_the_security_headers(guarded):
-    for answer in (ask(guarded), ask(guarded, path='/config'), ask(guarded, host='evil')):
+def test_all_responses_have_security_headers(app):
+    for answer in (ask(app), ask(app, path='/config'), ask(app, host='evil')):
         headers = answer[1]
         assert headers[b'x-content-type-options'] == b'nosniff'
         assert headers[b'x-frame-options'] == b'DENY'
@@ -169,27 +168,27 @@ def basic(text):
     return 'Basic ' + base64.b64encode(text.encode()).decode()
 
 
-def test_a_password_opens_everything_and_nothing_is_open_without(page):
-    guarded = Guard(page, Hosts('127.0.0.1'), FOLDER, FUNCTIONS, 'me:sécret:1')
+def test_all_requests_require_the_password(page):
+    app = RequestFilter(page, AllowedHosts('127.0.0.1'), FOLDER, FUNCTIONS, 'me:sécret:1')
     body = json.dumps(CALLING).encode()
     for request in (('GET', '/'), ('POST', CALL, body), ('POST', UPLOAD), ('GET', '/theme.css')):
-        assert ask(guarded, *request)[0] == 401
-        assert ask(guarded, *request)[1][b'www-authenticate'].startswith(b'Basic ')
-        assert ask(guarded, *request, authorization=basic('me:sécret:1'))[0] == 200
+        assert ask(app, *request)[0] == 401
+        assert ask(app, *request)[1][b'www-authenticate'].startswith(b'Basic ')
+        assert ask(app, *request, authorization=basic('me:sécret:1'))[0] == 200
     for wrong in ('Basic', 'Basic %%%', 'Bearer me', basic('me:'), basic('me:secret:1')):
-        assert ask(guarded, authorization=wrong)[0] == 401
+        assert ask(app, authorization=wrong)[0] == 401
 
 
-def test_passwords_cannot_be_tried_at_will(page):
-    guarded = Guard(page, Hosts('127.0.0.1'), FOLDER, FUNCTIONS, 'me:secret')
-    tried = [ask(guarded, authorization=basic(f'me:{n}'))[0] for n in range(12)]
+def test_wrong_passwords_are_limited(page):
+    app = RequestFilter(page, AllowedHosts('127.0.0.1'), FOLDER, FUNCTIONS, 'me:secret')
+    tried = [ask(app, authorization=basic(f'me:{n}'))[0] for n in range(12)]
     assert tried == [401] * 10 + [429] * 2
-    assert ask(guarded, authorization=basic('me:secret'))[0] == 429
-    assert ask(guarded, authorization=basic('me:secret'), client='10.0.0.2')[0] == 200
+    assert ask(app, authorization=basic('me:secret'))[0] == 429
+    assert ask(app, authorization=basic('me:secret'), client='10.0.0.2')[0] == 200
 
 
 @pytest.mark.parametrize('text', [None, b'', b'me', b'me:', b':secret', b'a:b\nc:d', b'\xff:a'])
-def test_a_wrong_password_file_is_an_error_that_names_it(tmp_path, text):
+def test_an_invalid_password_file_is_an_error(tmp_path, text):
     path = tmp_path / 'auth.txt'
     if text is not None:
         path.write_bytes(text)
@@ -197,108 +196,105 @@ def test_a_wrong_password_file_is_an_error_that_names_it(tmp_path, text):
         read_password(str(path))
 
 
-def test_a_password_file_is_one_line(tmp_path):
+def test_a_password_file(tmp_path):
     path = tmp_path / 'auth.txt'
     path.write_text('me:sécret: 1\n', 'utf-8')
     assert read_password(str(path)) == 'me:sécret: 1'
 
 
 @pytest.mark.parametrize(('path', 'limit'), [(UPLOAD, 20 * 2**20 + 2**14), (CALL, 2**14)])
-def test_large_bodies_are_refused_declared_or_not(guarded, page, path, limit):
-    assert ask(guarded, 'POST', path, b'x', content_length=str(limit + 1))[0] == 413
-    assert ask(guarded, 'POST', path, b'x', content_length='9' * 5000)[0] == 413
-    assert ask(guarded, 'POST', path, b'x', content_length='-1')[0] == 413
-    assert ask(guarded, 'POST', path, *[bytes(limit // 4 + 1)] * 4)[0] == 413
-    assert not page.asked
+def test_large_bodies_are_rejected(app, page, path, limit):
+    assert ask(app, 'POST', path, b'x', content_length=str(limit + 1))[0] == 413
+    assert ask(app, 'POST', path, b'x', content_length='9' * 5000)[0] == 413
+    assert ask(app, 'POST', path, b'x', content_length='-1')[0] == 413
+    assert ask(app, 'POST', path, *[bytes(limit // 4 + 1)] * 4)[0] == 413
+    assert not page.requests
 
 
-def test_slow_bodies_are_refused(guarded, monkeypatch):
-    monkeypatch.setattr(guard, 'BODY_SECONDS', 0.05)
+def test_slow_bodies_are_rejected(app, monkeypatch):
+    monkeypatch.setattr(request_filter, 'BODY_SECONDS', 0.05)
 
     async def drip(scope, receive, send):
         async def never():
             await asyncio.Event().wait()
 
-        await guarded(scope, never, send)
+        await app(scope, never, send)
 
     assert ask(drip, 'POST', UPLOAD)[0] == 408
 
 
-def test_an_upload_passes_as_it_is(guarded, page):
-    assert ask(guarded, 'POST', UPLOAD, b'ab', b'cd')[0] == 200
-    assert page.asked[0][1] == b'abcd'
+def test_an_upload_passes_unchanged(app, page):
+    assert ask(app, 'POST', UPLOAD, b'ab', b'cd')[0] == 200
+    assert page.requests[0][1] == b'abcd'
 
 
 @pytest.mark.parametrize(
     ('path', 'body', 'limits'),
     [(UPLOAD, b'', UPLOADS_PER_MINUTE), (CALL, json.dumps(CALLING).encode(), CALLS_PER_MINUTE)],
 )
-def test_requests_per_minute_are_limited_per_address_and_in_total(
-    guarded, monkeypatch, path, body, limits
-):
+def test_requests_per_minute_are_limited(app, monkeypatch, path, body, limits):
     now = [1000.0]
-    monkeypatch.setattr(guard.time, 'monotonic', lambda: now[0])
-    guarded.uploads, guarded.calls = Rate(2, 3), Rate(2, 3)
+    monkeypatch.setattr(request_filter.time, 'monotonic', lambda: now[0])
+    app.uploads, app.calls = RateLimit(2, 3), RateLimit(2, 3)
     assert limits[0] <= limits[1]
-    one = [ask(guarded, 'POST', path, body)[0] for _ in range(3)]
-    other = [ask(guarded, 'POST', path, body, client='10.0.0.2')[0] for _ in range(2)]
+    one = [ask(app, 'POST', path, body)[0] for _ in range(3)]
+    other = [ask(app, 'POST', path, body, client='10.0.0.2')[0] for _ in range(2)]
     assert (one, other) == ([200, 200, 429], [200, 429])
-    assert ask(guarded)[0] == 200
-    _, headers, text = ask(guarded, 'POST', path, body)
+    assert ask(app)[0] == 200
+    _, headers, text = ask(app, 'POST', path, body)
     assert headers[b'retry-after'] == b'60'
-    # Gradio's page shows the text of a refused upload, but the detail of a refused call.
-    assert (json.loads(text)['detail'] if path == CALL else text).startswith('Too many')
+    assert json.loads(text)['detail'] if path == CALL else text
     now[0] += 60
-    assert ask(guarded, 'POST', path, body)[0] == 200
+    assert ask(app, 'POST', path, body)[0] == 200
 
 
-def test_a_failure_is_one_line_without_a_traceback(caplog):
+def test_a_failure_is_logged_in_one_line(caplog):
     async def broken(scope, receive, send):
         raise RuntimeError('out of\nmemory \x1b[31m')
 
     with caplog.at_level(logging.ERROR):
-        status, _, text = ask(Guard(broken, Hosts('127.0.0.1'), FOLDER, FUNCTIONS))
-    assert status == 500 and 'memory' not in text
+        app = RequestFilter(broken, AllowedHosts('127.0.0.1'), FOLDER, FUNCTIONS)
+        status, _, body = ask(app)
+    assert status == 500 and 'memory' not in body
     [record] = caplog.records
-    said = logging.Formatter().format(record)
-    assert 'RuntimeError' in said and said.isprintable()
+    text = logging.Formatter().format(record)
+    assert 'RuntimeError' in text and text.isprintable()
 
 
-def test_gradio_is_not_told_of_other_hosts(guarded, page):
-    ask(guarded, 'GET', '/', x_forwarded_host='evil.example', x_forwarded_proto='https')
-    assert [name for name, _ in page.asked[0][0]['headers']] == [b'host']
+def test_gradio_does_not_receive_forwarded_hosts(app, page):
+    ask(app, 'GET', '/', x_forwarded_host='evil.example', x_forwarded_proto='https')
+    assert [name for name, _ in page.requests[0][0]['headers']] == [b'host']
+
+
+def changed(**fields):
+    return json.dumps({**CALLING, **fields}).encode()
 
 
 @pytest.mark.parametrize(
-    'change',
+    'body',
     [
-        dict(data=[dict(path='/etc/passwd', meta=dict(_type='gradio.FileData')), 0.3, 3]),
-        dict(data=[dict(path='http://127.0.0.1:1/'), 0.3, 3]),
-        dict(data=[['key'], 0.3, 3]),
-        dict(data=['k' * 10**4, 0.3, 3]),
-        dict(data=['key', 0.3]),
-        dict(data='key'),
-        dict(fn_index=0),
-        dict(fn_index=True),
-        dict(fn_index=None),
-        dict(fn_index=[]),
-        dict(session_hash=None),
-        dict(session_hash='../x'),
-        dict(session_hash='a' * 65),
+        changed(data=[dict(path='/etc/passwd', meta=dict(_type='gradio.FileData')), 0.3, 3]),
+        changed(data=[dict(path='http://127.0.0.1:1/'), 0.3, 3]),
+        changed(data=[['key'], 0.3, 3]),
+        changed(data=['k' * 10**4, 0.3, 3]),
+        changed(data=['key', 0.3]),
+        changed(data='key'),
+        changed(fn_index=0),
+        changed(fn_index=True),
+        changed(fn_index=None),
+        changed(fn_index=[]),
+        changed(session_hash=None),
+        changed(session_hash='../x'),
+        changed(session_hash='a' * 65),
+        *(b'', b'[', b'[]', b'\xff', b'[' * 10**4, b'1', b'{"data": []}'),
     ],
 )
-def test_calls_that_the_page_does_not_make_are_refused(change):
-    with pytest.raises(RequestError):
-        clean_call(json.dumps({**CALLING, **change}).encode(), FUNCTIONS)
-
-
-@pytest.mark.parametrize('body', [b'', b'[', b'[]', b'\xff', b'[' * 10**4, b'1', b'{"data": []}'])
-def test_calls_that_are_no_calls_are_refused(body):
+def test_other_calls_are_rejected(body):
     with pytest.raises(RequestError):
         clean_call(body, FUNCTIONS)
 
 
-def test_nothing_else_of_a_call_reaches_gradio():
+def test_other_fields_of_a_call_are_dropped():
     call = dict(
         CALLING, event_id='1', oauth_token='t', simple_format=True, trigger_id=5, batched=True,
         event_data=dict(index=2, value=dict(path='/etc/passwd')),
@@ -324,7 +320,7 @@ JUNK_CALLS = st.fixed_dictionaries(
 
 @settings(max_examples=100, deadline=None)
 @given(JUNK_CALLS | JSON)
-def test_any_json_is_refused_or_holds_plain_values_only(call):
+def test_any_json_is_rejected_or_reduced_to_plain_values(call):
     try:
         cleaned = json.loads(clean_call(json.dumps(call).encode(), FUNCTIONS))
     except RequestError:
@@ -335,7 +331,7 @@ def test_any_json_is_refused_or_holds_plain_values_only(call):
     assert isinstance(cleaned['event_data']['index'], (int, type(None)))
 
 
-def test_equal_files_are_kept_apart_and_read_once():
+def test_equal_uploads_have_different_keys():
     uploads = Uploads()
     keys = [uploads.add('holiday.jpg', b'same') for _ in range(MAX_UPLOADS)]
     assert len(set(keys)) == MAX_UPLOADS
@@ -345,7 +341,7 @@ def test_equal_files_are_kept_apart_and_read_once():
             uploads.take(key)
 
 
-def test_no_more_files_are_kept_than_fit():
+def test_the_oldest_uploads_are_dropped():
     uploads = Uploads()
     keys = [uploads.add('a', b'') for _ in range(MAX_UPLOADS + 2)]
     for key in keys[:2]:

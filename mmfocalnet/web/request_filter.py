@@ -14,7 +14,7 @@ import logging
 import re
 import secrets
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -76,22 +76,18 @@ class RateLimit:
 
     def __init__(self, each: int, total: int) -> None:
         self.each, self.total = each, total
-        self._times: deque[tuple[float, str]] = deque()
-        self._numbers: dict[str, int] = defaultdict(int)
+        self._events: deque[tuple[float, str]] = deque()
 
     def is_exceeded(self, key: str) -> bool:
         """Whether a key, or all keys together, reached the maximum."""
-        while self._times and self._times[0][0] <= time.monotonic() - 60:
-            _, old = self._times.popleft()
-            self._numbers[old] -= 1
-            if not self._numbers[old]:
-                del self._numbers[old]
-        return len(self._times) >= self.total or self._numbers.get(key, 0) >= self.each
+        while self._events and self._events[0][0] <= time.monotonic() - 60:
+            self._events.popleft()
+        count = sum(other == key for _, other in self._events)
+        return len(self._events) >= self.total or count >= self.each
 
     def count(self, key: str) -> None:
         """Count an event of a key."""
-        self._times.append((time.monotonic(), key))
-        self._numbers[key] += 1
+        self._events.append((time.monotonic(), key))
 
 
 def read_password(path: str) -> str:

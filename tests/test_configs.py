@@ -150,8 +150,8 @@ def test_recipe_of_imagenet():
     assert (cosine.begin, cosine.end, cosine.eta_min_ratio) == (20, 300, 0.01)
     assert cfg.train_cfg.max_epochs == 300
     assert (cfg.model.label_smoothing, cfg.model.mix) == (0.1, dict(mixup=0.8, cutmix=1.0))
-    assert cfg.train_pipeline[4].prob == 0.25
-    augment = cfg.train_pipeline[3]
+    assert cfg.train_pipeline[5].prob == 0.25
+    augment = cfg.train_pipeline[4]
     assert (augment.type, augment.aug_num) == ('mmdet.RandAugment', 2)
     assert [operation.prob for [operation] in augment.aug_space] == [0.5] * 30
 
@@ -166,7 +166,7 @@ def test_fine_tuning_at_384(size):
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.lr, optimizer.weight_decay) == (4e-5, 1e-8)
     assert cfg.auto_scale_lr.base_batch_size == 1024
-    assert cfg.train_dataloader.dataset.pipeline[1].size == 384
+    assert cfg.train_dataloader.dataset.pipeline[2].size == 384
     assert [step.type for step in cfg.test_dataloader.dataset.pipeline] == [
         'LoadImageFromFile',
         'Resize',
@@ -234,7 +234,7 @@ def test_recipe_of_the_paper():
     warmup = cfg.param_scheduler[0]
     assert (warmup.start_factor, warmup.end, warmup.by_epoch) == (0.001, 500, False)
     assert cfg.auto_scale_lr.base_batch_size == 16
-    first, second = cfg.train_pipeline[3].transforms
+    first, second = cfg.train_pipeline[4].transforms
     assert [short for short, _ in first[0].scales] == list(range(480, 801, 32))
     assert [short for short, _ in second[0].scales] == [400, 500, 600]
     assert second[1].crop_size == (384, 600)

@@ -1,4 +1,4 @@
-# Classification has no scope of its own: the plugin's classes are in MMEngine's registries.
+# mmfocalnet registers its classes in MMEngine's root registries, hence the scope 'mmengine'.
 _base_ = './default_runtime.py'
 
 default_scope = 'mmengine'

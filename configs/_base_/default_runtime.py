@@ -1,4 +1,4 @@
-# What every run shares: the plugin, hooks, logging, processes.
+# Common to all runs: the import of mmfocalnet, hooks, logging, processes.
 custom_imports = dict(imports=['mmfocalnet'], allow_failed_imports=False)
 
 default_hooks = dict(

@@ -1,4 +1,4 @@
-# Short runs of a classifier, by iterations: logged often, one checkpoint kept.
+# Short classifier runs that count iterations: frequent logs, only the last checkpoint.
 _base_ = './cls_runtime.py'
 
 default_hooks = dict(

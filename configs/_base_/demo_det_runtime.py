@@ -1,4 +1,4 @@
-# Short runs of mmdet: logged often, one checkpoint kept.
+# Short mmdet runs: frequent logs, only the last checkpoint.
 _base_ = './det_iter_runtime.py'
 
 default_hooks = dict(

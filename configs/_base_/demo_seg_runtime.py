@@ -1,4 +1,4 @@
-# Short runs of mmseg: logged often, one checkpoint kept.
+# Short mmseg runs: frequent logs, only the last checkpoint.
 _base_ = './seg_runtime.py'
 
 default_hooks = dict(

@@ -1,4 +1,4 @@
-# mmdet by iterations rather than by epochs.
+# mmdet runs that count iterations instead of epochs.
 _base_ = './det_runtime.py'
 
 default_hooks = dict(

@@ -9,5 +9,5 @@ default_hooks = dict(
 custom_hooks = [dict(type='CheckLabelsHook')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=_base_.vis_backends, name='visualizer')
 log_processor = dict(by_epoch=False)
-# Batch norms share their statistics over all GPUs; on one, and on the CPU, they are plain.
+# Synchronize batch norms across GPUs. With one GPU or on the CPU, they stay normal batch norms.
 sync_bn = 'torch'

@@ -1,4 +1,4 @@
-# `make demo MODEL=atss`: boxes of the generated shapes, in one stage.
+# `make demo MODEL=atss`: one-stage detection of the generated shapes.
 _base_ = [
     '../_base_/models/atss_fpn.py',
     '../_base_/datasets/shapes_instance.py',
@@ -25,5 +25,5 @@ max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=200)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].end = max_iters
-# The scores of focal loss are low.
+# Focal loss gives low scores.
 default_hooks = dict(visualization=dict(score_thr=0.3))

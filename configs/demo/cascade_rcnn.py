@@ -1,4 +1,4 @@
-# `make demo MODEL=cascade_rcnn`: that of mask_rcnn.py with three box heads.
+# `make demo MODEL=cascade_rcnn`: the model of mask_rcnn.py with three box heads.
 _base_ = './mask_rcnn.py'
 
 box_head = _base_.model.roi_head.bbox_head

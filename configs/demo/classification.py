@@ -1,5 +1,5 @@
-# `make demo MODEL=classification`: which shape is it? The backbone is that of the other demos, and
-# they learn faster from what it learns here.
+# `make demo MODEL=classification`: classification of the generated shapes. The other demos have the
+# same backbone and converge faster from this checkpoint.
 _base_ = [
     '../_base_/models/classifier.py',
     '../_base_/datasets/shapes_crops.py',

@@ -19,7 +19,7 @@ model = dict(
     ),
     panoptic_fusion_head=classes,
     train_cfg=dict(num_points=1024),
-    # Sure enough after so short a training.
+    # A lower threshold than usual, because a short training gives low scores.
     test_cfg=dict(max_per_image=20, object_mask_thr=0.4),
 )
 

@@ -1,4 +1,4 @@
-# `make demo`: a small FocalNet from scratch on the generated shapes, in minutes on two cores.
+# `make demo`: a small FocalNet trained from scratch on the generated shapes.
 _base_ = [
     '../_base_/models/mask_rcnn_fpn.py',
     '../_base_/datasets/shapes_instance.py',
@@ -21,7 +21,7 @@ model = dict(
         bbox_roi_extractor=dict(
             roi_layer=dict(output_size=5, sampling_ratio=2),
             out_channels=channels,
-            finest_scale=16,  # small shapes, yet most of them pooled from stride 8 and up
+            finest_scale=16,  # shapes are small, but stride 8 and above suits most of them
         ),
         bbox_head=dict(
             type='ConvFCBBoxHead',
@@ -32,7 +32,7 @@ model = dict(
             fc_out_channels=256,
             roi_feat_size=5,
             num_classes=num_classes,
-            # Outlines are found long before they are told apart.
+            # Classes converge later than boxes.
             loss_cls=dict(loss_weight=2.0),
         ),
         mask_roi_extractor=dict(

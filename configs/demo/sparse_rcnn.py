@@ -1,4 +1,4 @@
-# `make demo MODEL=sparse_rcnn`: boxes of the generated shapes from 30 learned proposals.
+# `make demo MODEL=sparse_rcnn`: detection of the generated shapes with 30 learned proposals.
 _base_ = [
     '../_base_/models/sparse_rcnn_fpn.py',
     '../_base_/datasets/shapes_instance.py',
@@ -34,5 +34,5 @@ max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=200)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].end = max_iters
-# The scores of focal loss are low.
+# Focal loss gives low scores.
 default_hooks = dict(visualization=dict(score_thr=0.3))

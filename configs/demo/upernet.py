@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 num_classes = 7
-# Shapes cover less than the textures behind them and are told apart much later.
+# Shapes cover fewer pixels than the textures and converge later.
 loss = dict(class_weight=[4.0] * 4 + [1.0] * 3)
 model = dict(
     data_preprocessor=dict(size=None, size_divisor=32),

@@ -1,8 +1,3 @@
-_base_ = './focalnet_t_384.py'
+_base_ = ['./focalnet_t_384.py', '../_base_/backbones/base.py']
 
-model = dict(
-    backbone=dict(arch='base_lrf', drop_path_rate=0.5),
-    init_cfg=dict(
-        checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_base_lrf.pth',
-    ),
-)
+model = dict(backbone=dict(arch='base_lrf', drop_path_rate=0.5), init_cfg=_base_.base_lrf.init_cfg)

@@ -1,8 +1,5 @@
-_base_ = './focalnet_t_384.py'
+_base_ = ['./focalnet_t_384.py', '../_base_/backbones/small.py']
 
 model = dict(
-    backbone=dict(arch='small_lrf', drop_path_rate=0.3),
-    init_cfg=dict(
-        checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_small_lrf.pth',
-    ),
+    backbone=dict(arch='small_lrf', drop_path_rate=0.3), init_cfg=_base_.small_lrf.init_cfg
 )

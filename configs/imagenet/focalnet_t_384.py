@@ -1,5 +1,6 @@
 _base_ = [
     '../_base_/models/classifier.py',
+    '../_base_/backbones/tiny.py',
     '../_base_/datasets/imagenet_384.py',
     '../_base_/schedules/imagenet_30e.py',
     '../_base_/cls_runtime.py',
@@ -7,9 +8,6 @@ _base_ = [
 
 model = dict(
     backbone=dict(arch='tiny_lrf', drop_path_rate=0.2),
-    # A checkpoint of focalnet_t.py will do as well.
-    init_cfg=dict(
-        type='Pretrained',
-        checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_tiny_lrf.pth',
-    ),
+    # A checkpoint of focalnet_t.py works as well.
+    init_cfg=_base_.tiny_lrf.init_cfg,
 )

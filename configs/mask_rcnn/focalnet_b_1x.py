@@ -1,12 +1,6 @@
-_base_ = './focalnet_t_1x.py'
+_base_ = ['./focalnet_t_1x.py', '../_base_/backbones/base.py']
 
 model = dict(
-    backbone=dict(
-        arch='base_lrf',
-        drop_path_rate=0.3,
-        init_cfg=dict(
-            checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_base_lrf.pth',
-        ),
-    ),
-    neck=dict(in_channels=[128, 256, 512, 1024]),
+    backbone=dict(**_base_.base_lrf, drop_path_rate=0.3),
+    neck=dict(in_channels=_base_.base_channels),
 )

@@ -1,10 +1,3 @@
 _base_ = './focalnet_b_1x.py'
 
-model = dict(
-    backbone=dict(
-        arch='base_srf',
-        init_cfg=dict(
-            checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_base_srf.pth',
-        ),
-    ),
-)
+model = dict(backbone=_base_.base_srf)

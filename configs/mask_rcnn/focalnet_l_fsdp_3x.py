@@ -1,4 +1,4 @@
-# Weights, gradients and optimizer state spread over the GPUs, block by block: docs/training.md.
+# FSDP shards weights, gradients and optimizer state across the GPUs: see docs/training.md.
 _base_ = './focalnet_l_3x.py'
 
 runner_type = 'FlexibleRunner'

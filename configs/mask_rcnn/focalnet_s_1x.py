@@ -1,11 +1,3 @@
-_base_ = './focalnet_t_1x.py'
+_base_ = ['./focalnet_t_1x.py', '../_base_/backbones/small.py']
 
-model = dict(
-    backbone=dict(
-        arch='small_lrf',
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_small_lrf.pth',
-        ),
-    ),
-)
+model = dict(backbone=dict(**_base_.small_lrf, drop_path_rate=0.2))

@@ -1,12 +1,7 @@
-_base_ = './focalnet_t_160k_ade20k.py'
+_base_ = ['./focalnet_t_160k_ade20k.py', '../_base_/backbones/base.py']
 
 model = dict(
-    backbone=dict(
-        arch='base_lrf',
-        init_cfg=dict(
-            checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_base_lrf.pth',
-        ),
-    ),
-    decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512),
+    backbone=_base_.base_lrf,
+    decode_head=dict(in_channels=_base_.base_channels),
+    auxiliary_head=dict(in_channels=_base_.base_channels[2]),
 )

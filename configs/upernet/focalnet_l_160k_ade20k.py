@@ -1,13 +1,8 @@
-# Beyond the paper: the ImageNet-22K backbone with the recipe of the others.
-_base_ = './focalnet_t_160k_ade20k.py'
+# Not in the paper: the ImageNet-22K backbone with the recipe of the other sizes.
+_base_ = ['./focalnet_t_160k_ade20k.py', '../_base_/backbones/large.py']
 
 model = dict(
-    backbone=dict(
-        arch='large_fl3',
-        init_cfg=dict(
-            checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_large_lrf_384.pth',
-        ),
-    ),
-    decode_head=dict(in_channels=[192, 384, 768, 1536]),
-    auxiliary_head=dict(in_channels=768),
+    backbone=_base_.large_fl3,
+    decode_head=dict(in_channels=_base_.large_channels),
+    auxiliary_head=dict(in_channels=_base_.large_channels[2]),
 )

@@ -1,10 +1,3 @@
-_base_ = './focalnet_t_160k_ade20k.py'
+_base_ = ['./focalnet_t_160k_ade20k.py', '../_base_/backbones/small.py']
 
-model = dict(
-    backbone=dict(
-        arch='small_lrf',
-        init_cfg=dict(
-            checkpoint='https://github.com/microsoft/FocalNet/releases/download/v1.0.0/focalnet_small_lrf.pth',
-        ),
-    ),
-)
+model = dict(backbone=_base_.small_lrf)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import Registry, root
+from mmengine.registry import MODELS, Registry, root
 
 from mmfocalnet.cli.error_handling import RunError
 from mmfocalnet.config import find_dicts
@@ -63,12 +63,33 @@ def find_misspelling(cfg: Config, error: Exception) -> str | None:
         return f'{cfg.filename} has type={name!r}, which is not registered in {registry}{near}'
     if match := _UNEXPECTED.search(str(error)):
         name, key = match.groups()
+        known = _registered()
         for node in find_dicts(list(cfg.values())):
-            if key in node and (owner := type_name(node)):
-                known = _registered()
-                near = _nearest(key, _parameters(known.get(owner)) | _parameters(known.get(name)))
+            owner = type_name(node)
+            accepted = _parameters(known.get(owner, node.get('type')))
+            if accepted and key in node and key not in accepted:
+                near = _nearest(key, accepted | _parameters(known.get(name)))
                 return f'{cfg.filename} has {key!r} in {owner}, which does not accept it{near}'
     return None
+
+
+def check_backbone_name(cfg: Config) -> None:
+    """Check that the backbone of the model is registered.
+
+    Raises:
+        ConfigError: If it is not; with the most similar name that is.
+    """
+    backbone = cfg.model.get('backbone')
+    name = backbone.get('type') if isinstance(backbone, dict) else None
+    if isinstance(name, str):
+        scope = cfg.get('default_scope')
+        with MODELS.switch_scope_and_registry(scope) as registry:
+            if registry.get(name) is None:
+                near = _nearest(name.rpartition('.')[2], _registered())
+                raise ConfigError(
+                    f'{cfg.filename} has model.backbone.type={name!r}, which is not registered'
+                    f'{near}'
+                )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

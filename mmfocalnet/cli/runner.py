@@ -12,7 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmfocalnet.arguments import finite_number
 from mmfocalnet.checkpoints import fit_checkpoint
-from mmfocalnet.cli.run_errors import find_misspelling, run_errors
+from mmfocalnet.cli.run_errors import check_backbone_name, find_misspelling, run_errors
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.config import find_dicts, is_first_process
@@ -33,12 +33,13 @@ def check_model(cfg: Config) -> None:
     downloaded once.
 
     Raises:
-        ConfigError: If FocalNet does not accept its arguments, or necks or heads expect other
-            channels.
+        ConfigError: If the backbone is not registered, FocalNet does not accept its arguments, or
+            necks or heads expect other channels.
         CheckpointError: If a pretrained checkpoint cannot be read, or does not fit.
     """
     if not is_first_process(cfg):
         return
+    check_backbone_name(cfg)
     warn_if_shadowed()  # packages imported after ours may have registered a FocalNet
     for part in find_dicts(cfg.model):
         if type_name(part) not in ('FocalNet', 'FocalNetClassifier'):

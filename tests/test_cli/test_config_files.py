@@ -56,6 +56,9 @@ MISTAKES = {
         'model = dict(backbone=dict(focal_window=9))', "'focal_window'", "'focal_windows'",
     ),
     'argument like no other': ('model = dict(backbone=dict(zzz=1))', "'zzz'", 'config.py'),
+    'misspelt backbone': (
+        "model = dict(backbone=dict(type='FocalNett'))", 'FocalNett', "'FocalNet'",
+    ),
     'number as mixer': ('model = dict(backbone=dict(mixer=3))', 'mixer', '3'),
     'text as depths': ("model = dict(backbone=dict(depths='2222'))", 'depths', '2222'),
     'no model': ('model = None', 'model', 'None', 'config.py'),

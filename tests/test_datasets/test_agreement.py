@@ -308,7 +308,7 @@ def test_errors_of_the_test_set(tool, configs, coco):
 def test_annotations_without_masks(tool, configs, coco):
     for file in (TRAIN, VAL):
         change(coco / file, every('annotations', segmentation=lambda _: []))
-    boxes = ['train_dataloader.dataset.pipeline.1.with_mask=False']
+    boxes = ['train_dataloader.dataset.pipeline.2.with_mask=False']
     # The metric of masks reads them.
     assert_refused(tool, configs['atss'], named(VAL), 'without a mask', options=boxes)
     boxes += [f'{s}_dataloader.dataset.pipeline.2.with_mask=False' for s in ('val', 'test')]

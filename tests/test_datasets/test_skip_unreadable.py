@@ -55,7 +55,8 @@ def damage(folder, *indices):
 
 
 def loader_of(dataset, index=0):
-    return dataset.pipeline.transforms[index]
+    """The first loader of a pipeline, or that of its labels; the samples are seeded before."""
+    return dataset.pipeline.transforms[index + 1]
 
 
 @pytest.mark.parametrize(
@@ -227,4 +228,4 @@ def test_all_configs_skip_unreadable_files(path):
         if step.type.startswith('Load') and not (step.type == 'LoadAnnotations' and len(step) > 1)
     ]
     assert loaders == []
-    assert cfg.train_dataloader.dataset.pipeline[0].load.type == 'LoadImageFromFile'
+    assert cfg.train_dataloader.dataset.pipeline[1].load.type == 'LoadImageFromFile'

@@ -9,7 +9,7 @@ from forked import ROOT, end, start_two_trainings
 CONFIG = ROOT / 'configs/demo/mask_rcnn.py'
 # Nothing random but the order of the images, so that resumed runs see what others see.
 FIXED = [
-    'train_dataloader.dataset.pipeline.2.prob=0.0',
+    'train_dataloader.dataset.pipeline.3.prob=0.0',
     'model.train_cfg.rpn.sampler.num=10000',
     'model.train_cfg.rcnn.sampler.num=1000',
 ]

@@ -231,7 +231,7 @@ def test_killed_between_epochs(tiny_options, tmp_path):
     """A recipe of the paper: epochs, images grouped by shape, augmented by two workers."""
     config = 'configs/mask_rcnn/focalnet_t_1x.py'
     classes = 'metainfo.classes=("circle","square","triangle","star")'
-    augmentation = 'train_dataloader.dataset.pipeline.3.transforms'
+    augmentation = 'train_dataloader.dataset.pipeline.4.transforms'
     options = [
         *(option for option in tiny_options if 'train_cfg' not in option),
         'model.backbone.init_cfg=None',

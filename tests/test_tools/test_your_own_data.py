@@ -29,7 +29,7 @@ SHORT = {
             'train_cfg.max_epochs=1',
             'val_dataloader.dataset.pipeline.1.scale=(160,160)',
             *(
-                f'train_dataloader.dataset.pipeline.3.transforms.{place}.scales=[(160,160)]'
+                f'train_dataloader.dataset.pipeline.4.transforms.{place}.scales=[(160,160)]'
                 for place in ('0.0', '1.0', '1.2')
             ),
         ],
@@ -39,8 +39,8 @@ SHORT = {
         [
             *narrow.UPERNET,
             'model.data_preprocessor.size=(64,64)',
-            'train_dataloader.dataset.pipeline.2.scale=(256,64)',
-            'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+            'train_dataloader.dataset.pipeline.3.scale=(256,64)',
+            'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',
             'train_cfg.max_iters=1',
             'train_cfg.val_interval=1',
             'val_dataloader.dataset.pipeline.1.scale=(160,160)',

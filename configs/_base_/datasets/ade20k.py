@@ -47,7 +47,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-# tools/test.py --tta: the paper's +MS, six scales and their mirror images.
+# For tools/test.py --tta: six scales, each with and without a flip (the paper's +MS).
 tta_model = dict(type='SegTTAModel')
 tta_pipeline = [
     dict(type='LoadImageFromFile'),

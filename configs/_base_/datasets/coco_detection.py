@@ -1,4 +1,4 @@
-# COCO boxes without masks, augmented as in coco_instance.py.
+# COCO boxes without masks, with the augmentation of coco_instance.py.
 _base_ = './coco_instance.py'
 
 load_boxes = dict(type='LoadAnnotations', with_bbox=True)

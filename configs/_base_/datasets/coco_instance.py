@@ -78,7 +78,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-# tools/test.py --tta: each image as it is and flipped.
+# For tools/test.py --tta: each image with and without a flip.
 tta_model = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 )

@@ -14,18 +14,18 @@ train_pipeline = [
         recompute_bbox=True,
         allow_negative_crop=True,
     ),
-    # Crops leave slivers, of which nothing can be learned.
+    # Remove instances that a crop reduces to almost nothing.
     dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-5, 1e-5), by_mask=True),
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(
-    # Endless, as the schedules count iterations: a resumed run finds its place without loading
-    # what it has seen. All images come out square, so that none need to be grouped by shape.
+    # Infinite, because the schedules count iterations: a resumed run continues without loading
+    # earlier samples. All images become square, so that no grouping by aspect ratio is needed.
     sampler=dict(type='SeededInfiniteSampler'),
     batch_sampler=None,
     dataset=dict(pipeline=train_pipeline),
 )
 
-# mmdet merges the boxes of several views, not their masks.
+# mmdet merges the boxes of several views, but not their masks.
 tta_model = None
 tta_pipeline = None

@@ -1,10 +1,10 @@
-# COCO's panoptic labels with large-scale jitter to 1024x1024; instances are scored beside them.
+# COCO panoptic labels with large-scale jitter to 1024x1024. Validation also scores instances.
 _base_ = './coco_instance_lsj.py'
 
 load_labels = dict(type='LoadPanopticAnnotations')
 train_pipeline = _base_.train_pipeline
 train_pipeline[2] = dict(type='SkipUnreadable', load=load_labels)
-del train_pipeline[6]  # nothing is left out
+del train_pipeline[6]  # keep all segments
 test_pipeline = _base_.test_pipeline
 test_pipeline[2] = load_labels
 

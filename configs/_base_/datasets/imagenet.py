@@ -1,5 +1,5 @@
-# ImageNet-1K in folders per class, at 224x224, augmented as published: RandAugment and random
-# erasing (colour jitter, which the published settings name too, gives way to RandAugment in timm).
+# ImageNet-1K, one folder per class, at 224x224, with the published augmentation: RandAugment and
+# random erasing. timm ignores the published colour jitter when RandAugment is on; so do we.
 _base_ = './rand_augment.py'
 
 data_root = 'data/imagenet'
@@ -12,7 +12,7 @@ train_pipeline = [
     _base_.rand_augment,
     dict(
         type='RandomApply',
-        # 2 to 33 percent of the image. The published eraser fills in noise, mmdet's the mean.
+        # Erases 2 to 33 % of the image. The published one fills with noise, mmdet's with the mean.
         transforms=[
             dict(
                 type='mmdet.RandomErasing',
@@ -26,7 +26,7 @@ train_pipeline = [
     ),
     dict(type='PackImage'),
 ]
-# The short side to 256, whatever the long one; then the middle.
+# Resize the short side to 256 (the long side is unlimited), then crop the center.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

@@ -1,4 +1,4 @@
-# ImageNet-1K at 384x384; tested whole, squeezed into a square, as Swin was after fine-tuning.
+# ImageNet-1K at 384x384. Test images are resized to a square without a crop, as for Swin.
 _base_ = './imagenet.py'
 
 train_pipeline = _base_.train_pipeline

@@ -1,9 +1,10 @@
-# RandAugment as published (timm's rand-m9-mstd0.5-inc1), by mmdet's transforms: two operations of
-# 15, each done to every second image at magnitude 9 of 10. Where timm draws the magnitude from a
-# normal distribution of deviation 0.5, it is uniform here, of the same deviation: 8.13 to 9.87.
+# RandAugment as published (timm's rand-m9-mstd0.5-inc1) with mmdet's transforms: two of 15
+# operations, each with probability 0.5 and magnitude 9 of 10. timm draws the magnitude from a
+# normal distribution with deviation 0.5, this config from a uniform one (8.13 to 9.87) with the
+# same deviation.
 magnitudes = (0.813, 0.987)
-mean_bgr = (104, 116, 124)  # of ImageNet, for what moves in from outside
-to_either_side = dict(  # at magnitude 10; angles of shear are those of a slope of 0.3
+mean_bgr = (104, 116, 124)  # of ImageNet, fills the border
+to_either_side = dict(  # at magnitude 10; the shear angles correspond to a slope of 0.3
     Rotate=30.0, ShearX=16.7, ShearY=16.7, TranslateX=0.45, TranslateY=0.45
 )
 weaker = dict(min_mag=1 - 0.9 * magnitudes[1], max_mag=1 - 0.9 * magnitudes[0])
@@ -14,11 +15,11 @@ one_way = [
     *[
         dict(
             type=f'mmdet.{name}',
-            min_mag=most * magnitudes[0],
-            max_mag=most * magnitudes[1],
+            min_mag=maximum * magnitudes[0],
+            max_mag=maximum * magnitudes[1],
             img_border_value=mean_bgr,
         )
-        for name, most in to_either_side.items()
+        for name, maximum in to_either_side.items()
     ],
     dict(type='mmdet.Posterize', min_mag=1.0, max_mag=1.0),
     dict(
@@ -35,7 +36,7 @@ two_ways = [
 ]
 rand_augment = dict(
     type='mmdet.RandAugment',
-    # Each operation has two places, so that both ways of a colour share the chance of one.
+    # The operations of one direction are listed twice, because colour operations have two entries.
     aug_space=[[dict(**operation, prob=0.5)] for operation in one_way + one_way + two_ways],
     aug_num=2,
 )

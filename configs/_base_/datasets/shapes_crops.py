@@ -1,4 +1,4 @@
-# The generated shapes one by one (tools/make_shapes.py --crops): small pictures, flipped.
+# Small images of one generated shape each (tools/make_shapes.py --crops), with random flips.
 _base_ = ['./imagenet.py', './shapes.py']
 
 train_pipeline = [

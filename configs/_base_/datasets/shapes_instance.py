@@ -1,4 +1,4 @@
-# The generated shapes in COCO's layout, boxes and masks: small images as they are, flipped.
+# The generated shapes in COCO format, boxes and masks: small images with random flips.
 _base_ = ['./coco_instance.py', './shapes.py']
 
 data_root = 'data/shapes/coco/'

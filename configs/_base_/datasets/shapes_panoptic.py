@@ -1,4 +1,4 @@
-# The generated shapes with COCO's panoptic labels: 4 things and 3 textures.
+# The generated shapes with COCO panoptic labels: 4 things and 3 textures.
 _base_ = ['./coco_panoptic.py', './shapes.py']
 
 data_root = 'data/shapes/coco/'

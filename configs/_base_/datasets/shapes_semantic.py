@@ -1,4 +1,4 @@
-# The generated shapes in ADE20K's layout: 4 shapes and 3 textures, counted from 1.
+# The generated shapes in ADE20K format: 4 shapes and 3 textures, labels start at 1.
 _base_ = ['./ade20k.py', './shapes.py']
 
 train_pipeline = [

@@ -1,4 +1,4 @@
-# ATSS on stages 2 to 4 of a FocalNet; the leaf says which FocalNet and its channels.
+# ATSS on stages 2 to 4 of FocalNet. Inheriting configs set the architecture and the channels.
 model = dict(
     type='ATSS',
     data_preprocessor=dict(

@@ -1,5 +1,5 @@
-# Cascade Mask R-CNN: three box heads of four convolutions and one linear layer, each trained at
-# a higher overlap and on its own proposals; GIoU loss on decoded boxes.
+# Cascade Mask R-CNN: three box heads of four convolutions and one linear layer, GIoU loss on
+# decoded boxes. Each head refines the boxes of the previous one, at a higher IoU threshold.
 _base_ = './mask_rcnn_fpn.py'
 
 bbox_heads = [
@@ -51,5 +51,5 @@ model = dict(
         rpn=dict(allowed_border=0), rpn_proposal=dict(max_per_img=2000), rcnn=rcnn_stages
     ),
 )
-# Batch norms share their statistics over all GPUs; on one, and on the CPU, they are plain.
+# Synchronize batch norms across GPUs. With one GPU or on the CPU, they stay normal batch norms.
 sync_bn = 'torch'

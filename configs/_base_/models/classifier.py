@@ -1,4 +1,4 @@
-# FocalNet as a classifier; the leaf says which FocalNet.
+# FocalNet as a classifier. Inheriting configs set the architecture.
 model = dict(
     type='FocalNetClassifier',
     data_preprocessor=dict(

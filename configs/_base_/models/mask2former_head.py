@@ -1,5 +1,5 @@
-# The head of Mask2Former, which mmdet and mmseg wrap each in its own way: a pixel decoder with
-# deformable attention and nine decoder layers with masked attention.
+# The head of Mask2Former, common to mmdet and mmseg: a pixel decoder with deformable attention and
+# nine decoder layers with masked attention.
 head_channels = 256
 relu = dict(type='ReLU', inplace=True)
 ffn = dict(embed_dims=head_channels, num_fcs=2, ffn_drop=0.0, act_cfg=relu)

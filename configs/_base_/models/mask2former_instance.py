@@ -1,4 +1,4 @@
-# Mask2Former for COCO's 80 things alone.
+# Mask2Former for COCO instances: 80 things, no stuff.
 _base_ = './mask2former_panoptic.py'
 
 classes = dict(num_things_classes=80, num_stuff_classes=0)

@@ -1,5 +1,5 @@
-# Mask2Former for COCO's 80 things and 53 kinds of stuff; the leaf says which FocalNet and its
-# channels.
+# Mask2Former for the 80 thing and 53 stuff classes of COCO. Inheriting configs set the architecture
+# and the channels.
 _base_ = './mask2former_head.py'
 
 classes = dict(num_things_classes=80, num_stuff_classes=53)
@@ -45,5 +45,5 @@ model = dict(
         filter_low_score=True,
     ),
 )
-# The last weight is that of "no object".
+# The last weight is for the class "no object".
 model['panoptic_head']['loss_cls']['class_weight'] = [1.0] * 133 + [0.1]

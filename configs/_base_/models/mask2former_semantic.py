@@ -1,4 +1,5 @@
-# Mask2Former in mmseg for the 150 classes of ADE20K; the leaf says which FocalNet and its channels.
+# Mask2Former in mmseg for the 150 classes of ADE20K. Inheriting configs set the architecture
+# and the channels.
 _base_ = './mask2former_head.py'
 
 model = dict(
@@ -23,5 +24,5 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
-# The last weight is that of "no object".
+# The last weight is for the class "no object".
 model['decode_head']['loss_cls']['class_weight'] = [1.0] * 150 + [0.1]

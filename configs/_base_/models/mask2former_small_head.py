@@ -1,4 +1,4 @@
-# What makes the head of Mask2Former small enough for the demos.
+# Changes that make the head of Mask2Former small enough for the demos.
 small_channels = 64
 small_attention = dict(embed_dims=small_channels, num_heads=4)
 small_ffn = dict(embed_dims=small_channels, feedforward_channels=128)

@@ -1,4 +1,4 @@
-# Mask R-CNN with an FPN on a FocalNet; the leaf says which FocalNet and its channels.
+# Mask R-CNN with an FPN on FocalNet. Inheriting configs set the architecture and the channels.
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(

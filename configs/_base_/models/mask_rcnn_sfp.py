@@ -1,5 +1,5 @@
-# Mask R-CNN on the one map of stride 16 of a monolithic FocalNet, from which the neck makes the
-# levels of an FPN.
+# Mask R-CNN on a monolithic FocalNet: the neck builds a feature pyramid from its only feature map,
+# of stride 16.
 _base_ = './mask_rcnn_fpn.py'
 
 model = dict(

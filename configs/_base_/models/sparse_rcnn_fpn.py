@@ -1,4 +1,5 @@
-# Sparse R-CNN, 300 proposals and 6 stages; the leaf says which FocalNet and its channels.
+# Sparse R-CNN with 300 proposals and 6 stages. Inheriting configs set the architecture and the
+# channels.
 num_stages = 6
 num_proposals = 300
 

@@ -1,4 +1,4 @@
-# UperNet on a FocalNet; the leaf says which FocalNet and its channels.
+# UperNet on FocalNet. Inheriting configs set the architecture and the channels.
 norm_cfg = dict(type='BN')
 model = dict(
     type='EncoderDecoder',

@@ -1,4 +1,4 @@
-# AdamW as published, batch 16 in all; norm layers do not decay.
+# AdamW as published for a total batch size of 16, no weight decay for norm layers.
 # The paper trained with mixed precision: add --amp on a GPU.
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -1,4 +1,4 @@
-# The demos: a small backbone from scratch, a few hundred iterations; the leaf may say how many.
+# The demos: a small backbone, trained from scratch. Inheriting configs may change max_iters.
 _base_ = './adamw.py'
 
 small_backbone = dict(

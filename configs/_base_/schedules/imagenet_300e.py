@@ -1,4 +1,4 @@
-# As published: batch 1024 in all, 20 epochs of warm-up, then a cosine to a hundredth of the rate.
+# As published: total batch size 1024, 20 epochs of warm-up, cosine decay to 1 % of the rate.
 _base_ = './adamw.py'
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300, val_interval=1)

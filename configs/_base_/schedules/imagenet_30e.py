@@ -1,4 +1,4 @@
-# Fine-tuning at a higher resolution, as published for Swin: 5 epochs of warm-up, hardly any decay.
+# Fine-tuning at a higher resolution, as published for Swin: 5 epochs of warm-up, weight decay 1e-8.
 _base_ = './imagenet_300e.py'
 
 train_cfg = dict(max_epochs=30)

@@ -1,5 +1,5 @@
-# AdamW as published with Mask2Former, batch 16 in all: a tenth of the rate for the backbone, no
-# decay of norms and learned embeddings, gradients clipped hard.
+# AdamW as published with Mask2Former for a total batch size of 16: a tenth of the learning rate for
+# the backbone, no weight decay for norms and learned embeddings, gradient norm clipped to 0.01.
 _base_ = './adamw.py'
 
 backbone_norm = dict(lr_mult=0.1, decay_mult=0.0)
@@ -9,12 +9,12 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=0.1),
-            # Of the keys within a name the longest counts, and norm_decay_mult does not.
+            # MMEngine applies the longest key found in a name; it then ignores norm_decay_mult.
             'backbone.patch_embed.norm': backbone_norm,
             'backbone.norm': backbone_norm,
             'downsample.norm': backbone_norm,
             'modulation.ln': backbone_norm,
-            **{f'blocks.{block}.norm': backbone_norm for block in range(28)},  # the deepest has 28
+            **{f'blocks.{block}.norm': backbone_norm for block in range(28)},  # at most 28
             'query_embed': embedding,
             'query_feat': embedding,
             'level_embed': embedding,

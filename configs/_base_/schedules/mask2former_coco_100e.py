@@ -1,4 +1,4 @@
-# 100 epochs of COCO at batch 16.
+# 100 epochs of COCO at batch size 16, counted in iterations.
 _base_ = './mask2former_coco_50e.py'
 
 max_iters = 737500

@@ -1,4 +1,4 @@
-# 50 epochs of COCO at batch 16, counted in iterations.
+# 50 epochs of COCO at batch size 16, counted in iterations.
 _base_ = './mask2former.py'
 
 max_iters = 368750
@@ -6,7 +6,7 @@ train_cfg = dict(
     type='IterBasedTrainLoop',
     max_iters=max_iters,
     val_interval=5000,
-    # Once more at the very end.
+    # Also validate after the last iteration.
     dynamic_intervals=[(max_iters // 5000 * 5000 + 1, max_iters)],
 )
 param_scheduler = [

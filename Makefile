@@ -8,6 +8,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# The extra of pyproject.toml with the packages of OpenMMLab: onedl or openmmlab.
+STACK ?= onedl
 MODEL ?= mask_rcnn
 # The arguments of pip to install PyTorch. For a GPU, for example:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
@@ -19,7 +21,7 @@ BUDGET ?= 7200
 MARKERS ?=
 
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready-$(shell printf '%s' '$(TORCH)' | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(shell printf '%s' '$(STACK) $(TORCH)' | cksum | cut -d' ' -f1)
 PYTEST := -m pytest -q -n $(JOBS) --maxprocesses 8
 
 .PHONY: demo test test-all test-rest lint types coverage clean
@@ -59,7 +61,7 @@ $(READY): pyproject.toml setup.py
 	    $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
 	@rm -f $(VENV)/.ready-*
 	$(BIN)/python -m pip install -q --retries 1 --no-deps $(TORCH)
-	$(BIN)/python -m pip install -q -e '.[onedl,test]'
+	$(BIN)/python -m pip install -q -e '.[$(STACK),test]'
 # opencv-python needs the system's libGL, which servers lack; opencv-python-headless does not.
 	@$(BIN)/python -c 'import cv2' 2> /dev/null || $(BIN)/python -m pip install -q \
 	    --force-reinstall --no-deps "opencv-python-headless==$$($(BIN)/python -c \

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 from mmfocalnet.cli import add_cfg_options, integer, print_lines, report_errors
 from mmfocalnet.config import override, read_config

@@ -6,7 +6,7 @@ import signal
 from importlib.metadata import PackageNotFoundError, version
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 import torch
 from mmengine.utils.dl_utils import collect_env

@@ -1,4 +1,4 @@
-"""Train a small FocalNet model on generated images and show what it learned: make demo"""
+"""Train a small FocalNet model on generated images and draw its predictions: make demo"""
 
 import argparse
 import signal
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 from mmfocalnet.cli import report_errors
 from mmfocalnet.datasets import make_shape_crops, make_shapes
@@ -57,25 +57,27 @@ def main():
     history = read_history(work_dir)
     draw_curves(history, METRICS[args.model], work_dir / 'curves.png')
     checkpoint = (work_dir / 'last_checkpoint').read_text()
-    drawn = (work_dir / 'predictions').resolve()
-    run('test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', drawn)
-    pictures = sorted(drawn.rglob('*.*g'))
+    prediction_dir = (work_dir / 'predictions').resolve()
+    run(
+        'test.py', config, checkpoint, '--work-dir', work_dir / 'test', '--show-dir', prediction_dir
+    )
+    images = sorted(prediction_dir.rglob('*.*g'))
     if args.model == 'classification':  # sorted by class, and square
-        draw_sheet(pictures[:: -(-len(pictures) // 12)], work_dir / 'predictions.png', columns=4)
+        draw_sheet(images[:: -(-len(images) // 12)], work_dir / 'predictions.png', columns=4)
     else:
-        draw_sheet(pictures[:8], work_dir / 'predictions.png')
+        draw_sheet(images[:8], work_dir / 'predictions.png')
     run('report.py', work_dir)
 
-    reached = {key: values[-1] for key, (_, values) in metrics(history.validation).items()}
-    figures = ', '.join(f'{label} {reached[key]:.1f}' for key, label in METRICS[args.model].items())
-    meaning = 'Predictions (left the truth, right the prediction)'
+    final = {key: values[-1] for key, (_, values) in metrics(history.validation).items()}
+    scores = ', '.join(f'{label} {final[key]:.1f}' for key, label in METRICS[args.model].items())
+    caption = 'Ground truth (left) and predictions (right)'
     if args.model == 'classification':
-        meaning = 'Predictions (on red: wrong)'
-    print(f'\nReached on held-out images: {figures}.')
-    print(f'{meaning}: {work_dir}/predictions.png')
-    print(f'and one file per held-out image: {work_dir}/predictions')
-    print(f'The curves of training: {work_dir}/curves.png')
-    print(f'All of it on one page, to open in a browser: {work_dir}/report.html')
+        caption = 'Predictions (red: wrong)'
+    print(f'\nReached on held-out images: {scores}.')
+    print(f'{caption}: {work_dir}/predictions.png')
+    print(f'One file per held-out image: {work_dir}/predictions')
+    print(f'Training curves: {work_dir}/curves.png')
+    print(f'Report, to open in a browser: {work_dir}/report.html')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 from mmfocalnet.cli import integer, print_error, print_lines, report_errors
 from mmfocalnet.files import check_file

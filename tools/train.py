@@ -4,7 +4,7 @@ import argparse
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 from mmfocalnet.checkpoints import cached_reads
 from mmfocalnet.cli import (

@@ -5,17 +5,17 @@ import signal
 import sys
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports below
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 from mmfocalnet import web
 from mmfocalnet.cli import add_cfg_options, report_errors
 from mmfocalnet.inference import load_predictor
-from mmfocalnet.web.address import Hosts, listen
-from mmfocalnet.web.guard import read_password
+from mmfocalnet.web.network import AllowedHosts, listen
+from mmfocalnet.web.request_filter import read_password
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Serve a web page that tries a model on images')
+    parser = argparse.ArgumentParser(description='Serve a web page with predictions for images')
     parser.add_argument('config', help='config file, such as configs/demo/mask_rcnn.py')
     parser.add_argument('checkpoint', help='checkpoint file of the model')
     parser.add_argument(
@@ -23,7 +23,7 @@ def parse_args():
     )
     parser.add_argument('--port', type=int, help='default: the first free one from 7860')
     parser.add_argument(
-        '--auth', metavar='FILE', help='ask visitors for a password; one line USER:PASSWORD'
+        '--auth', metavar='FILE', help='file with a password for visitors; one line USER:PASSWORD'
     )
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
@@ -33,19 +33,19 @@ def parse_args():
 @report_errors
 def main():
     args = parse_args()
-    # A closed terminal or kill must remove the temporary folder too.
+    # SIGTERM and a closed terminal must remove the temporary folder too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     password = read_password(args.auth) if args.auth is not None else None
     listener = listen(args.host, args.port)
-    if not Hosts(args.host).is_local:
+    if not AllowedHosts(args.host).is_local:
         access = 'with the password of --auth' if password else 'without a password (see --auth)'
         print(
-            f'Warning: --host {args.host} lets other machines use the page, {access}. The '
-            'connection is not encrypted.',
+            f'Warning: --host {args.host} makes the page available to other machines {access}. '
+            'The connection is not encrypted.',
             file=sys.stderr,
         )
-    web.need_gradio()
+    web.import_gradio()
     from mmfocalnet.web.server import serve
 
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)

@@ -68,26 +68,6 @@ def load_predictor(
         return Predictor(cfg, str(path), device)
 
 
-def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the model of a config and load a checkpoint.
-
-    Args:
-        cfg: The config.
-        checkpoint: As for `mmfocalnet.checkpoints.fetch`.
-
-    Returns:
-        The model on the CPU, in evaluation mode, and the content of the checkpoint.
-
-    Raises:
-        CheckpointError: If the checkpoint is of another model, or its weights are not finite.
-    """
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    with cached_reads():
-        check_fits(model, checkpoint)
-        content = load_checkpoint(model, checkpoint, map_location='cpu')
-    return model.eval(), content
-
-
 class Predictor(BaseInferencer):
     """MMEngine inferencer for models of mmdet and mmseg, with images in memory as inputs.
 
@@ -193,7 +173,11 @@ class Predictor(BaseInferencer):
         )
 
     def _init_model(self, cfg: Config, weights: str, device: str) -> nn.Module:
-        model, content = load_model(cfg, weights)
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        with cached_reads():
+            check_fits(model, weights)
+            content = load_checkpoint(model, weights, map_location='cpu')
+        model.eval()
         meta = _dataset_meta(cfg, content.get('meta'))
         self.classes = list(meta['classes'])
         self.palette = find_palette(meta.get('palette'), len(self.classes))

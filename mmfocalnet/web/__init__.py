@@ -1,7 +1,4 @@
-"""A web page that tries a model on images and shows its modulation.
-
-It is served from this machine and connects to no other one.
-"""
+"""A web page that shows predictions and modulation maps of a model on uploaded images."""
 
 import os
 
@@ -11,8 +8,8 @@ HOST = '127.0.0.1'
 """Default address to listen on: this machine only."""
 
 
-def need_gradio() -> None:
-    """Import Gradio with its analytics switched off.
+def import_gradio() -> None:
+    """Import Gradio with its analytics disabled.
 
     Raises:
         UserError: If it is not installed.
@@ -22,6 +19,5 @@ def need_gradio() -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f'The web page needs Gradio, which is not installed ({error}). '
-            "Run pip install -e '.[web]'."
+            f"The web page requires Gradio ({error}). Run pip install -e '.[web]'."
         ) from error

@@ -1,4 +1,4 @@
-"""The server of the page. Needs Gradio."""
+"""The server of the web page. Requires Gradio."""
 
 from __future__ import annotations
 
@@ -19,61 +19,64 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mmfocalnet.inference import Predictor
-from mmfocalnet.web.address import Hosts
-from mmfocalnet.web.guard import API, MAX_MEGABYTES, UPLOAD, Guard, Uploads
-from mmfocalnet.web.page import CSS, Handlers, build_page
+from mmfocalnet.web.interface import CSS, Handlers, build_interface
+from mmfocalnet.web.network import AllowedHosts
+from mmfocalnet.web.request_filter import API, MAX_MEGABYTES, UPLOAD, RequestFilter
+from mmfocalnet.web.uploads import Uploads
 
-# Each open page keeps its last prediction in memory, the masks of a large one 300 MB.
+# Each session keeps its last prediction in memory; the masks of a large one take 300 MB.
 MAX_SESSIONS = 8
 MAX_CONNECTIONS = 100
 MAX_BYTES = MAX_MEGABYTES * 2**20
 
 
-def build_app(predictor: Predictor, folder: str, host: str, password: str | None = None) -> Guard:
-    """Put the page, its uploads and its guard together.
+def build_app(
+    predictor: Predictor, folder: str, host: str, password: str | None = None
+) -> RequestFilter:
+    """Build the page, the route of its uploads and the filter of its requests.
 
     Args:
-        predictor: The model to try.
-        folder: Where Gradio keeps the images that it serves.
-        host: Address or name that the server listens on.
+        predictor: The model.
+        folder: Folder of the images that Gradio serves.
+        host: IP address or name that the server listens on.
         password: ``USER:PASSWORD``. Defaults to None: no password.
 
     Returns:
         An ASGI app.
     """
-    # Gradio writes drawn images to files and leaves them behind.
+    # Gradio writes drawn images to files and does not delete all of them.
     os.environ['GRADIO_TEMP_DIR'] = folder
     uploads = Uploads()
-    page = build_page(Handlers(predictor, uploads))
+    page = build_interface(Handlers(predictor, uploads))
     page.state_session_capacity = MAX_SESSIONS
     app = Starlette(
         routes=[
-            Route(UPLOAD, _receiver(uploads), methods=['POST']),
+            Route(UPLOAD, _upload_route(uploads), methods=['POST']),
             Route(f'{API}/upload_progress', _report_upload),
         ]
     )
     gr.mount_gradio_app(
         app, page, '/', footer_links=[], run_history=False, enable_monitoring=False,
         ssr_mode=False, mcp_server=False, show_error=False, css=CSS,
-        # The default fonts are downloaded from Google.
+        # The default fonts would be downloaded from Google.
         theme=gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace']),
         max_file_size=f'{MAX_MEGABYTES}mb',
     )  # fmt: skip
     # Events without a function run in the browser.
     functions = {key: len(event.inputs) for key, event in page.fns.items() if event.fn}
-    return Guard(app, Hosts(host), folder, functions, password)
+    return RequestFilter(app, AllowedHosts(host), folder, functions, password)
 
 
 def serve(predictor: Predictor, listener: socket.socket, host: str, password: str | None) -> None:
     """Serve the page until it is interrupted.
 
     Args:
-        predictor: The model to try.
-        listener: From `mmfocalnet.web.address.listen`.
-        host: Address or name that it listens on.
+        predictor: The model.
+        listener: Socket from `mmfocalnet.web.network.listen`.
+        host: IP address or name that it listens on.
         password: ``USER:PASSWORD``, or None.
     """
-    # The first run compiles and tunes; the first visitor should not wait for it.
+    # The first run compiles kernels.
     predictor.predict([np.zeros((64, 64, 3), np.uint8)])
     with listener, tempfile.TemporaryDirectory(prefix='mmfocalnet-web-') as folder:
         server = uvicorn.Server(
@@ -93,11 +96,11 @@ def serve(predictor: Predictor, listener: socket.socket, host: str, password: st
             raise RuntimeError('The server of the page did not start.')
 
 
-def _receiver(uploads: Uploads) -> Callable[[Request], Awaitable[Response]]:
+def _upload_route(uploads: Uploads) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
-        """Keep one file in memory; Gradio's own route writes it where equal files share a path."""
+        """Keep one file in memory. Gradio's route would write it to a path of equal files."""
         parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=0)
-        parser.spool_max_size = MAX_BYTES  # larger ones would go to a temporary file
+        parser.spool_max_size = MAX_BYTES  # larger files would be written to disk
         try:
             file = (await parser.parse())['files']
             content = await file.read()
@@ -112,5 +115,5 @@ def _receiver(uploads: Uploads) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _report_upload(request: Request) -> Response:
-    """Answer Gradio's page, which asks for the progress of an upload: done."""
+    """Report each upload as done; Gradio polls this route."""
     return PlainTextResponse('data: {"msg": "done"}\n\n', media_type='text/event-stream')

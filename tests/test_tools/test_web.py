@@ -1,7 +1,6 @@
-"""The web page: what it computes, what it answers over HTTP, and the page in a browser."""
+"""The web page: its analysis of images, its HTTP interface, and the page in a browser."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import logging
@@ -23,34 +22,31 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from mmfocalnet.datasets import draw_image
+from mmfocalnet.errors import UserError
 from mmfocalnet.inference import ImageError, Prediction, Segment, load_predictor
 from mmfocalnet.visualization import modulation_maps, prepare_image
 from mmfocalnet.web import HOST
-from mmfocalnet.web.guard import API, CALL, UPLOAD, Rate
-from mmfocalnet.web.look import (
+from mmfocalnet.web.analysis import (
     MAX_SIDE,
-    describe_found,
+    analyze,
+    describe_prediction,
     describe_run,
-    draw_found,
     draw_maps,
-    look_at,
+    draw_prediction,
+    example_images,
     read_upload,
-    sample_images,
 )
+from mmfocalnet.web.network import listen
+from mmfocalnet.web.request_filter import API, CALL, UPLOAD, RateLimit
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/web.py'
-CONFIG = ROOT / 'configs/demo/mask_rcnn.py'
-OPTIONS = {'model.backbone.embed_dim': 8, 'model.neck.in_channels': [8, 16, 32, 64]}
-# Runs the tool and prints every address that its process asks for.
+# Runs the tool and prints each address that its process connects to.
 WATCHED = """
 import runpy, sys
 def hook(event, args):
@@ -62,105 +58,102 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    cfg = Config.fromfile(CONFIG)
-    cfg.merge_from_dict(OPTIONS)
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(cfg.model)
-    path = tmp_path_factory.mktemp('model') / 'random.pth'
-    torch.save(dict(state_dict=model.state_dict(), meta={}), path)
-    return path
+@pytest.fixture(scope='session')
+def model(trained_run, trained):
+    """Config and checkpoint."""
+    return trained_run / 'mask_rcnn.py', trained
 
 
 @pytest.fixture(scope='module')
-def predictor(checkpoint):
-    return load_predictor(CONFIG, checkpoint, cfg_options=OPTIONS)
+def predictor(model):
+    return load_predictor(*model)
 
 
 @pytest.fixture(scope='module')
-def picture():
+def image():
     return draw_image(0, 'val', size=(64, 96)).image[..., ::-1]
 
 
 @pytest.fixture(scope='module')
-def look(predictor, picture):
-    return look_at(predictor, picture)
+def analysis(predictor, image):
+    return analyze(predictor, image)
 
 
-def test_without_gradio_it_says_what_to_install(tool, monkeypatch, checkpoint):
+@pytest.mark.parametrize('password', [None, 'me:secret'])
+def test_other_machines_cause_a_warning(tool, monkeypatch, tmp_path, password):
     monkeypatch.setitem(sys.modules, 'gradio', None)
-    code, _, err = tool('web', CONFIG, checkpoint, '--port', 0)
+    command = ['web', 'config.py', 'none.pth', '--port', 0]
+    if password:
+        (tmp_path / 'auth.txt').write_text(password)
+        command += ['--auth', tmp_path / 'auth.txt']
+    code, out, err = tool(*command)
     assert code == 2 and "pip install -e '.[web]'" in err and 'Warning' not in err
+    code, out, err = tool(*command, '--host', '0.0.0.0')
+    assert code == 2 and 'Warning: --host 0.0.0.0' in err and 'secret' not in out + err
 
 
-def test_other_machines_are_let_in_with_a_warning(tool, monkeypatch, checkpoint, tmp_path):
-    monkeypatch.setitem(sys.modules, 'gradio', None)
-    command = ('web', CONFIG, checkpoint, '--port', 0, '--host', '0.0.0.0')
-    assert 'Warning: --host 0.0.0.0' in tool(*command)[2]
-    (tmp_path / 'auth.txt').write_text('me:secret')
-    _, out, err = tool(*command, '--auth', tmp_path / 'auth.txt')
-    assert 'Warning: --host 0.0.0.0' in err and 'secret' not in out + err
-
-
-def test_a_missing_password_file_is_an_error(tool, checkpoint):
-    code, _, err = tool('web', CONFIG, checkpoint, '--auth', '/no/such')
-    assert code == 2 and "--auth '/no/such'" in err
-
-
-@pytest.mark.parametrize(('host', 'port'), [(HOST, 'taken'), (HOST, 70000), ('no.such.', 0)])
-def test_an_address_that_cannot_be_used_is_an_error(tool, checkpoint, host, port):
+@pytest.mark.parametrize(
+    ('host', 'port', 'token'),
+    [
+        (HOST, 'taken', "--host '127.0.0.1', --port "),
+        (HOST, 70000, '--port 70000'),
+        ('no.such.', 0, "--host 'no.such.'"),
+    ],
+)
+def test_an_unavailable_address_is_an_error(host, port, token):
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1] if port == 'taken' else port
-        code, _, err = tool('web', CONFIG, checkpoint, '--host', host, '--port', port)
-    assert code == 2 and f"--host '{host}', --port {port or '7860'}" in err
+        with pytest.raises(UserError, match=re.escape(token)):
+            listen(host, port)
 
 
-def test_it_listens_to_this_machine_only_unless_told_otherwise(monkeypatch):
-    spec = importlib.util.spec_from_file_location('web_tool', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(sys, 'argv', ['web.py', 'config.py', 'checkpoint.pth'])
-    assert tool.parse_args().host == HOST == '127.0.0.1'
-    monkeypatch.setattr(sys, 'argv', ['web.py', 'c.py', 'c.pth', '--host', '0.0.0.0'])
-    assert tool.parse_args().host == '0.0.0.0'
+def test_the_default_host_is_this_machine(tool, monkeypatch):
+    hosts = []
+
+    def stop(host, port):
+        hosts.append(host)
+        raise UserError('stop')
+
+    monkeypatch.setattr('mmfocalnet.web.network.listen', stop)
+    for flags in ((), ('--host', '0.0.0.0')):
+        assert tool('web', 'config.py', 'none.pth', *flags)[0] == 2
+    assert hosts == [HOST, '0.0.0.0'] == ['127.0.0.1', '0.0.0.0']
 
 
-def test_other_scores_need_no_other_run(look, predictor, monkeypatch):
+def test_another_minimum_score_does_not_run_the_model(analysis, predictor, monkeypatch):
     monkeypatch.setattr(predictor.model, 'forward', None)
-    middle = float(np.median(look.prediction.scores))
-    counts = [int(describe_found(look, thr).split()[0]) for thr in (0, middle, 1)]
-    assert counts[0] == len(look.prediction.scores) > counts[1] > counts[2] == 0
-    everything, nothing = draw_found(look, 0), draw_found(look, 1)
+    middle = float(np.median(analysis.prediction.scores))
+    counts = [int(describe_prediction(analysis, thr).split()[0]) for thr in (0, middle, 1)]
+    assert counts[0] == len(analysis.prediction.scores) > counts[1] > counts[2] == 0
+    everything, nothing = draw_prediction(analysis, 0), draw_prediction(analysis, 1)
     assert everything.shape == nothing.shape == (64 * 6, 96 * 6, 3)  # enlarged to be readable
     assert (everything != nothing).any()
-    assert len(look.prediction.scores) == counts[0]
+    assert len(analysis.prediction.scores) == counts[0]
 
 
-def test_the_maps_are_those_of_the_last_block_of_each_stage(look, predictor, picture):
-    _, pixels = prepare_image(picture, predictor.cfg)
-    assert len(look.maps) == 4
-    for stage, maps in enumerate(look.maps):
+def test_maps_of_the_last_block_of_each_stage(analysis, predictor, image):
+    _, pixels = prepare_image(image, predictor.cfg)
+    assert len(analysis.maps) == 4
+    for stage, maps in enumerate(analysis.maps):
         wanted = modulation_maps(predictor.model, pixels, stage)
         assert maps.gates.shape[0] == 3
         np.testing.assert_allclose(maps.gates, wanted.gates, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(maps.modulator, wanted.modulator, rtol=1e-4, atol=1e-5)
-    for drawn in draw_maps(look, 0):
+    for drawn in draw_maps(analysis, 0):
         assert drawn.dtype == np.uint8 and drawn.shape[2] == 3
         assert drawn.std() > 10
 
 
-def test_the_run_is_described(look, predictor):
-    said = describe_run(predictor, look)
+def test_description_of_the_run(analysis, predictor):
+    text = describe_run(predictor, analysis)
     millions = sum(p.numel() for p in predictor.model.parameters()) / 1e6
-    assert 'MaskRCNN with FocalNet (width 8, depths 1-1-2-1, focal levels 2)' in said
-    assert f'{millions:.1f} M parameters' in said
-    assert f'{look.milliseconds:.0f} ms for 96x64 pixels on cpu' in said
+    assert 'MaskRCNN with FocalNet (width 8, depths 1-1-2-1, focal levels 2)' in text
+    assert f'{millions:.1f} M parameters' in text
+    assert f'{analysis.milliseconds:.0f} ms for 96x64 pixels on cpu' in text
 
 
 @pytest.mark.parametrize(
-    ('fields', 'said'),
+    ('fields', 'text'),
     [
         (dict(task='semantic', semantic=np.array([[0, 2], [2, 2]])), '2 classes: 75% sky, 25% cat'),
         (
@@ -182,7 +175,7 @@ def test_the_run_is_described(look, predictor):
         ),
     ],
 )
-def test_every_task_is_counted_and_drawn(fields, said):
+def test_predictions_of_each_task_are_counted_and_drawn(fields, text):
     height, width = fields.get('semantic', np.zeros((1, 2))).shape
     image = np.zeros((height, width, 3), np.uint8)
     prediction = Prediction(
@@ -191,9 +184,9 @@ def test_every_task_is_counted_and_drawn(fields, said):
         palette=[(255, 0, 0), (0, 255, 0), (0, 0, 255)],
         **fields,
     )
-    look = SimpleNamespace(prediction=prediction)
-    assert describe_found(look, 0.3) == said
-    drawn = draw_found(look, 0.3)
+    analysis = SimpleNamespace(prediction=prediction)
+    assert describe_prediction(analysis, 0.3) == text
+    drawn = draw_prediction(analysis, 0.3)
     factor = 640 // max(height, width)
     assert drawn.shape == (height * factor, width * factor, 3)
     assert drawn.any()
@@ -209,32 +202,25 @@ def png_of(width, height):
     """The header of an image without its pixels."""
     header = bytearray(png(np.zeros((1, 1), np.uint8)))
     header[16:24] = width.to_bytes(4, 'big') + height.to_bytes(4, 'big')
-    # The header's check sum.
+    # The checksum of the header.
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, 'big')
     return bytes(header)
 
 
-def test_an_upload_is_read():
+def test_uploads_are_read():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     np.testing.assert_array_equal(read_upload('a.png', png(pixels)), pixels[..., ::-1])
 
 
-def test_a_large_upload_is_scaled_down():
+def test_large_uploads_are_scaled_down():
     pixels = np.zeros((2 * MAX_SIDE, 100, 3), np.uint8)
     assert read_upload('a.png', png(pixels)).shape == (MAX_SIDE, 50, 3)
-
-
-@pytest.mark.parametrize(('width', 'height'), [(1, 20000), (20000, 1), (20000, 4), (4, 20000)])
-def test_images_too_narrow_to_scale_are_an_error(width, height):
-    pixels = np.zeros((height, width, 3), np.uint8)
-    with pytest.raises(ImageError, match=rf'^holiday\.png .*{width}x{height}'):
-        read_upload('holiday.png', png(pixels))
 
 
 def test_images_too_narrow_for_the_model_are_an_error(predictor):
     image = read_upload('a.png', png(np.zeros((MAX_SIDE, 1, 3), np.uint8)))
     with pytest.raises(ImageError, match=f'1x{MAX_SIDE}'):
-        look_at(predictor, image)
+        analyze(predictor, image)
 
 
 @pytest.mark.parametrize(
@@ -245,21 +231,23 @@ def test_images_too_narrow_for_the_model_are_an_error(predictor):
         (png(np.eye(99, dtype=np.uint8))[:60], ''),
         (png_of(20000, 20000), '20000x20000'),
         (png_of(8000, 8000), '8000x8000'),
+        (png(np.zeros((20000, 1), np.uint8)), '1x20000'),  # too narrow to scale
+        (png(np.zeros((4, 20000), np.uint8)), '20000x4'),
     ],
 )
-def test_bad_uploads_are_errors_that_name_the_file(content, token):
+def test_errors_of_uploads_name_the_file(content, token):
     with pytest.raises(ImageError, match=rf'^holiday\.jpg.*{token}'):
         read_upload('holiday.jpg', content)
 
 
 def test_models_of_other_classes_have_no_examples():
-    assert sample_images(['person', 'bicycle']) == []
-    assert len(sample_images(['circle', 'square', 'triangle', 'star'])) == 6
+    assert example_images(['person', 'bicycle']) == []
+    assert len(example_images(['circle', 'square', 'triangle', 'star'])) == 6
 
 
 @pytest.fixture(scope='module')
 def served(predictor, tmp_path_factory):
-    """The page as it is served, without a network: its guard, a client and its folder."""
+    """The page without a network: its app, a client and its folder."""
     pytest.importorskip('gradio')
     from starlette.testclient import TestClient
 
@@ -268,29 +256,29 @@ def served(predictor, tmp_path_factory):
     folder = tmp_path_factory.mktemp('served')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('GRADIO_TEMP_DIR', str(folder))
-        guard = build_app(predictor, str(folder), HOST)
-        guard.uploads = guard.calls = Rate(10**6, 10**6)
-        with TestClient(guard, base_url=f'http://{HOST}:7860') as client:
-            yield SimpleNamespace(guard=guard, client=client, folder=folder, predictor=predictor)
+        app = build_app(predictor, str(folder), HOST)
+        app.uploads = app.calls = RateLimit(10**6, 10**6)
+        with TestClient(app, base_url=f'http://{HOST}:7860') as client:
+            yield SimpleNamespace(app=app, client=client, folder=folder, predictor=predictor)
 
 
-FUNCTIONS = ('upload', 'example', 'first', 'rescore', 'restage')
+FUNCTIONS = ('show_upload', 'show_example', 'show_first', 'set_score', 'set_stage')
 
 
 def join(served, function, *data, session, event=None):
-    """Queue a call; the response."""
-    index = dict(zip(FUNCTIONS, served.guard.functions, strict=True))[function]
+    """Queue a call; return the response."""
+    index = dict(zip(FUNCTIONS, served.app.functions, strict=True))[function]
     return post(served, dict(fn_index=index, data=data, session_hash=session, event_data=event))
 
 
 def post(served, body):
-    """Queue any JSON, NaN among it."""
+    """Queue any JSON, including NaN."""
     headers = {'content-type': 'application/json'}
     return served.client.post(CALL, content=json.dumps(body), headers=headers)
 
 
 def result(served, session):
-    """What the queue sends at the end of a session's calls."""
+    """The last result of a session."""
     text = served.client.get(f'{API}/queue/data', params=dict(session_hash=session)).text
     sent = [json.loads(line.removeprefix('data: ')) for line in text.split('\n') if line]
     return [message for message in sent if message['msg'] == 'process_completed'][-1]
@@ -305,7 +293,7 @@ def call(served, function, *data, session, event=None):
 
 
 def send_file(served, content, name='holiday.png'):
-    """Upload as the page does; the key of the file."""
+    """Upload as the page does; return the key of the file."""
     response = served.client.post(UPLOAD, files=dict(files=(name, content)))
     assert response.status_code == 200, response.text
     [path] = response.json()
@@ -317,12 +305,12 @@ def has_message(output):
 
 
 @pytest.mark.web
-def test_visitors_with_the_same_file_all_get_their_answer(served):
+def test_visitors_with_the_same_file_get_separate_results(served):
     content = png(np.full((64, 96, 3), 7, np.uint8))
 
     def visit(number):
         key = send_file(served, content)
-        return call(served, 'upload', key, 0.3, 3, session=f'same{number}')
+        return call(served, 'show_upload', key, 0.3, 3, session=f'same{number}')
 
     with ThreadPoolExecutor(12) as pool:
         outputs = list(pool.map(visit, range(12)))
@@ -340,20 +328,20 @@ def test_an_upload_is_read_once_and_never_written(served, monkeypatch):
     content = png(noise)
     assert len(content) > 4 * 2**20
     key = send_file(served, content)
-    assert not has_message(call(served, 'upload', key, 0.3, 3, session='once'))
+    assert not has_message(call(served, 'show_upload', key, 0.3, 3, session='once'))
     assert all(path.read_bytes() != content for path in files(served.folder))
-    assert has_message(call(served, 'upload', key, 0.3, 3, session='once'))
+    assert has_message(call(served, 'show_upload', key, 0.3, 3, session='once'))
 
 
 @pytest.mark.web
 def test_old_drawn_images_are_deleted_and_examples_stay(served):
     from gradio.route_utils import delete_files_created_by_app
 
-    page = served.guard.app.routes[-1].app.get_blocks()
+    page = served.app.app.routes[-1].app.get_blocks()
     assert page.delete_cache == (60, 600)
     delete_files_created_by_app(page, age=-1)
     examples = files(served.folder)
-    output = call(served, 'first', 0.3, 3, session='old')
+    output = call(served, 'show_first', 0.3, 3, session='old')
     drawn = [Path(value['path']) for value in (output[3], output[5], output[6])]
     assert len(examples) == 6 and all(path.is_file() for path in drawn)
     delete_files_created_by_app(page, age=-1)
@@ -361,47 +349,46 @@ def test_old_drawn_images_are_deleted_and_examples_stay(served):
 
 
 @pytest.mark.web
-def test_files_of_the_page_are_neither_read_nor_deleted(served):
+def test_calls_cannot_read_or_delete_files(served):
     examples = files(served.folder)
     assert len(examples) >= 6
     for path in (str(examples[0]), '/etc/passwd', 'http://127.0.0.1:1/a.png'):
         data = dict(path=path, url=path, meta=dict(_type='gradio.FileData'))
         for function, values in (
-            ('upload', (data, 0.3, 3)),
-            ('upload', ('key', data, 3)),
-            ('rescore', (None, data)),
+            ('show_upload', (data, 0.3, 3)),
+            ('show_upload', ('key', data, 3)),
+            ('set_score', (None, data)),
         ):
             assert join(served, function, *values, session='files').status_code == 422
-        assert has_message(call(served, 'upload', path, 0.3, 3, session='files'))
+        assert has_message(call(served, 'show_upload', path, 0.3, 3, session='files'))
     assert set(examples) <= set(files(served.folder))
 
 
 @pytest.mark.web
-def test_a_bad_file_is_a_message_and_the_last_prediction_stays(served):
-    key = send_file(served, b'not an image', '../<b>gone.jpg')
-    output = call(served, 'upload', key, 0.3, 3, session='bad')
-    assert '&lt;b&gt;gone.jpg' in output[0]['value'] and has_message(output)
+@pytest.mark.parametrize(
+    ('content', 'name', 'token'),
+    [
+        (b'not an image', '../<b>gone.jpg', '&lt;b&gt;gone.jpg'),
+        (png(np.zeros((20000, 1), np.uint8)), 'a.png', '1x20000'),
+        (png(np.zeros((MAX_SIDE, 1), np.uint8)), 'a.png', f'1x{MAX_SIDE}'),
+    ],
+)
+def test_a_bad_file_is_a_message_and_the_last_prediction_stays(served, content, name, token, capfd):
+    key = send_file(served, content, name)
+    output = call(served, 'show_upload', key, 0.3, 3, session='bad')
+    assert has_message(output) and token in output[0]['value']
     assert all(value == dict(__type__='update') for value in output[2:])
-
-
-@pytest.mark.web
-@pytest.mark.parametrize('size', ['1x20000', '20000x4', f'1x{MAX_SIDE}'])
-def test_a_narrow_image_is_a_message(served, size, capfd):
-    width, height = map(int, size.split('x'))
-    key = send_file(served, png(np.zeros((height, width, 3), np.uint8)))
-    output = call(served, 'upload', key, 0.3, 3, session='narrow')
-    assert has_message(output) and size in output[0]['value']
     assert 'Traceback' not in ''.join(capfd.readouterr())
 
 
 @pytest.mark.web
-def test_an_unexpected_error_is_a_message_and_one_line(served, monkeypatch, caplog, capfd):
+def test_an_unexpected_error_is_a_message_and_a_line_in_the_log(served, monkeypatch, caplog, capfd):
     def fail(images):
         raise RuntimeError('DefaultCPUAllocator: not enough memory')
 
     monkeypatch.setattr(served.predictor, 'predict', fail)
     with caplog.at_level(logging.ERROR):
-        output = call(served, 'first', 0.3, 3, session='fails')
+        output = call(served, 'show_first', 0.3, 3, session='fails')
     assert has_message(output) and 'Allocator' not in output[0]['value']
     assert ['RuntimeError' in record.getMessage() for record in caplog.records] == [True]
     assert 'Traceback' not in ''.join(capfd.readouterr())
@@ -411,50 +398,46 @@ def test_an_unexpected_error_is_a_message_and_one_line(served, monkeypatch, capl
 @pytest.mark.parametrize(
     ('function', 'data', 'event'),
     [
-        ('example', (0.3, 3), dict(index=6, value=None)),
-        ('example', (0.3, 3), dict(index=-1, value=None)),
-        ('example', (0.3, 3), dict(index='0')),
-        ('example', (0.3, 3), None),
-        ('first', (1e308, 3), None),
-        ('first', (float('nan'), 3), None),
-        ('first', (float('inf'), 3), None),
-        ('first', (10**400, 3), None),
-        ('first', (0.3, 4), None),
-        ('first', (0.3, -1), None),
-        ('first', (0.3, 1.0), None),
-        ('first', ('0.3', 3), None),
-        ('first', (None, None), None),
-        ('rescore', (None, -0.1), None),
-        ('restage', (None, 99), None),
+        ('show_example', (0.3, 3), dict(index=6, value=None)),
+        ('show_example', (0.3, 3), dict(index=-1, value=None)),
+        ('show_example', (0.3, 3), None),
+        ('show_first', (float('nan'), 3), None),
+        ('show_first', (1e308, 3), None),
+        ('show_first', ('0.3', 3), None),
+        ('show_first', (0.3, 1.0), None),
+        ('set_score', (None, -0.1), None),
+        ('set_stage', (None, 4), None),
     ],
 )
-def test_values_that_the_page_does_not_send_are_messages(served, function, data, event, capfd):
+def test_invalid_values_are_messages(served, function, data, event, capfd):
     assert has_message(call(served, function, *data, session='values', event=event))
     assert 'Traceback' not in ''.join(capfd.readouterr())
 
 
 @pytest.mark.web
-def test_an_image_that_the_server_forgot_is_no_error(served):
-    for function, value in (('rescore', 0.5), ('restage', 0)):
+def test_an_expired_session_is_not_an_error(served):
+    for function, value in (('set_score', 0.5), ('set_stage', 0)):
         output = call(served, function, None, value, session='forgotten')
         assert not has_message(output)
         assert output[1:] == [dict(__type__='update')] * 2
 
 
 @pytest.mark.web
-def test_only_so_many_calls_wait(served, monkeypatch):
-    from mmfocalnet.web.page import MAX_QUEUE
+def test_the_queue_is_limited(served, monkeypatch):
+    from mmfocalnet.web.interface import MAX_QUEUE
 
-    may_go_on = threading.Event()
+    proceed = threading.Event()
 
     def wait(images):
-        may_go_on.wait(60)
+        proceed.wait(60)
         raise ImageError('after the wait')
 
     monkeypatch.setattr(served.predictor, 'predict', wait)
     sessions = [f'queue{number}' for number in range(MAX_QUEUE + 20)]
-    codes = [join(served, 'first', 0.3, 3, session=session).status_code for session in sessions]
-    may_go_on.set()
+    codes = [
+        join(served, 'show_first', 0.3, 3, session=session).status_code for session in sessions
+    ]
+    proceed.set()
     accepted = [session for session, code in zip(sessions, codes, strict=True) if code == 200]
     assert set(codes) == {200, 503}
     assert MAX_QUEUE <= len(accepted) <= MAX_QUEUE + 2  # and those that run
@@ -522,13 +505,9 @@ def test_any_upload_is_answered_without_a_traceback(served, capfd, body, kind):
     ),
     st.text(max_size=20).map(quote) | st.just('%2e%2e/%00'),
 )
-def test_any_address_is_answered_without_a_traceback(served, capfd, start, end):
+def test_any_path_is_answered_without_a_traceback(served, capfd, start, end):
     assert served.client.get(f'/{start}{end}').status_code in (200, 400, 403, 404, 422, 500)
     assert 'Traceback' not in ''.join(capfd.readouterr())
-
-
-def cli_options():
-    return [f'{key}={value}'.replace(' ', '') for key, value in OPTIONS.items()]
 
 
 def free_port():
@@ -538,13 +517,12 @@ def free_port():
 
 
 @contextlib.contextmanager
-def running(checkpoint, folder):
-    """The running tool: the address of its page, and what it has printed."""
+def running(model, folder):
+    """Run the tool."""
     log, temp = folder / 'log.txt', folder / 'temp'
     temp.mkdir()
     command = [
-        sys.executable, '-c', WATCHED, TOOL, CONFIG, checkpoint, '--port', free_port(),
-        '--cfg-options', *cli_options(),
+        sys.executable, '-c', WATCHED, ROOT / 'tools/web.py', *model, '--port', free_port(),
     ]  # fmt: skip
     with log.open('w') as out:
         process = subprocess.Popen(
@@ -562,9 +540,9 @@ def running(checkpoint, folder):
 
 
 @pytest.fixture(scope='module')
-def server(checkpoint, tmp_path_factory):
+def server(model, tmp_path_factory):
     pytest.importorskip('gradio')
-    with running(checkpoint, tmp_path_factory.mktemp('web')) as server:
+    with running(model, tmp_path_factory.mktemp('web')) as server:
         yield server
 
 
@@ -586,7 +564,7 @@ def chromium():
     playwright = pytest.importorskip('playwright.sync_api')
     browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser'))), None)
     if browser is None:
-        pytest.skip('no chromium here')
+        pytest.skip('chromium is not installed')
     flags = [
         '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
         '--disable-background-networking', '--disable-component-update',
@@ -599,14 +577,14 @@ def chromium():
 
 @pytest.fixture
 def page(server, chromium):
-    """The page, loaded, with what the browser complained about and asked for."""
+    """The loaded page, with the errors and requests of the browser."""
     page = chromium.new_page()
-    page.errors, page.asked = [], []
-    page.on('console', lambda said: said.type == 'error' and page.errors.append(said.text))
+    page.errors, page.requests = [], []
+    page.on('console', lambda text: text.type == 'error' and page.errors.append(text.text))
     page.on('pageerror', lambda error: page.errors.append(str(error)))
-    page.on('request', lambda request: page.asked.append(request.url))
+    page.on('request', lambda request: page.requests.append(request.url))
     page.goto(server.url)
-    # The first example is shown at once.
+    # The first example is analyzed at once.
     page.locator('#run', has_text=' ms for 160x160 pixels').wait_for()
     yield page
     page.close()
@@ -622,19 +600,19 @@ def wait_for_count(page, pattern):
 
 
 @pytest.mark.web
-def test_upload_score_stage_and_bad_file_in_a_browser(server, page, picture, tmp_path):
-    image, text = tmp_path / 'shapes.png', tmp_path / 'notes.jpg'
-    image.write_bytes(png(np.ascontiguousarray(picture[..., ::-1])))
+def test_upload_score_stage_and_error_in_a_browser(server, page, image, tmp_path):
+    photo, text = tmp_path / 'shapes.png', tmp_path / 'notes.jpg'
+    photo.write_bytes(png(np.ascontiguousarray(image[..., ::-1])))
     text.write_text('not an image')
 
-    page.set_input_files('input[type=file]', image)
+    page.set_input_files('input[type=file]', photo)
     page.locator('#run', has_text=' ms for 96x64 pixels').wait_for()
-    drawn = page.locator('#found img').get_attribute('src')
     set_score(page, 1)
     wait_for_count(page, r'^\s*0 objects')
-    page.wait_for_function('old => document.querySelector("#found img").src !== old', arg=drawn)
+    empty = page.locator('#found img').get_attribute('src')
     set_score(page, 0)
     wait_for_count(page, r'^\s*[1-9]\d* objects')
+    page.wait_for_function('old => document.querySelector("#found img").src !== old', arg=empty)
 
     maps = page.locator('#maps img')
     assert maps.count() == 2
@@ -651,11 +629,13 @@ def test_upload_score_stage_and_bad_file_in_a_browser(server, page, picture, tmp
     page.locator('#run', has_text=' ms for 160x160 pixels').wait_for()
 
     assert page.errors == []
-    assert page.asked and all(url.startswith((server.url, 'data:', 'blob:')) for url in page.asked)
+    assert page.requests and all(
+        url.startswith((server.url, 'data:', 'blob:')) for url in page.requests
+    )
 
 
 @pytest.mark.web
-def test_a_large_file_is_refused_in_a_browser(page, tmp_path):
+def test_a_large_file_is_rejected_in_a_browser(page, tmp_path):
     large = tmp_path / 'large.png'
     with large.open('wb') as file:
         file.truncate(20 * 2**20 + 1)
@@ -664,21 +644,21 @@ def test_a_large_file_is_refused_in_a_browser(page, tmp_path):
 
 
 @pytest.mark.web
-def test_the_server_asks_nobody_and_leaves_no_files(server, page):
-    """The last one: it stops the server, while a page is open."""
+def test_the_server_opens_no_connection_and_leaves_no_files(server, page):
+    """The last test: it stops the server while a page is open."""
     assert files(server.temp)
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(20) == 0
     assert not files(server.temp)
-    said = server.log.read_text()
-    assert 'CONNECTS TO' not in said
-    assert 'Traceback' not in said
+    text = server.log.read_text()
+    assert 'CONNECTS TO' not in text
+    assert 'Traceback' not in text
 
 
 @pytest.mark.web
-def test_a_server_that_is_terminated_leaves_no_files(checkpoint, tmp_path):
+def test_a_terminated_server_leaves_no_files(model, tmp_path):
     pytest.importorskip('gradio')
-    with running(checkpoint, tmp_path) as server:
+    with running(model, tmp_path) as server:
         with urlopen(server.url) as response:
             assert response.status == 200
         assert files(server.temp)

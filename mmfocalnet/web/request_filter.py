@@ -1,7 +1,7 @@
-"""Checks of every request before Gradio sees it: sender, path, size, rate and content.
+"""Check each request before Gradio receives it: sender, path, size, rate and content.
 
-Gradio serves more than the page needs. It downloads URLs, reads files that a request names, and
-connects to the Hugging Face Hub. Only what is listed here reaches it.
+Gradio serves more than the page needs: it downloads URLs, reads files by name and connects to the
+Hugging Face Hub. Only the requests listed here reach it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ import json
 import logging
 import re
 import secrets
-import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from mmfocalnet.errors import ConfigError, UserError
-from mmfocalnet.web.address import Hosts
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.web.network import AllowedHosts
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,16 +33,13 @@ UPLOADS_PER_MINUTE = (20, 30)
 CALLS_PER_MINUTE = (300, 600)
 WRONG_PASSWORDS_PER_MINUTE = (10, 60)
 BODY_SECONDS = 60
-# More than are accepted in a minute, so that none is dropped before.
-MAX_UPLOADS = 32
-
 API = '/gradio_api'
 UPLOAD = f'{API}/upload'
 CALL = f'{API}/queue/join'
 PAGES = {'/', '/theme.css', '/favicon.ico', f'{API}/queue/data', f'{API}/upload_progress'}
 FOLDERS = ('/assets/', '/static/', f'{API}/heartbeat/')
 
-# Gradio's page contains inline scripts and compiles templates. All else comes from this server.
+# The page of Gradio contains inline scripts and compiles templates.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -62,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
-    """A request that is refused, with the HTTP status and the reason of the answer."""
+    """A request is rejected with an HTTP status and the reason."""
 
     def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(reason)
@@ -70,8 +66,8 @@ class RequestError(Exception):
         self.headers = headers
 
 
-class Rate:
-    """Limit how often something may happen within a minute.
+class RateLimit:
+    """Limit the number of events per minute.
 
     Args:
         each: Maximum number per key.
@@ -80,86 +76,48 @@ class Rate:
 
     def __init__(self, each: int, total: int) -> None:
         self.each, self.total = each, total
-        self._times: deque[tuple[float, str]] = deque()
-        self._numbers: dict[str, int] = defaultdict(int)
+        self._events: deque[tuple[float, str]] = deque()
 
-    def is_spent(self, key: str) -> bool:
-        """Whether a key, or all keys together, have reached their maximum."""
-        while self._times and self._times[0][0] <= time.monotonic() - 60:
-            _, old = self._times.popleft()
-            self._numbers[old] -= 1
-            if not self._numbers[old]:
-                del self._numbers[old]
-        return len(self._times) >= self.total or self._numbers.get(key, 0) >= self.each
+    def is_exceeded(self, key: str) -> bool:
+        """Whether a key, or all keys together, reached the maximum."""
+        while self._events and self._events[0][0] <= time.monotonic() - 60:
+            self._events.popleft()
+        count = sum(other == key for _, other in self._events)
+        return len(self._events) >= self.total or count >= self.each
 
     def count(self, key: str) -> None:
-        """Count one event of a key."""
-        self._times.append((time.monotonic(), key))
-        self._numbers[key] += 1
-
-
-class Uploads:
-    """Uploaded files in memory. Each is read once; beyond `MAX_UPLOADS` the oldest is dropped.
-
-    Each file has a random key, so that no visitor can name the file of another.
-    """
-
-    def __init__(self) -> None:
-        self._files: dict[str, tuple[str, bytes]] = {}
-        # Files are added by the server's thread and taken by those of the handlers.
-        self._lock = threading.Lock()
-
-    def add(self, name: str, content: bytes) -> str:
-        """Keep a file; return its key."""
-        key = secrets.token_urlsafe()
-        with self._lock:
-            while len(self._files) >= MAX_UPLOADS:
-                del self._files[next(iter(self._files))]
-            self._files[key] = (name, content)
-        return key
-
-    def take(self, key: Any) -> tuple[str, bytes]:
-        """Return name and content of a file, and drop it.
-
-        Raises:
-            UserError: If there is no file of that key.
-        """
-        with self._lock:
-            file = self._files.pop(key, None) if isinstance(key, str) else None
-        if file is None:
-            raise UserError('The server no longer has this file. Upload it again.')
-        return file
+        """Count an event of a key."""
+        self._events.append((time.monotonic(), key))
 
 
 def read_password(path: str) -> str:
     """Read a file of one line, ``USER:PASSWORD``.
 
     Raises:
-        ConfigError: If it cannot be read, or is something else.
+        ConfigError: If it cannot be read or has another format.
     """
     try:
         text = Path(path).read_text('utf-8').strip()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f'--auth {path!r} cannot be read ({error}). Give a file of one line, USER:PASSWORD.'
+            f'cannot read --auth {path!r} ({error}), expected a file of one line, USER:PASSWORD.'
         ) from error
     if not re.fullmatch(r'[^:\s]+:\S.*', text):
         raise ConfigError(
-            f'--auth {path!r} does not contain exactly one line USER:PASSWORD with both parts. '
-            'Correct it.'
+            f'--auth {path!r} must contain exactly one line, USER:PASSWORD, with both parts.'
         )
     return text
 
 
 def clean_call(body: bytes, functions: Mapping[int, int]) -> bytes:
-    """Reduce a call to what the page itself sends, without files for Gradio to open or download.
+    """Reduce a call to what the page sends, without files for Gradio to open or download.
 
     Args:
         body: JSON of Gradio's queue.
-        functions: Number of inputs by index of a function.
+        functions: Number of inputs of each function, by index.
 
     Returns:
-        The call, with numbers, short strings and nulls as data. Of an event only the index of the
+        The call; its data are numbers, short strings and nulls. Of an event only the index of the
         selected item is kept.
 
     Raises:
@@ -177,7 +135,7 @@ def clean_call(body: bytes, functions: Mapping[int, int]) -> bytes:
             and all(map(_is_plain, data))
             and re.fullmatch(r'\w{1,64}', session, re.ASCII)
         ):
-            raise ValueError('a value')
+            raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RequestError(422, 'This is not a call of the page.') from error
     event = call.get('event_data')
@@ -192,21 +150,21 @@ def clean_call(body: bytes, functions: Mapping[int, int]) -> bytes:
     ).encode()
 
 
-class Guard:
-    """ASGI middleware that passes on the requests of the page, and refuses all others.
+class RequestFilter:
+    """ASGI middleware that passes the requests of the page and rejects all others.
 
     Args:
-        app: The page.
-        hosts: The values of the Host header to accept.
-        folder: Where Gradio keeps the images that it serves.
-        functions: Number of inputs by index of a function of the page.
+        app: The app of the page.
+        hosts: Accepted values of the Host header.
+        folder: Folder of the images that Gradio serves.
+        functions: Number of inputs of each function of the page, by index.
         password: ``USER:PASSWORD``, required of every request. Defaults to None: no password.
     """
 
     def __init__(
         self,
         app: App,
-        hosts: Hosts,
+        hosts: AllowedHosts,
         folder: str,
         functions: Mapping[int, int],
         password: str | None = None,
@@ -216,12 +174,12 @@ class Guard:
         self.folders = (*FOLDERS, f'{API}/file={folder}/')
         self.functions = functions
         self.password = password
-        self.uploads = Rate(*UPLOADS_PER_MINUTE)
-        self.calls = Rate(*CALLS_PER_MINUTE)
-        self.wrong_passwords = Rate(*WRONG_PASSWORDS_PER_MINUTE)
+        self.uploads = RateLimit(*UPLOADS_PER_MINUTE)
+        self.calls = RateLimit(*CALLS_PER_MINUTE)
+        self.wrong_passwords = RateLimit(*WRONG_PASSWORDS_PER_MINUTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; a failure is logged as one line."""
+        """Serve one request. A failure is logged in one line."""
         if scope['type'] == 'lifespan':
             await self.app(scope, receive, send)
             return
@@ -235,11 +193,11 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(*await self._admit(scope, receive), send_safely)
-        except RequestError as refusal:
-            await _answer(scope, send_safely, refusal)
+            await self.app(*await self._check(scope, receive), send_safely)
+        except RequestError as error:
+            await _answer(scope, send_safely, error)
         except asyncio.CancelledError:
-            pass  # the server stops, and open pages still wait for messages
+            pass  # the server stops while open pages wait for messages
         except Exception as error:
             log_failure(f'{scope["method"]} {scope["path"]}', error)
             if not has_started:
@@ -247,15 +205,15 @@ class Guard:
                     scope, send_safely, RequestError(500, 'The server failed on this request.')
                 )
 
-    async def _admit(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
-        """Check a request and return what Gradio may see of it."""
+    async def _check(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """Check a request; return the scope and body that Gradio receives."""
         headers = {name.decode('latin-1'): value for name, value in scope['headers']}
         self._check_sender(headers)
         address = (scope.get('client') or ('',))[0]
         self._check_password(headers, address)
         path = scope['path']
         self._check_path(scope['method'], path)
-        # Gradio trusts the forwarded host more than Host.
+        # Gradio prefers the forwarded host to Host.
         scope = {
             **scope,
             'headers': [
@@ -267,7 +225,7 @@ class Guard:
         if scope['method'] != 'POST':
             return scope, receive
         rate = self.uploads if path == UPLOAD else self.calls
-        if rate.is_spent(address):
+        if rate.is_exceeded(address):
             raise RequestError(429, 'Too many requests. Wait a minute.', (b'retry-after', b'60'))
         rate.count(address)
         limit = (MAX_MEGABYTES * 2**20 if path == UPLOAD else 0) + 2**14
@@ -291,7 +249,7 @@ class Guard:
     def _check_password(self, headers: Mapping[str, bytes], address: str) -> None:
         if self.password is None:
             return
-        if self.wrong_passwords.is_spent(address):
+        if self.wrong_passwords.is_exceeded(address):
             raise RequestError(
                 429, 'Too many wrong passwords. Wait a minute.', (b'retry-after', b'60')
             )
@@ -312,7 +270,7 @@ class Guard:
         else:
             known = method == 'POST' and path in (UPLOAD, CALL)
         if not known:
-            raise RequestError(404, 'The page has no such address.')
+            raise RequestError(404, 'The page has no such path.')
 
 
 def log_failure(what: str, error: Exception) -> None:
@@ -332,9 +290,7 @@ async def _read_body(headers: Mapping[str, bytes], receive: Receive, limit: int)
 
 
 async def _collect(headers: Mapping[str, bytes], receive: Receive, limit: int) -> bytes:
-    too_large = RequestError(
-        413, f'The request has more than the maximum allowed size, {limit} bytes.'
-    )
+    too_large = RequestError(413, f'The request has more than {limit} bytes.')
     declared = headers.get('content-length', b'0')
     if not declared.isdigit() or len(declared) > 12 or int(declared) > limit:
         raise too_large
@@ -359,11 +315,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _answer(scope: Scope, send: Send, refusal: RequestError) -> None:
-    # Gradio's page shows both: the text of a refused upload, the detail of a refused call.
-    kind, body = 'text/plain', str(refusal)
+async def _answer(scope: Scope, send: Send, error: RequestError) -> None:
+    # Gradio shows the text of a rejected upload and the detail of a rejected call.
+    kind, body = 'text/plain', str(error)
     if scope['path'] == CALL:
         kind, body = 'application/json', json.dumps(dict(detail=body))
-    headers = [(b'content-type', f'{kind}; charset=utf-8'.encode()), *refusal.headers]
-    await send(dict(type='http.response.start', status=refusal.status, headers=headers))
+    headers = [(b'content-type', f'{kind}; charset=utf-8'.encode()), *error.headers]
+    await send(dict(type='http.response.start', status=error.status, headers=headers))
     await send(dict(type='http.response.body', body=body.encode()))

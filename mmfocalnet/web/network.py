@@ -1,4 +1,4 @@
-"""The address of the page, and the host names that requests may contain."""
+"""The socket of the web page and the host names that its requests may contain."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def listen(host: str, port: int | None = None) -> socket.socket:
     """Listen on an address.
 
     Args:
-        host: Address or name, such as `mmfocalnet.web.HOST`.
-        port: Port. Defaults to None: the first free one from 7860.
+        host: IP address or name, such as `mmfocalnet.web.HOST`.
+        port: Port. Defaults to None: the first free one from 7860 to 7959.
 
     Raises:
-        UserError: If host or port cannot be used.
+        UserError: If host or port is invalid or unavailable.
     """
     problem = None
     try:
@@ -32,18 +32,18 @@ def listen(host: str, port: int | None = None) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         problem = error
     raise UserError(
-        f'The page cannot be served on --host {host!r}, --port {port or "7860 and up"} '
-        f'({problem}). Give an address of this machine and a free port.'
+        f'cannot listen on --host {host!r}, --port {port or "7860 and up"} ({problem}). Specify an '
+        'address of this machine and a free port.'
     )
 
 
-class Hosts:
-    """Values of the Host header that a server accepts, against DNS rebinding.
+class AllowedHosts:
+    """Accepted values of the Host header, as a protection against DNS rebinding.
 
-    Another site may let its own name point to this server; its scripts could then read the page.
+    Another site could resolve its own name to this server; its scripts could then read the page.
 
     Args:
-        host: Address or name that the server listens on.
+        host: IP address or name that the server listens on.
 
     Attributes:
         is_local: Whether only this machine can connect.
@@ -61,12 +61,12 @@ class Hosts:
         self.names = {'localhost', host.lower(), *others}
 
     def __contains__(self, netloc: str) -> bool:
-        """Whether a Host header names this server. Any port will do: SSH tunnels change it."""
+        """Whether a Host header names this server. Any port is accepted: SSH tunnels change it."""
         match = re.fullmatch(r'(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d{1,5})?', netloc.lower())
         if not match:
             return False
         name = match[1] or match[2]
-        # Rebinding needs a name; a machine may have several addresses.
+        # Rebinding requires a name; a machine may have several addresses.
         return name in self.names or (not self.is_local and _address(name) is not None)
 
 

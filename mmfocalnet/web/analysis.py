@@ -1,4 +1,4 @@
-"""What the web page shows of one image; nothing here needs Gradio."""
+"""Prediction and modulation maps of one image for the web page. Gradio is not required."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from mmfocalnet.visualization import (
     watch_modulation,
 )
 
-# Masks and overlays are made at the size of the image; a screen shows no more than this.
+# Masks and overlays have the size of the image. More pixels would not fit on a screen.
 MAX_SIDE = 2048
 # Decoding takes up to 20 bytes per pixel: 0.5 GB for the largest image.
 MAX_PIXELS = 25_000_000
-# Smaller images are enlarged for drawing only, so that names on them can be read.
+# Smaller images are enlarged for drawing only, so that labels are readable.
 DRAWN_SIDE = 640
 EXAMPLES = 6
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """The result of one run of a model on one image; drawing needs no other run.
+class Analysis:
+    """Prediction and maps of one image. Drawing them does not run the model again.
 
     Attributes:
         prediction: The prediction.
-        seen: The image as the backbone received it, RGB, uint8 (H, W, 3).
+        input_image: The image as the backbone received it, RGB, uint8 (H, W, 3).
         maps: Gates and modulator of the last block of each stage.
-        milliseconds: Time of the prediction, pre- and postprocessing included.
+        milliseconds: Duration of the prediction with pre- and postprocessing.
     """
 
     prediction: Prediction
-    seen: np.ndarray
+    input_image: np.ndarray
     maps: tuple[ModulationMaps, ...]
     milliseconds: float
 
@@ -61,11 +61,11 @@ def read_upload(name: str, content: bytes) -> np.ndarray:
         content: The content of the file.
 
     Returns:
-        BGR, uint8 (H, W, 3), its longer side scaled down to `MAX_SIDE`.
+        BGR, uint8 (H, W, 3), the longer side at most `MAX_SIDE`.
 
     Raises:
-        ImageError: If it is not an image, damaged, has more than `MAX_PIXELS`, or is so narrow
-            that its shorter side would scale to less than one pixel.
+        ImageError: If it is not an image, damaged, larger than `MAX_PIXELS`, or so narrow that its
+            shorter side would scale to less than one pixel.
     """
     try:
         image = read_image(content, MAX_PIXELS)
@@ -77,84 +77,86 @@ def read_upload(name: str, content: bytes) -> np.ndarray:
         return image
     if shorter * MAX_SIDE < longer:
         raise ImageError(
-            f'{name} has {width}x{height} pixels; the longer side is scaled to {MAX_SIDE}, which '
-            'leaves less than one pixel of the shorter side. Cut the image into tiles.'
+            f'{name} has {width}x{height} pixels. Scaling the longer side to {MAX_SIDE} would '
+            'leave less than one pixel of the shorter side. Crop the image.'
         )
     return mmcv.imrescale(image, (MAX_SIDE, MAX_SIDE))
 
 
-def look_at(predictor: Predictor, image: np.ndarray) -> Look:
-    """Run a model on an image, and its backbone once more to watch every stage.
+def analyze(predictor: Predictor, image: np.ndarray) -> Analysis:
+    """Predict an image, and run the backbone again to record the maps of each stage.
 
     Args:
         predictor: The model.
         image: BGR, uint8 (H, W, 3).
 
     Returns:
-        All that the page draws.
+        The prediction and the maps.
 
     Raises:
-        ImageError: If the model's test pipeline does not take such an image.
+        ImageError: If the test pipeline rejects the image.
     """
     start = time.perf_counter()
     [prediction] = predictor.predict([image])
     milliseconds = 1000 * (time.perf_counter() - start)
-    seen, pixels = prepare_image(image, predictor.cfg)
+    input_image, pixels = prepare_image(image, predictor.cfg)
     net = find_focalnet(predictor.model)
-    # Apart from the timed run: a layer that is watched takes a slower path.
+    # Not during the timed run, because recording takes a slower path.
     with ExitStack() as stack, torch.inference_mode():
         stages = [
             stack.enter_context(watch_modulation(net, stage)) for stage in range(len(net.layers))
         ]
         net(pixels[None].to(next(net.parameters()).device))
-    return Look(prediction, seen, tuple(maps for [maps] in stages), milliseconds)
+    return Analysis(prediction, input_image, tuple(maps for [maps] in stages), milliseconds)
 
 
-def draw_found(look: Look, score_thr: float) -> np.ndarray:
-    """Draw the prediction with boxes of at least a score; RGB, uint8 (H, W, 3)."""
-    prediction = look.prediction.above(score_thr).enlarged(DRAWN_SIDE)
+def draw_prediction(analysis: Analysis, score_thr: float) -> np.ndarray:
+    """Draw the prediction, boxes of a minimum score only; RGB, uint8 (H, W, 3)."""
+    prediction = analysis.prediction.above(score_thr).enlarged(DRAWN_SIDE)
     return draw(prediction, prediction.image, score_thr)
 
 
-def draw_maps(look: Look, stage: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_maps(analysis: Analysis, stage: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw the gates (Figure 3) and the modulator (Figure 4) of a stage's last block.
 
     Returns:
         Two images, RGB, uint8 (H, W, 3).
     """
-    maps = look.maps[stage]
-    return _pixels(draw_gates(look.seen, maps)), _pixels(draw_modulator(look.seen, maps))
+    maps = analysis.maps[stage]
+    return _pixels(draw_gates(analysis.input_image, maps)), _pixels(
+        draw_modulator(analysis.input_image, maps)
+    )
 
 
-def describe_found(look: Look, score_thr: float) -> str:
-    """Count what is drawn, in words.
+def describe_prediction(analysis: Analysis, score_thr: float) -> str:
+    """Count the drawn objects, segments or classes.
 
     Returns:
-        Such as ``'3 objects: 2 star, 1 circle'``, or ``'2 classes: 75% sky, 25% cat'`` of the
-        pixels for a semantic map.
+        Such as ``'3 objects: 2 star, 1 circle'``, or ``'2 classes: 75% sky, 25% cat'`` with the
+        share of the pixels of a semantic map.
     """
-    found = look.prediction.above(score_thr)
-    if found.task == 'semantic':
-        return _shares(found.semantic, found.classes)
-    if found.task == 'panoptic':
-        labels = [segment.label for segment in found.segments]
-        return _count('segment', labels, found.classes)
-    return _count('object', found.labels, found.classes)
+    kept = analysis.prediction.above(score_thr)
+    if kept.task == 'semantic':
+        return _shares(kept.semantic, kept.classes)
+    if kept.task == 'panoptic':
+        labels = [segment.label for segment in kept.segments]
+        return _count('segment', labels, kept.classes)
+    return _count('object', kept.labels, kept.classes)
 
 
-def describe_run(predictor: Predictor, look: Look) -> str:
-    """Name architecture, size and time: one line of text."""
-    height, width = look.prediction.image.shape[:2]
+def describe_run(predictor: Predictor, analysis: Analysis) -> str:
+    """Architecture, number of parameters and duration in one line of text."""
+    height, width = analysis.prediction.image.shape[:2]
     device = next(predictor.model.parameters()).device
     return (
         f'{type(predictor.model).__name__} with {_architecture(predictor)} · '
         f'{sum(p.numel() for p in predictor.model.parameters()) / 1e6:.1f} M parameters · '
-        f'{look.milliseconds:.0f} ms for {width}x{height} pixels on {device}'
+        f'{analysis.milliseconds:.0f} ms for {width}x{height} pixels on {device}'
     )
 
 
-def sample_images(classes: list[str]) -> list[np.ndarray]:
-    """Held-out images of the generated set, RGB; none for models of other classes."""
+def example_images(classes: list[str]) -> list[np.ndarray]:
+    """Validation images of the generated dataset, RGB; none for models of other classes."""
     if not set(classes) <= set(CLASSES):
         return []
     return [draw_image(index, 'val').image for index in range(EXAMPLES)]

@@ -29,8 +29,9 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker('slow') is not None)
     for item in items:
-        if item.get_closest_marker('slow') and not item.get_closest_marker('timeout'):
-            item.add_marker(pytest.mark.timeout(900))
+        for marker, seconds in (('slow', 900), ('e2e', 300), ('packaging', 300)):
+            if item.get_closest_marker(marker) and not item.get_closest_marker('timeout'):
+                item.add_marker(pytest.mark.timeout(seconds))
 
 
 @pytest.hookimpl(tryfirst=True)

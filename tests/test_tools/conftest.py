@@ -100,7 +100,7 @@ def run():
             env={**os.environ, 'PYTHON': sys.executable, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=280,
         )
         assert result.returncode == code, result.stdout[-3000:] + result.stderr[-3000:]
         return result

@@ -31,8 +31,8 @@ ITERATION = [
 SMALL_CROPS = [
     'model.data_preprocessor.batch_augments.0.size=(256,256)',
     'model.train_cfg.num_points=256',
-    'train_dataloader.dataset.pipeline.3.scale=(256,256)',
-    'train_dataloader.dataset.pipeline.4.crop_size=(256,256)',
+    'train_dataloader.dataset.pipeline.4.scale=(256,256)',
+    'train_dataloader.dataset.pipeline.5.crop_size=(256,256)',
     'val_dataloader.dataset.pipeline.1.scale=(320,320)',
 ]
 
@@ -118,9 +118,9 @@ def test_trains_evaluates_saves_and_tests(name, data, forked_tool):
     config = ROOT / f'configs/{name}.py'
     work_dir = data / 'work'
     options = ('--work-dir', work_dir, '--cfg-options', *NARROW, *FAMILIES[name])
-    out = forked_tool('train', config, *options, cwd=data).stdout
+    out = forked_tool('train', config, *options, cwd=data, timeout=400).stdout
     assert re.search(r'\(train\) +(\[1\])?\[ *1/1\]', out)
     assert re.search(r'\(val\) +(\[1\])?\[1/1\]', out)
     checkpoint = (work_dir / 'last_checkpoint').read_text()
-    out = forked_tool('test', config, checkpoint, *options, cwd=data).stdout
+    out = forked_tool('test', config, checkpoint, *options, cwd=data, timeout=400).stdout
     assert '(test) [1/1]' in out

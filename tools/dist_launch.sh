@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What dist_train.sh and dist_test.sh share: tools/dist_launch.sh SCRIPT NUM_PROCESSES CONFIG [ARGUMENTS]
-# NNODES, NODE_RANK, MASTER_ADDR and PORT say where the other machines are.
+# Shared by dist_train.sh and dist_test.sh: tools/dist_launch.sh SCRIPT NUM_PROCESSES CONFIG [ARGUMENTS]
+# NNODES, NODE_RANK, MASTER_ADDR and PORT specify the other machines.
 set -eu
 script=$1
 processes=$2
@@ -8,12 +8,12 @@ config=$3
 shift 2
 
 if [ ! -f "$config" ]; then
-    echo "$script: there is no config file '$config': give the path of one, such as configs/mask_rcnn/focalnet_t_1x.py." >&2
+    echo "$script: there is no config file '$config': specify one, such as configs/mask_rcnn/focalnet_t_1x.py." >&2
     exit 2
 fi
 case $processes in
     '' | *[!0-9]* | 0)
-        echo "$script: the number of processes is '$processes': give a number, 1 or more." >&2
+        echo "$script: the number of processes is '$processes': specify an integer from 1 on." >&2
         exit 2
         ;;
 esac

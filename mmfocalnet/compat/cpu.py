@@ -1,4 +1,4 @@
-"""What MMEngine does on GPUs only: several processes, and mixed precision, on the CPU."""
+"""Distributed training and mixed precision on the CPU, which MMEngine supports on GPUs only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmfocalnet.registry import register
 class CpuAmpOptimWrapper(OptimWrapper):
     """Mixed precision on the CPU: bfloat16 autocast, which needs no loss scale.
 
-    MMEngine's ``AmpOptimWrapper`` refuses to start without a GPU.
+    MMEngine's ``AmpOptimWrapper`` requires a GPU.
     """
 
     @contextmanager
@@ -34,8 +34,8 @@ class CpuAmpOptimWrapper(OptimWrapper):
 def init_cpu_processes(cfg: Config) -> None:
     """Join the gloo process group of a launch without GPUs.
 
-    MMEngine's own start-up calls ``torch.cuda.set_device`` whatever the backend is; a
-    process group that exists already is left alone by its Runner.
+    MMEngine's initialization calls ``torch.cuda.set_device`` for every backend. Its Runner uses an
+    existing process group.
 
     Args:
         cfg: The config, with ``launcher`` set; its model wrapper is set to one without
@@ -62,10 +62,10 @@ def init_cpu_processes(cfg: Config) -> None:
 
 
 def _let_gloo_finish() -> None:
-    """Keep the interpreter until gloo's threads have let go of the last collective's tensors.
+    """Wait until gloo's threads have released the tensors of the last collective.
 
-    They take the GIL for that; one that comes too late aborts the process ("terminate called
-    without an active exception"), and with it the whole launch. Destroying the process group
-    does not join them once DistributedDataParallel has used it (PyTorch 2.13).
+    A thread that takes the GIL too late aborts the process ("terminate called without an active
+    exception"), and with it the launch. Destroying the process group does not join the threads
+    after DistributedDataParallel has used it (PyTorch 2.13).
     """
     time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Label maps that a dataset has no classes for."""
+"""Check that label maps contain classes of the dataset only."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ IGNORED = 255
 
 @register(HOOKS)
 class CheckLabelsHook(Hook):
-    """Stop a run at a label map with ids that its dataset has no class for.
+    """Stop a run at a label map with an id that is not a class of its dataset.
 
-    The loss would end a training too, on a GPU with an assertion that names neither file nor
-    value; mmseg's IoU would leave such pixels out without a word.
+    On a GPU the loss would fail with an assertion without file and value; mmseg's IoU would
+    silently ignore such pixels.
     """
 
     def _before_iter(

@@ -1,4 +1,4 @@
-"""Pictures of what a classifier is tested with."""
+"""Test images of a classifier with the predicted classes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mmfocalnet.registry import register
 
 @register(HOOKS)
 class ClassVisualizationHook(Hook):
-    """Draw the images that a classifier is tested with, named for what it sees in them.
+    """Draw the test images of a classifier with the predicted class and score.
 
     Args:
         draw: Whether to draw anything, as the hooks of mmdet and mmseg. Defaults to False.
-        interval: Draw the images of every so many-th batch. Defaults to 1.
+        interval: Draw the images of every ``interval``-th batch. Defaults to 1.
         show: Show them in a window instead of writing them through the visualizer. Defaults
             to False.
         wait_time: Seconds that the window stays. Defaults to 0: until a key is pressed.
@@ -44,25 +44,25 @@ class ClassVisualizationHook(Hook):
         data_batch: dict | None = None,
         outputs: Sequence[BaseDataElement] | None = None,
     ) -> None:
-        """Draw the images of a batch, as their files are, with class and score above them."""
+        """Draw the original images of a batch with class and score."""
         if not self.draw or batch_idx % self.interval:
             return
         classes = runner.test_dataloader.dataset.metainfo['classes']
         for sample in outputs:
-            picture = _named_picture(runner.visualizer, sample, classes)
+            image = _draw_label(runner.visualizer, sample, classes)
             if self.show:
-                runner.visualizer.show(picture, wait_time=self.wait_time)
+                runner.visualizer.show(image, wait_time=self.wait_time)
             else:
                 name = f'{self._number:05d}_{Path(sample.img_path).stem}'
-                runner.visualizer.add_image(name, picture)
+                runner.visualizer.add_image(name, image)
             self._number += 1
 
 
-def _named_picture(
+def _draw_label(
     visualizer: Visualizer, sample: BaseDataElement, classes: Sequence[str]
 ) -> np.ndarray:
     image = mmcv.imread(sample.img_path, channel_order='rgb')
-    # Enlarged, so that the name on a thumbnail can be read.
+    # Enlarged, so that the text is legible on small images.
     image = mmcv.imrescale(image, (512, 512), interpolation='nearest')
     label = int(sample.pred_label)
     text = f'{classes[label]} {sample.pred_scores[label]:.0%}'

@@ -1,4 +1,4 @@
-"""What ``EarlyStoppingHook`` has counted, as a part of checkpoints; MMEngine forgets it."""
+"""The counters of ``EarlyStoppingHook`` in checkpoints; MMEngine does not save them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SETTINGS = ('monitor', 'rule', 'min_delta', 'patience', 'stopping_threshold', 'c
 
 
 def save_patience(runner: Runner, checkpoint: dict) -> None:
-    """Put it into a checkpoint, if there are such hooks.
+    """Save the patience counters of all ``EarlyStoppingHook`` in a checkpoint.
 
     Args:
         runner: The runner.
-        checkpoint: What is about to be saved; changed in place.
+        checkpoint: The checkpoint, changed in place.
     """
     if hooks := _hooks(runner):
         checkpoint[KEY] = dict(
@@ -33,14 +33,13 @@ def save_patience(runner: Runner, checkpoint: dict) -> None:
 
 
 def restore_patience(runner: Runner, checkpoint: dict) -> None:
-    """Take it up, by hooks that heed the same metric as then.
+    """Restore patience counters, matching hooks by monitored metric.
 
-    A run that was stopped stays so, unless its hooks are gone or have other settings.
+    A run that was stopped stays stopped, unless its hooks have changed.
 
     Args:
         runner: The runner, which resumes.
-        checkpoint: What was loaded; anything if it holds something else than `save_patience` put
-            into it.
+        checkpoint: The loaded checkpoint.
     """
     if KEY not in checkpoint:
         return
@@ -55,7 +54,7 @@ def restore_patience(runner: Runner, checkpoint: dict) -> None:
             hook.best_score = float(state['best_score'])
     if checkpoint[KEY]['stopped'] and unchanged:
         runner.train_loop.stop_training = True
-        runner.logger.info('EarlyStoppingHook had ended this run: it does not go on.')
+        runner.logger.info('EarlyStoppingHook ended this run; it does not continue.')
 
 
 def _hooks(runner: Runner) -> list[EarlyStoppingHook]:

@@ -1,4 +1,4 @@
-"""Metrics that a validation did not measure, such as the AP of a model that detects nothing."""
+"""Learning-rate schedules that depend on a metric which a validation may not measure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TolerantParamSchedulerHook(ParamSchedulerHook):
         """Step the schedules that monitor a metric, if it was measured.
 
         Raises:
-            ConfigError: If the validation measures others in place of the monitored metric.
+            ConfigError: If the evaluator never measures the monitored metric.
         """
         for scheduler in _monitoring(runner) if metrics is not None else ():
             name = getattr(scheduler, 'monitor', None)
@@ -41,7 +41,7 @@ class TolerantParamSchedulerHook(ParamSchedulerHook):
 
 
 def _monitoring(runner: Runner) -> Iterator[_ParamScheduler]:
-    """The schedules that depend on validations; none before they are built."""
+    """Iterate over the schedules that depend on validations."""
     schedules = runner.param_schedulers
     for group in schedules.values() if isinstance(schedules, dict) else [schedules]:
         for scheduler in group if isinstance(group, list) else ():
@@ -52,13 +52,13 @@ def _monitoring(runner: Runner) -> Iterator[_ParamScheduler]:
 def find_metric(
     runner: Runner, metrics: Mapping[str, float], name: str, owner: str
 ) -> float | None:
-    """Find the metric by which a hook decides, and log a warning if it was not measured.
+    """Find the metric that a hook monitors, and log a warning if it was not measured.
 
     Args:
         runner: The runner, whose evaluator has measured them.
         metrics: Values by name of a validation.
         name: Name of the metric, such as ``'coco/bbox_mAP'``.
-        owner: The setting that specifies it.
+        owner: The setting that specifies it, for messages.
 
     Returns:
         The value; None if it is NaN, or if no metric of the same prefix was measured.
@@ -77,7 +77,7 @@ def find_metric(
     known = any(f'/{prefix}'.endswith(f'/{one}') for one in prefixes)
     if value is None and (others or not known):
         raise ConfigError(
-            f'{owner} is {name!r}, which the validation does not measure: take one of '
+            f'{owner} is {name!r}, which the validation does not measure: use one of '
             f'{", ".join(sorted(metrics))}.'
         )
     print_log(

@@ -1,4 +1,4 @@
-"""Reading config files, and looking through them."""
+"""Reading config files and searching them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.text import short_repr
 
 MAX_NODES = 10**6
-"""Values of a YAML config, with those of an alias counted each time."""
+"""Maximum number of values in a YAML config, with aliases expanded."""
 
 
 @register_handler(['yaml', 'yml'])
 class SafeYamlHandler(YamlHandler):
-    """Read YAML for MMEngine without the tags that run code."""
+    """MMEngine's YAML handler, without tags that run code."""
 
     def load_from_fileobj(self, file: TextIO, **kwargs: Any) -> Any:
-        """Read a file; MMEngine's ``Loader`` is replaced.
+        """Read a file with a safe loader.
 
         Raises:
             ValueError: If aliases expand it beyond `MAX_NODES`, or contain themselves.
@@ -39,7 +39,7 @@ class SafeYamlHandler(YamlHandler):
 
 
 class _SafeLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, and the tuples that MMEngine's configs are dumped with."""
+    """PyYAML's safe loader, with the tuples of MMEngine's dumped configs."""
 
     def construct_tuple(self, node: yaml.SequenceNode) -> tuple:
         return tuple(self.construct_sequence(node, deep=True))
@@ -53,7 +53,7 @@ def _count_nodes(node: Any, known: dict[int, float]) -> float:
     if not isinstance(node, (dict, list, tuple)):
         return 1
     if id(node) not in known:
-        known[id(node)] = math.inf  # until it is counted
+        known[id(node)] = math.inf  # until its children are counted
         children = node.values() if isinstance(node, dict) else node
         known[id(node)] = 1 + sum(_count_nodes(child, known) for child in children)
     return known[id(node)]
@@ -67,7 +67,7 @@ def read_config(path: str) -> Config:
     """
     if not os.path.isfile(path):
         raise ConfigError(
-            f'There is no config file {short_repr(path)}: give the path of one, such as '
+            f'There is no config file {short_repr(path)}: specify the path of one, such as '
             'configs/mask_rcnn/focalnet_t_1x.py.'
         )
     try:
@@ -75,13 +75,12 @@ def read_config(path: str) -> Config:
         _find_hidden_classes(cfg)
     except RecursionError as error:
         raise ConfigError(
-            f'{path} cannot be read as a config: it inherits from itself, or from one that does; '
-            'correct its _base_.'
+            f'{path} cannot be read as a config: it inherits from itself; correct its _base_ '
+            'or that of a base config.'
         ) from error
     except (SystemExit, GeneratorExit) as error:
         raise ConfigError(
-            f'{path} cannot be read as a config: it calls sys.exit(), which would end the tool '
-            'without a result; remove the call.'
+            f'{path} cannot be read as a config: remove the call of sys.exit().'
         ) from error
     except Exception as error:
         reason = ' '.join(str(error).split())
@@ -110,7 +109,7 @@ def read_model_config(path: str, options: dict[str, Any] | None = None) -> Confi
     override(cfg, options)
     if 'model' not in cfg:
         raise ConfigError(
-            f'{path} has no model: it is no config to train or test, or lacks its _base_.'
+            f'{path} has no model: specify a config to train or test, or add its _base_.'
         )
     if not isinstance(cfg.model, dict) or 'type' not in cfg.model:
         raise ConfigError(
@@ -143,7 +142,7 @@ def error_context(part: str, cfg: Config) -> Iterator[None]:
 
 
 def _find_hidden_classes(cfg: Config) -> None:
-    """Import the classes of a config, also where MMEngine does not find them in its own dumps.
+    """Import the classes that MMEngine does not find in its own dumped configs.
 
     It dumps classes by module, and takes ``mmdet.models.losses.smooth_l1_loss.L1Loss`` for an
     attribute of the function of the module's name.
@@ -153,14 +152,14 @@ def _find_hidden_classes(cfg: Config) -> None:
         if not isinstance(kind, str) or kind.count('.') < 2:
             continue
         module, _, name = kind.rpartition('.')
-        with suppress(ImportError, AttributeError, ValueError):  # such names are reported later
+        with suppress(ImportError, AttributeError, ValueError):  # reported when they are built
             if not get_object_from_string(kind):
                 pkgutil.resolve_name(f'{module}:{name}')
                 node['type'] = LazyObject(module, name)
 
 
 def _set_scope(cfg: Config) -> None:
-    """Take the scope from the model's class where a pure Python config specifies none."""
+    """Derive a missing scope from the class of the model, as in pure Python configs."""
     model = cfg.get('model')
     kind = model.get('type') if isinstance(model, dict) else None
     module = kind if isinstance(kind, str) else getattr(kind, '__module__', '')
@@ -180,26 +179,26 @@ def is_first_process(cfg: Config) -> bool:
 
 
 def override(cfg: Config, options: dict[str, Any] | None) -> None:
-    """Merge what ``--cfg-options`` gave into a config.
+    """Merge the values of ``--cfg-options`` into a config.
 
     Args:
         cfg: The config.
         options: Values by dotted key; None: none.
 
     Raises:
-        ConfigError: If a key does not fit.
+        ConfigError: If a key is invalid.
     """
     try:
         cfg.merge_from_dict(options or {})
     except Exception as error:
         raise ConfigError(
-            f'--cfg-options {options} does not fit {cfg.filename} ({error}): '
-            'give KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
+            f'--cfg-options {options} is invalid for {cfg.filename} ({error}): '
+            'specify KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
         ) from error
 
 
 def find_dicts(node: Any) -> Iterator[dict]:
-    """Go through all dicts in a part of a config."""
+    """Iterate over all dicts in a part of a config."""
     if isinstance(node, dict):
         yield node
         for value in node.values():

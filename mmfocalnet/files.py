@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Atomic writing of files, and checks of output paths."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pathlib import Path
 from mmfocalnet.errors import UserError
 from mmfocalnet.text import short_text
 
-# How the temporary names begin.
+# Prefix of temporary names.
 PARTIAL = '.partial-'
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a file, which replaces the file if all went well.
+    """Write to a temporary file in the same folder that replaces the file on success.
 
     Args:
-        path: The file, or a link to it; its folder must exist.
+        path: The file, or a link to it. Its folder must exist.
 
     Yields:
-        Where to write it, with the same suffix.
+        The temporary path, with the same suffix.
 
     Raises:
-        OSError: If it cannot be written, or is there and no regular file; nothing is left then.
+        OSError: If it cannot be written, or exists and is not a regular file.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, 'it is no regular file', str(path))
-    # The end of a name has its suffix, and the whole might be as long as names can be.
+        raise OSError(errno.EINVAL, 'it is not a regular file', str(path))
+    # The end, with the suffix: the complete name may already have the maximum length.
     part = path.with_name(f'{PARTIAL}{os.getpid()}-{path.name[-40:]}')
     try:
         yield part
         os.replace(part, path)
     finally:
-        with suppress(OSError):  # where nothing could be written, nothing is left
+        with suppress(OSError):  # nothing was written
             part.unlink(missing_ok=True)
 
 
@@ -48,7 +48,7 @@ def is_url(path: object) -> bool:
 
 
 def short_stem(path: Path) -> str:
-    """A file's name without suffix, cut so that numbers and suffixes fit behind it.
+    """A file's name without suffix, shortened so that numbers and suffixes can be appended.
 
     File systems allow names of 255 bytes; this one has at most 200.
     """
@@ -56,14 +56,14 @@ def short_stem(path: Path) -> str:
 
 
 def check_folder(flag: str, path: str | os.PathLike) -> None:
-    """Check that a folder can be written to, if it exists. Nothing is made.
+    """Check that a folder is writable, if it exists. Nothing is created.
 
     Args:
         flag: The flag that specifies the folder.
         path: The folder.
 
     Raises:
-        UserError: If it is no folder or not writable, or no folder can have its name.
+        UserError: If it is not a folder, not writable, or its name is invalid.
     """
     with _naming_path(flag, path):
         str(path).encode()  # logs and configs contain it, in UTF-8
@@ -78,14 +78,14 @@ def check_folder(flag: str, path: str | os.PathLike) -> None:
 
 
 def make_folder(flag: str, path: str | os.PathLike) -> None:
-    """Make a folder that a tool writes to, unless it exists.
+    """Create a folder for the output of a tool, unless it exists.
 
     Args:
         flag: The flag that specifies the folder.
         path: The folder.
 
     Raises:
-        UserError: As `check_folder`, or if it cannot be made.
+        UserError: As `check_folder`, or if it cannot be created.
     """
     check_folder(flag, path)
     with _naming_path(flag, path):
@@ -93,7 +93,7 @@ def make_folder(flag: str, path: str | os.PathLike) -> None:
 
 
 def check_file(flag: str, path: str | os.PathLike) -> None:
-    """Check that a file can be written, as `check_folder` does. Nothing is made."""
+    """Check that a file can be written, as `check_folder` does. Nothing is created."""
     check_folder(flag, os.path.dirname(os.path.abspath(path)))
     with _naming_path(flag, path), suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(path).st_mode):
@@ -107,6 +107,5 @@ def _naming_path(flag: str, path: str | os.PathLike) -> Iterator[None]:
     except (OSError, UnicodeEncodeError) as error:
         reason = getattr(error, 'strerror', None) or 'its name is not UTF-8 in this locale'
         raise UserError(
-            f'{flag} {short_text(str(path))} cannot be used ({reason}): give a path that can be '
-            'written to.'
+            f'{flag} {short_text(str(path))} cannot be used ({reason}): specify a writable path.'
         ) from error

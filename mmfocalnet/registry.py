@@ -1,4 +1,4 @@
-"""Classes in MMEngine's registries: registering ours, and the names that configs give them."""
+"""Registering classes in MMEngine's registries, and their names in configs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ Registered = TypeVar('Registered', bound=Callable)
 
 
 def register(registry: Registry) -> Callable[[Registered], Registered]:
-    """Register a class or function under its name; a second import of the package does it again.
+    """Register a class or function under its name, also when the package is imported again.
 
     Args:
-        registry: A root registry of MMEngine's.
+        registry: A root registry of MMEngine.
 
     Returns:
-        The decorator. It raises `ConfigError` if another one has the name already.
+        The decorator. It raises `ConfigError` if another package has registered that name.
     """
 
     def decorate(module: Registered) -> Registered:
         other = registry.module_dict.get(module.__name__)
         if other is not None and other.__module__ != module.__module__:
             raise ConfigError(
-                f'{other.__module__} has registered a {module.__name__} in the registry '
-                f'{registry.name!r} of MMEngine, where {module.__module__} has its own: do not '
-                'import both in one program.'
+                f'{other.__module__} and {module.__module__} both register {module.__name__} in '
+                f"MMEngine's registry {registry.name!r}: do not import both in one program."
             )
         registry.register_module(module=module, force=True)
         return module
@@ -53,7 +52,7 @@ def type_name(node: Any) -> str | None:
 
 
 def warn_if_shadowed(name: str = 'FocalNet') -> None:
-    """Say so where mmdet or mmseg have a model of the same name, which goes before ours there.
+    """Warn if mmdet or mmseg registers a model of the same name that shadows ours.
 
     Args:
         name: Name of the model. Defaults to ``'FocalNet'``, which mmdet's project XDecoder has.

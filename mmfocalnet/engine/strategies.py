@@ -1,4 +1,4 @@
-"""Training with weights, gradients and optimizer state spread over processes: FSDP."""
+"""FSDP: training with weights, gradients and optimizer state sharded over processes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ OPTIMIZER_KEYS = ('state', 'param_groups')
 
 @register(FUNCTIONS)
 def focalnet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Let FSDP shard each FocalNet block by itself and everything else at the root.
+    """Shard each FocalNet block separately and everything else at the root (FSDP).
 
-    An ``auto_wrap_policy`` of MMEngine's ``MMFullyShardedDataParallel``. Policies that go by
-    size would wrap heads too, of which mmdet and mmseg call other methods than ``forward``:
-    FSDP would not gather their weights.
+    An ``auto_wrap_policy`` of MMEngine's ``MMFullyShardedDataParallel``. Policies by size
+    would also wrap heads, of which mmdet and mmseg call methods other than ``forward``: FSDP would
+    not gather their weights.
 
     Args:
         module: A module of the model.
-        recurse: Whether the question is to look inside, or to wrap.
-        nonwrapped_numel: Number of its parameters that no wrapped child holds.
+        recurse: Whether FSDP asks to visit the children, or to wrap the module.
+        nonwrapped_numel: Number of its parameters outside wrapped children.
 
     Returns:
-        Whether to do so.
+        Whether to visit or wrap.
     """
     return recurse or isinstance(module, FocalNetBlock)
 
@@ -48,9 +48,9 @@ def focalnet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> 
 class FocalNetFSDPStrategy(FSDPStrategy):
     """MMEngine's ``FSDPStrategy``, for models on a FocalNet.
 
-    It shards by `focalnet_blocks` and saves one checkpoint as training without FSDP does. What
-    MMEngine's own does not do (0.10): resume with PyTorch 2.1 and later, clip by the norm of the
-    whole gradient instead of each process' shard, and run without GPUs.
+    It shards by `focalnet_blocks` and saves checkpoints like a training without FSDP. In addition
+    to MMEngine 0.10 it can resume with PyTorch 2.1 and later, clips by the norm of the complete
+    gradient instead of the shard's, and runs without GPUs.
 
     Args:
         model_wrapper: Arguments of ``MMFullyShardedDataParallel``. Defaults to None: the policy
@@ -71,8 +71,8 @@ class FocalNetFSDPStrategy(FSDPStrategy):
             wrapper.setdefault('device_id', torch.device('cpu'))
         super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
         if state_dict_cfg == 'full' and not torch.cuda.is_available():
-            # What is on the CPU already is not to be moved there: PyTorch then hands out one buffer
-            # for all of Adam's moments, and crashes at the weights.
+            # Offloading from the CPU to the CPU makes PyTorch use one buffer for all of Adam's
+            # moments, and crash at the weights.
             on_cpu = dict(rank0_only=True, offload_to_cpu=False)
             self.state_dict_config = FullStateDictConfig(**on_cpu)
             self.optim_state_dict_config = FullOptimStateDictConfig(**on_cpu)
@@ -82,7 +82,7 @@ class FocalNetFSDPStrategy(FSDPStrategy):
         optim_wrapper: torch.optim.Optimizer | BaseOptimWrapper | dict,
         model: nn.Module | None = None,
     ) -> BaseOptimWrapper:
-        """Build the optimizer wrapper, with a ``clip_grad`` that sees the whole gradient.
+        """Build the optimizer wrapper, with a ``clip_grad`` that uses the complete gradient.
 
         Args:
             optim_wrapper: As MMEngine takes it.
@@ -115,10 +115,10 @@ class FocalNetFSDPStrategy(FSDPStrategy):
         return super()._wrap_model(model)
 
     def save_checkpoint(self, filename: str, **settings: Any) -> None:
-        """Save a checkpoint; one that is a single file appears whole or not at all.
+        """Save a checkpoint; single files are written atomically.
 
         Args:
-            filename: Where to.
+            filename: The file.
             **settings: As of ``FSDPStrategy``.
         """
         if not (self._is_full_state_dict() and is_main_process()):
@@ -129,7 +129,7 @@ class FocalNetFSDPStrategy(FSDPStrategy):
             super().save_checkpoint(str(part), **settings)
 
     def optim_state_dict(self) -> dict:
-        """Gather the optimizer's state, with what the wrapper keeps beside it.
+        """Gather the optimizer's state, with the additional state of the wrapper.
 
         That is the loss scale of mixed precision and the rate that is logged as ``base_lr``;
         FSDP drops both.
@@ -142,7 +142,7 @@ class FocalNetFSDPStrategy(FSDPStrategy):
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load the optimizer's state.
 
-        MMEngine gives the arguments in the order of PyTorch 2.0, which PyTorch 2.1 changed.
+        MMEngine passes the arguments in the order of PyTorch 2.0, which PyTorch 2.1 changed.
 
         Args:
             state_dict: As `optim_state_dict` returned it.

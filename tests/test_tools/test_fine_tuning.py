@@ -36,7 +36,7 @@ def scores(path):
 def test_ema_accumulated_gradients_and_frozen_stages(forked_tool, options, tmp_path):
     """The recipes as the docs show them, for four iterations."""
     config = tmp_path / 'recipes.py'
-    headings = ('Averaged weights', 'Larger batches than fit', 'Frozen stages')
+    headings = ('Averaged weights', 'Gradient accumulation', 'Frozen stages')
     config.write_text(f"_base_ = '{ATSS}'\n" + ''.join(map(recipe, headings)))
     forked_tool(
         'train', config, '--work-dir', tmp_path, '--cfg-options', *options,

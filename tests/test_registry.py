@@ -72,7 +72,7 @@ def test_another_class_of_the_name_in_the_root_is_refused(monkeypatch):
 
     CheckLabelsHook.__module__ = 'elsewhere'
     monkeypatch.setitem(HOOKS._module_dict, 'CheckLabelsHook', CheckLabelsHook)
-    with pytest.raises(ConfigError, match='elsewhere.*CheckLabelsHook'):
+    with pytest.raises(ConfigError, match=r'elsewhere.*CheckLabelsHook'):
         register(HOOKS)(mmfocalnet.CheckLabelsHook)
 
 

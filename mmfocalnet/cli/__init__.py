@@ -5,7 +5,7 @@ from mmfocalnet.cli.error_handling import RunError, print_error, print_lines, re
 from mmfocalnet.cli.flags import add_cfg_options, add_common_flags, integer
 from mmfocalnet.cli.initial_checkpoint import load_initial_checkpoint
 from mmfocalnet.cli.runner import build_runner, check_model, test, train
-from mmfocalnet.cli.strategy import check_strategy, drop_strategy
+from mmfocalnet.cli.strategy_checks import check_strategy, drop_strategy
 
 __all__ = [
     'RunError',

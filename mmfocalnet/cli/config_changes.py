@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 
 from mmfocalnet.cli.noise import import_datasets
-from mmfocalnet.cli.strategy import FSDP, strategy_type
+from mmfocalnet.cli.strategy_checks import FSDP, strategy_type
 from mmfocalnet.config import find_dicts, read_model_config
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import type_name

@@ -12,7 +12,7 @@ from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch.distributed.fsdp.wrap import _recursive_wrap
 
 from mmfocalnet import FocalNet, cli
-from mmfocalnet.cli import strategy
+from mmfocalnet.cli import strategy_checks as strategy
 from mmfocalnet.engine.strategies import FocalNetFSDPStrategy, focalnet_blocks
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models import FocalNetBlock

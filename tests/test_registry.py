@@ -37,7 +37,7 @@ def said(monkeypatch):
     return texts
 
 
-def test_a_namesake_is_said_and_ours_is_reached_by_its_scope(namesake, said):
+def test_a_shadowing_class_is_reported_and_the_scope_selects_ours(namesake, said):
     tiny = dict(embed_dim=8, depths=[1])
     with DefaultScope.overwrite_default_scope('mmdet'):
         assert type(MODELS.build(dict(type='FocalNet'))) is namesake
@@ -48,7 +48,7 @@ def test_a_namesake_is_said_and_ours_is_reached_by_its_scope(namesake, said):
     assert "type='mmengine.FocalNet'" in text
 
 
-def test_tools_say_it_before_they_build(namesake, said):
+def test_tools_warn_before_building(namesake, said):
     cfg = Config(
         dict(
             default_scope='mmdet',
@@ -59,7 +59,7 @@ def test_tools_say_it_before_they_build(namesake, said):
     assert len(said) == 1
 
 
-def test_without_one_nothing_is_said(said):
+def test_no_warning_without_a_shadowing_class(said):
     import mmdet.models  # noqa: F401
 
     warn_if_shadowed()

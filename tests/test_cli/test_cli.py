@@ -43,7 +43,7 @@ def damage(path):
     path.write_bytes(content)
 
 
-def test_weights_alone_do_not_go_into_an_average(tmp_path):
+def test_ema_needs_a_checkpoint_of_mmengine(tmp_path):
     torch.save({'weight': torch.ones(1)}, tmp_path / 'weights.pth')
     cfg = Config(dict(load_from=str(tmp_path / 'weights.pth'), custom_hooks=[dict(type='EMAHook')]))
     with pytest.raises(CheckpointError, match='has no state_dict'):
@@ -52,7 +52,7 @@ def test_weights_alone_do_not_go_into_an_average(tmp_path):
     load_initial_checkpoint(cfg)
 
 
-def test_the_marked_one(work_dir, capsys):
+def test_the_last_checkpoint_is_resumed(work_dir, capsys):
     assert resumed(work_dir).load_from == str(work_dir / 'iter_10.pth')
     assert not capsys.readouterr().err
 
@@ -61,7 +61,7 @@ def test_nothing_saved_yet(tmp_path):
     assert resumed(tmp_path).load_from is None
 
 
-def test_one_flipped_bit_and_one_that_is_gone(work_dir, capsys):
+def test_damaged_and_missing_checkpoints_are_skipped(work_dir, capsys):
     damage(work_dir / 'iter_10.pth')
     (work_dir / 'iter_9.pth').unlink()
     assert resumed(work_dir).load_from == str(work_dir / 'iter_8.pth')
@@ -70,14 +70,14 @@ def test_one_flipped_bit_and_one_that_is_gone(work_dir, capsys):
     assert 'iter_10.pth is damaged' in said and 'iter_8.pth instead.' in said
 
 
-def test_all_of_them_damaged(work_dir):
+def test_all_checkpoints_damaged(work_dir):
     for number in (8, 9, 10):
         damage(work_dir / f'iter_{number}.pth')
     with pytest.raises(CheckpointError, match=r'iter_10.pth is damaged'):
         resumed(work_dir)
 
 
-def test_one_in_a_storage_elsewhere(work_dir):
+def test_a_checkpoint_in_remote_storage(work_dir):
     (work_dir / 'last_checkpoint').write_text('s3://bucket/run/iter_10.pth')
     with pytest.raises(CheckpointError, match=r's3://bucket/run/iter_10\.pth'):
         resumed(work_dir)
@@ -89,7 +89,7 @@ def test_a_work_dir_that_was_moved(work_dir, tmp_path_factory):
     assert resumed(new).load_from == str(new / 'iter_10.pth')
 
 
-def test_the_seed_is_that_of_the_run(work_dir):
+def test_the_seed_of_the_checkpoint_is_used(work_dir):
     assert resumed(work_dir).randomness == dict(seed=10)
     cfg = resumed(work_dir, randomness=dict(seed=3, deterministic=True))
     assert cfg.randomness == dict(seed=10, deterministic=True)
@@ -105,7 +105,7 @@ def test_the_seed_is_that_of_the_run(work_dir):
         (OSError(errno.EDQUOT, 'Disk quota exceeded'), 'A file cannot be written (Disk quota'),
     ],
 )
-def test_a_full_disk_ends_in_one_sentence(capsys, error, said):
+def test_a_full_disk_ends_in_an_error_message(capsys, error, said):
     @report_errors
     def main():
         raise error
@@ -116,7 +116,7 @@ def test_a_full_disk_ends_in_one_sentence(capsys, error, said):
     assert said in capsys.readouterr().err
 
 
-def test_other_errors_of_files_keep_their_traceback(capsys):
+def test_other_file_errors_keep_their_traceback(capsys):
     @report_errors
     def main():
         raise PermissionError(errno.EACCES, 'Permission denied', 'a.log')
@@ -127,7 +127,7 @@ def test_other_errors_of_files_keep_their_traceback(capsys):
     assert 'Traceback' in (said := capsys.readouterr().err) and 'a.log' in said
 
 
-def test_mmpretrain_names_a_folder_by_a_string(tmp_path):
+def test_data_prefix_of_mmpretrain_is_a_string(tmp_path):
     (tmp_path / 'train').mkdir()
     data = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='train')
     cfg = Config(dict(model={}, train_dataloader=dict(dataset=data)))
@@ -151,7 +151,7 @@ def test_one_process_of_a_launch_reads_the_annotations(tmp_path, monkeypatch):
         check_data(cfg, ('train',))
 
 
-def test_mmpretrain_draws_by_its_own_hook():
+def test_drawing_with_the_hook_of_mmpretrain():
     cfg = Config(dict(default_hooks=dict(visualization=dict(type='VisualizationHook'))))
     use_drawing(cfg, Namespace(show=False, show_dir='drawn', wait_time=2))
     hook = cfg.default_hooks.visualization

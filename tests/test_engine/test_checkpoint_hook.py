@@ -42,7 +42,7 @@ def runner(tmp_path, request):
     return Runner(tmp_path, request.node.name)
 
 
-def test_older_ones_go_only_after_the_new_one_is_there(runner, tmp_path):
+def test_older_checkpoints_are_removed_after_the_new_one_is_saved(runner, tmp_path):
     hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=1)
     (tmp_path / '.partial-7-iter_1.pth').touch()
     (tmp_path / 'iter_9.pth').touch()
@@ -62,7 +62,7 @@ def test_older_ones_go_only_after_the_new_one_is_there(runner, tmp_path):
     assert runner.message_hub.get_info('keep_ckpt_ids') == [3]
 
 
-def test_checkpoints_elsewhere_than_in_the_work_dir(runner, tmp_path):
+def test_checkpoints_outside_the_work_dir(runner, tmp_path):
     """The mark of the newest is in the work dir, and so may be what is left of writing it."""
     runner.work_dir = str(tmp_path / 'run')
     out = tmp_path / 'elsewhere/run'
@@ -76,7 +76,7 @@ def test_checkpoints_elsewhere_than_in_the_work_dir(runner, tmp_path):
     assert [path.name for path in (tmp_path / 'run').iterdir()] == ['last_checkpoint']
 
 
-def test_one_process_alone_removes(runner, tmp_path, monkeypatch):
+def test_only_one_process_removes_checkpoints(runner, tmp_path, monkeypatch):
     monkeypatch.setattr('mmfocalnet.engine.hooks.atomic_checkpoint.is_main_process', lambda: False)
     hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=1)
     hook.before_train(runner)
@@ -86,7 +86,7 @@ def test_one_process_alone_removes(runner, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('by_metric', ['error', ['error', 'loss']])
-def test_the_best_goes_only_after_a_better_one_is_there(runner, tmp_path, monkeypatch, by_metric):
+def test_the_best_is_removed_after_a_better_one_is_saved(runner, tmp_path, monkeypatch, by_metric):
     hook = AtomicCheckpointHook(interval=-1, by_epoch=False, save_best=by_metric, rule='less')
     hook.before_train(runner)
 
@@ -147,7 +147,7 @@ def test_only_checkpoints_of_the_folder_are_removed(runner, tmp_path, key, names
     assert all(file.exists() for file in files)
 
 
-def test_a_checkpoint_of_another_folder_removes_nothing_here(runner, tmp_path):
+def test_resuming_from_another_folder_removes_nothing(runner, tmp_path):
     (tmp_path / 'iter_9.pth').touch()
     runner.message_hub.update_info('outdated_ckpts', ['iter_9.pth'])
     runner._load_from = str(tmp_path / 'other/iter_10.pth')
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_folder_removes_nothing_here(runner, tmp_path):
     'template',
     ['newest.pth', './newest.pth', 'sub/iter_{}.pth', 'iter_{:04d}.pth', '..iter_{}.pth'],
 )
-def test_other_names(runner, tmp_path, template):
+def test_filename_templates(runner, tmp_path, template):
     (tmp_path / 'sub').mkdir()
     hook = AtomicCheckpointHook(
         interval=1,
@@ -189,7 +189,7 @@ def test_other_names(runner, tmp_path, template):
     assert runner.message_hub.get_info('best_ckpt') == str(tmp_path / best)
 
 
-def test_a_better_one_of_the_same_name(runner, tmp_path):
+def test_a_better_checkpoint_of_the_same_name(runner, tmp_path):
     """As of epochs that an iteration loop does not count."""
     hook = AtomicCheckpointHook(interval=-1, save_best='error', rule='less')
     hook.before_train(runner)
@@ -199,7 +199,7 @@ def test_a_better_one_of_the_same_name(runner, tmp_path):
     assert [path.name for path in tmp_path.glob('*.pth')] == ['best_error_epoch_0.pth']
 
 
-def test_the_best_of_a_work_dir_that_was_moved(runner, tmp_path):
+def test_the_best_checkpoint_of_a_moved_work_dir(runner, tmp_path):
     """What it replaces is looked for there, not where it was."""
     old, new = tmp_path / 'old', tmp_path / 'new'
     for folder in (old, new):
@@ -216,13 +216,13 @@ def test_the_best_of_a_work_dir_that_was_moved(runner, tmp_path):
 
 
 @pytest.mark.parametrize('settings', [dict(interval='often'), dict(max_keep_ckpts='two')])
-def test_numbers_that_are_none_are_named(settings):
+def test_settings_that_are_not_integers(settings):
     [name] = settings
     with pytest.raises(ConfigError, match=name):
         AtomicCheckpointHook(**settings)
 
 
-def test_folders_of_shards_go_as_well(runner, tmp_path):
+def test_folders_of_shards_are_removed(runner, tmp_path):
     hook = AtomicCheckpointHook(interval=1, by_epoch=False, max_keep_ckpts=1)
     hook.before_train(runner)
     (tmp_path / 'iter_1.pth').mkdir()
@@ -243,7 +243,7 @@ def test_the_same_step_twice_counts_once(runner):
 
 
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])
-def test_weights_that_are_no_numbers_are_not_saved(runner, tmp_path, value):
+def test_nan_and_infinite_weights_are_not_saved(runner, tmp_path, value):
     hook = AtomicCheckpointHook(interval=1, by_epoch=False)
     hook.before_train(runner)
     hook.after_train_iter(runner, 0)
@@ -274,7 +274,7 @@ def test_gradients_of_an_accumulation(runner):
     assert runner.model.bias.grad is None
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'new/iter_1.pth'
     AtomicBackend().put(b'old', path)
     monkeypatch.setattr(os, 'fsync', lambda _: os.write(-1, b''))  # bad file descriptor
@@ -284,7 +284,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     assert path.read_bytes() == b'old'
 
 
-def test_other_storages_are_left_alone():
+def test_other_storages_are_unchanged():
     assert AtomicCheckpointHook().backend_args == dict(backend=BACKEND)
     assert issubclass(AtomicBackend, LocalBackend)
     assert AtomicCheckpointHook(out_dir='s3://bucket').backend_args is None

@@ -30,19 +30,19 @@ def check(runner, batch, outputs):
     hook.after_train_iter(runner, 0, batch, outputs)
 
 
-def test_numbers_pass_and_so_does_what_is_no_loss(runner):
+def test_finite_losses_and_other_outputs_pass(runner):
     look(runner, loss=3.0, loss_cls=1.0, loss_box=2.0, acc=float('nan'))
 
 
 @pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
-def test_the_first_bad_term_is_named_before_the_sum(runner, value):
+def test_the_first_bad_term_is_reported_before_the_sum(runner, value):
     with pytest.raises(UserError) as error:
         look(runner, loss=float(value), loss_cls=1.0, loss_box=float(value), loss_z=float(value))
     message = str(error.value)
     assert f'loss_box is {value} at iteration 12' in message and '0.jpg, 1.jpg' in message
 
 
-def test_a_sum_alone_and_the_last_checkpoint(runner):
+def test_only_the_sum_is_bad_and_the_last_checkpoint_is_reported(runner):
     runner.message_hub.update_info('last_ckpt', 'work/iter_10.pth')
     with pytest.raises(UserError, match=r'loss is inf .*work/iter_10\.pth'):
         look(runner, loss=float('inf'), loss_cls=3e38, loss_box=3e38)
@@ -56,7 +56,7 @@ def test_many_images_and_images_without_a_path(runner):
         check(runner, batch, dict(loss=torch.tensor(torch.nan)))
 
 
-def test_gradients_unless_a_loss_scale_leaves_the_step_out(runner):
+def test_infinite_gradients_with_and_without_a_loss_scale(runner):
     runner.message_hub.update_scalar('train/grad_norm', float('inf'))
     with pytest.raises(UserError, match=r'gradients is inf at iteration 12'):
         look(runner, loss=1.0)
@@ -64,7 +64,7 @@ def test_gradients_unless_a_loss_scale_leaves_the_step_out(runner):
     look(runner, loss=1.0)
 
 
-def test_gradients_that_no_loss_scale_makes_finite(runner):
+def test_a_loss_scale_below_the_minimum(runner):
     """With PyTorch's scaler for the CPU in place of that for GPUs."""
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)

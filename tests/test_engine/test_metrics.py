@@ -45,7 +45,7 @@ def rate(folder, epoch):
 
 
 @pytest.mark.parametrize('nothing', [{}, {IOU: 50.0}, {AP: NAN, 'coco/bbox_mAP_50': NAN}])
-def test_such_a_validation_changes_no_schedule(tmp_path, measure, nothing):
+def test_a_validation_without_metrics_changes_no_schedule(tmp_path, measure, nothing):
     measure(nothing)
     train(config(tmp_path))
     assert rate(tmp_path, 4) == 0.1
@@ -58,7 +58,7 @@ def test_such_a_validation_changes_no_schedule(tmp_path, measure, nothing):
     assert rate(tmp_path, 5) == 0.1
 
 
-def test_other_validations_still_count(tmp_path, measure):
+def test_other_validations_step_the_schedule(tmp_path, measure):
     worse = {AP: 0.1}
     measure({AP: 0.5}, {}, worse, {}, worse, worse)
     cfg = config(tmp_path)
@@ -71,7 +71,7 @@ def test_other_validations_still_count(tmp_path, measure):
 
 @pytest.mark.parametrize('name', ['coco/bbox_map', 'bbox_mAP', 'cocoo/bbox_mAP'])
 @pytest.mark.parametrize('setting', ['save_best', 'monitor'])
-def test_a_metric_that_no_validation_measures_is_an_error(tmp_path, measure, setting, name):
+def test_an_unknown_metric_is_an_error(tmp_path, measure, setting, name):
     measure({AP: 0.5, IOU: 50.0})
     cfg = config(tmp_path)
     if setting == 'save_best':

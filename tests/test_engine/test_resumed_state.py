@@ -152,7 +152,7 @@ def whole(tmp_path_factory):
     return _whole
 
 
-def test_the_kinds_differ_in_what_they_do(whole):
+def test_the_kinds_of_runs_differ(whole):
     names, _, known, _ = whole('patience')[0]
     assert names[-1] == 'epoch_7.pth' and known['validated'] == 6  # stopped after 7 of 8
     assert whole('a threshold and the best')[0][0] == ['best_error_epoch_5.pth', 'epoch_5.pth']
@@ -186,7 +186,7 @@ def test_killed_and_resumed(kind, step, whole, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_killed_often(kind, whole, tmp_path, monkeypatch):
+def test_killed_repeatedly(kind, whole, tmp_path, monkeypatch):
     expected, passed = whole(kind)
     dice = random.Random(kind)
     for turn in range(10):
@@ -204,7 +204,7 @@ def resumed_with(folder, **settings):
     return Path((folder / 'last_checkpoint').read_text()).name
 
 
-def test_a_run_that_was_stopped_goes_on_without_what_stopped_it(tmp_path):
+def test_a_stopped_run_continues_without_the_hook_that_stopped_it(tmp_path):
     kind = 'a threshold and the best'
     go(tmp_path / 'run', kind)
     go(tmp_path / 'run', kind, resume=True)
@@ -216,7 +216,7 @@ def test_a_run_that_was_stopped_goes_on_without_what_stopped_it(tmp_path):
         assert resumed_with(copy, custom_hooks=hooks) != 'epoch_5.pth'
 
 
-def test_patience_is_that_of_its_metric(tmp_path):
+def test_counters_are_restored_by_metric(tmp_path):
     go(tmp_path, 'patience')
     newest = torch.load(tmp_path / 'epoch_7.pth', weights_only=False)
     [counted] = newest['early_stopping']['hooks']
@@ -225,7 +225,7 @@ def test_patience_is_that_of_its_metric(tmp_path):
     assert resumed_with(tmp_path, custom_hooks=[dict(STOP, monitor='mean')]) == 'epoch_8.pth'
 
 
-def test_a_checkpoint_with_junk_for_patience_is_named(tmp_path):
+def test_invalid_early_stopping_counters(tmp_path):
     go(tmp_path, 'patience')
     path = tmp_path / 'epoch_7.pth'
     content = torch.load(path, weights_only=False)
@@ -235,7 +235,7 @@ def test_a_checkpoint_with_junk_for_patience_is_named(tmp_path):
             go(tmp_path, 'patience', resume=True)
 
 
-def test_checkpoints_within_an_epoch_lack_no_validation(tmp_path, monkeypatch):
+def test_checkpoints_within_an_epoch_need_no_validation(tmp_path, monkeypatch):
     cfg = config(tmp_path, 'patience')
     cfg.train_cfg.max_epochs = 3
     cfg.train_dataloader.batch_size = 2  # four iterations an epoch
@@ -249,7 +249,7 @@ def test_checkpoints_within_an_epoch_lack_no_validation(tmp_path, monkeypatch):
     assert len(validated) == 2 * 2  # of the second and third epoch, two batches each
 
 
-def test_a_loop_of_ones_own_is_resumed(tmp_path):
+def test_a_custom_loop_is_resumed(tmp_path):
     cfg = config(tmp_path, 'patience')
     cfg.train_cfg = dict(type='OwnLoop')
     cfg.default_hooks.checkpoint.by_epoch = False
@@ -259,7 +259,7 @@ def test_a_loop_of_ones_own_is_resumed(tmp_path):
     assert (tmp_path / 'iter_3.pth').exists()
 
 
-def test_the_runner_of_strategies_counts_alike(tmp_path):
+def test_flexible_runner_counts_like_runner(tmp_path):
     """It takes the saving after a validation for that of the next epoch."""
     cfg = config(tmp_path, 'patience')
     strategy = dict(type='SingleDeviceStrategy')
@@ -273,7 +273,7 @@ def test_the_runner_of_strategies_counts_alike(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['AtomicCheckpointHook', 'CheckpointHook'])
-def test_another_hook_saves_at_places_of_its_own(tmp_path, kind):
+def test_another_hook_saves_at_other_iterations(tmp_path, kind):
     cfg = config(tmp_path, 'patience')
     cfg.custom_hooks = [dict(type=kind, by_epoch=False, interval=3)]
     train(cfg)

@@ -53,7 +53,7 @@ def take(count, sampler, workers=0):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_endless_samples_from_anywhere(workers):
+def test_infinite_sampler_from_any_position(workers):
     whole = take(9, SeededInfiniteSampler(dataset(), seed=3))
     assert len({sample for batch in whole for sample in batch}) == 18
     sampler = SeededInfiniteSampler(dataset(), seed=3)
@@ -66,7 +66,7 @@ def test_endless_samples_from_anywhere(workers):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_an_epoch_from_its_start(workers):
+def test_an_epoch_is_reproduced_from_its_start(workers):
     sampler = SeededSampler(dataset(), seed=3)
     first = take(5, sampler)
     sampler.set_epoch(1)
@@ -110,12 +110,12 @@ def test_samplers_leave_the_dataset_unchanged():
     assert shared.pipeline.transforms == before
 
 
-def test_an_index_goes_to_workers_with_its_place():
+def test_a_pickled_index_keeps_its_place():
     index = pickle.loads(pickle.dumps(SeededIndex(7, (1, 2))))
     assert (index, index.place) == (7, (1, 2))
 
 
-def test_iterations_and_processes_draw_for_themselves(monkeypatch):
+def test_iterations_and_processes_have_different_seeds(monkeypatch):
     def draws(iteration, rank, seed=3):
         monkeypatch.setattr('mmfocalnet.engine.hooks.seed_iterations.get_rank', lambda: rank)
         SeedIterationsHook().before_train_iter(SimpleNamespace(seed=seed, iter=iteration), 0)

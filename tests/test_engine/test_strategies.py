@@ -28,7 +28,7 @@ class Wrapped(torch.nn.Module):
         self.module = module
 
 
-def test_the_policy_wraps_blocks_and_nothing_else():
+def test_the_policy_wraps_only_blocks():
     model = torch.nn.ModuleDict(
         dict(
             backbone=FocalNet(embed_dim=4, depths=(1, 2), focal_levels=1, focal_windows=3),
@@ -42,7 +42,7 @@ def test_the_policy_wraps_blocks_and_nothing_else():
     assert len(wrapped) == 3
 
 
-def test_both_are_found_by_the_names_that_configs_use():
+def test_policy_and_strategy_are_registered():
     assert FUNCTIONS.get('focalnet_blocks') is focalnet_blocks
     assert STRATEGIES.get('FocalNetFSDPStrategy') is FocalNetFSDPStrategy
 
@@ -59,7 +59,7 @@ def test_both_are_found_by_the_names_that_configs_use():
         ),
     ],
 )
-def test_a_config_is_the_plain_recipe_with_a_strategy(path, plain, strategy):
+def test_sharded_configs_equal_the_recipe_otherwise(path, plain, strategy):
     cfg, plain = Config.fromfile(ROOT / path), Config.fromfile(ROOT / f'configs/{plain}.py')
     assert cfg.runner_type == 'FlexibleRunner'
     assert cfg.strategy.type == strategy

@@ -8,6 +8,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 from mmfocalnet.cli import add_cfg_options, integer, print_lines, report_errors
+from mmfocalnet.compat.noise import import_datasets
 from mmfocalnet.config import override, read_config
 from mmfocalnet.datasets.config_checks import check_paths
 from mmfocalnet.files import check_folder
@@ -51,6 +52,7 @@ def main():
     args = parse_args()
     cfg = read_config(args.config)
     override(cfg, args.cfg_options)
+    import_datasets(cfg.get('default_scope'))
     check_paths(cfg, f'{args.split}_dataloader')
     out = args.output_dir or Path('work_dirs/browse_dataset', Path(args.config).stem)
     check_folder('--output-dir', out)

@@ -11,6 +11,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 from mmengine.registry import DefaultScope
 
 from mmfocalnet.cli import add_cfg_options, print_lines, report_errors
+from mmfocalnet.compat.noise import import_datasets
 from mmfocalnet.config import override, read_config
 from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.config_checks import check_paths, split_datasets, split_evaluator
@@ -103,6 +104,7 @@ def main():
     args = parse_args()
     cfg = read_config(args.config)
     override(cfg, args.cfg_options)
+    import_datasets(cfg.get('default_scope'))
     out = args.out or Path('work_dirs/check_dataset', Path(args.config).stem)
     check_folder('--out', out)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from mmfocalnet.cli.noise import import_datasets
 from mmfocalnet.cli.strategy_checks import FSDP, strategy_type
+from mmfocalnet.compat.noise import import_datasets
 from mmfocalnet.config import find_dicts, read_model_config
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import type_name

@@ -14,10 +14,10 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmfocalnet.arguments import finite_number
 from mmfocalnet.checkpoints import fit_checkpoint
-from mmfocalnet.cli.noise import filter_log
 from mmfocalnet.cli.run_errors import check_backbone_name, find_misspelling, run_errors
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
+from mmfocalnet.compat.noise import filter_log
 from mmfocalnet.config import find_dicts, is_first_process
 from mmfocalnet.datasets.dataset_configs import find_datasets
 from mmfocalnet.errors import ConfigError

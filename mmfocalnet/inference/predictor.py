@@ -20,6 +20,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmfocalnet.checkpoints import cached_reads, check_has_weights, load_once
+from mmfocalnet.compat.noise import import_datasets
 from mmfocalnet.config import read_model_config
 from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.dataset_configs import dataset_class
@@ -62,6 +63,7 @@ def load_predictor(
             f'{config} has default_scope={cfg.get("default_scope")!r}, expected mmdet or mmseg. '
             "Set default_scope='mmdet' or 'mmseg'."
         )
+    import_datasets(cfg.default_scope)
     with cached_reads():
         path, content, _ = load_once(checkpoint)
         check_has_weights(path, content)

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.progress import track
 
 from mmfocalnet.checkpoints import cached_reads, check_has_weights, load_once
+from mmfocalnet.compat.noise import import_datasets
 from mmfocalnet.datasets.config_checks import check_data
 from mmfocalnet.datasets.label_maps import IGNORED
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
@@ -99,6 +100,7 @@ def make_gallery(work_dir: Path, cfg: Config | None, count: int) -> Gallery:
                 'No gallery: for classifiers, draw predictions with tools/test.py --show-dir.'
             )
             return gallery
+        import_datasets(cfg.get('default_scope'))
         with cached_reads():
             _fill(gallery, work_dir, cfg, count)
     except UserError as error:

@@ -12,25 +12,31 @@ from contextlib import redirect_stdout, suppress
 # mmdet warns of a metric that our configs do not use.
 WARNINGS = ('faster_coco_eval is not installed',)
 # The forks print this debug message on import; OneDL is a commercial data platform.
-PRINTED = ('Could not import OneDL. Skipping OneDL datasets.',)
+PRINTED = (
+    'Could not import OneDL. Skipping OneDL datasets.',  # mmdet
+    'Could not import OneDL',  # mmseg
+)
 # MMEngine logs these about its own CheckpointHook.
 LOGGED = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
 
 
 def import_datasets(scope: str | None) -> None:
-    """Import the datasets of mmdet or mmseg, which a run imports anyway, without their messages.
+    """Import the datasets and metrics of mmdet or mmseg without their messages.
+
+    MMEngine's registries import them when they are first needed.
 
     Args:
         scope: The default scope of a config; others than ``'mmdet'`` and ``'mmseg'`` are ignored.
     """
-    for message in WARNINGS:
-        warnings.filterwarnings('ignore', message)
     if scope not in ('mmdet', 'mmseg'):
         return
     printed = io.StringIO()
     try:
-        with redirect_stdout(printed), suppress(ImportError):
-            importlib.import_module(f'{scope}.datasets')
+        with redirect_stdout(printed), suppress(ImportError), warnings.catch_warnings():
+            for message in WARNINGS:
+                warnings.filterwarnings('ignore', message)
+            for package in ('datasets', 'evaluation'):
+                importlib.import_module(f'{scope}.{package}')
     finally:
         for line in printed.getvalue().splitlines(keepends=True):
             if line.strip() not in PRINTED:

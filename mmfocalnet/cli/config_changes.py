@@ -1,4 +1,4 @@
-"""What the flags of a tool change in its config."""
+"""Read a config and apply the flags of a tool to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the tools end: error messages, exit codes, and lines on stdout."""
+"""Error messages, exit codes and output lines of the tools."""
 
 from __future__ import annotations
 
@@ -123,9 +123,10 @@ def _is_of_worker(error: BaseException) -> bool:
 
 
 def _is_reported_by_this_process(error: BaseException) -> bool:
-    """Usually all processes of a launch fail alike, and one per machine reports it.
+    """Whether this process prints the error.
 
-    Faulty data may have been found by one process only.
+    Usually all processes of a launch raise the same error, and one per machine prints it. Faulty
+    data may be found by a single process, which then prints it.
     """
     of_one_batch = isinstance(error, DataError) and torch.distributed.is_initialized()
     return of_one_batch or _is_of_worker(error) or os.environ.get('LOCAL_RANK', '0') == '0'

@@ -30,7 +30,7 @@ from mmfocalnet.registry import type_name, warn_if_shadowed
 
 
 def check_model(cfg: Config) -> None:
-    """Check the FocalNet of a model without memory for its weights.
+    """Check the FocalNet of a model without allocating its weights.
 
     Only a FocalNet or a `FocalNetClassifier` is built, on the meta device; other parts of the
     model are built by the run. In a launch rank 0 checks for all, so that a checkpoint is

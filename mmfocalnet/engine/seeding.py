@@ -1,7 +1,7 @@
 """Seeds that depend only on the seed of the run and the position in it.
 
-MMEngine seeds once, at the start: a resumed run then augments, drops and samples differently from
-an uninterrupted one. Here each sample and each iteration has its own seed. No state of generators
+MMEngine seeds once, at the start. A resumed run then draws other augmentations and proposals.
+Here each sample and each iteration has its own seed. No state of generators
 needs to be saved, and the number of worker processes does not matter.
 """
 
@@ -22,7 +22,7 @@ SAMPLE, ITERATION = range(2)
 
 
 def seed_from(*place: int) -> None:
-    """Seed Python, NumPy and PyTorch, its GPUs too, in this process.
+    """Seed Python, NumPy and PyTorch (CPU and GPUs) in this process.
 
     Args:
         *place: Integers of at least 0; each tuple gives an unrelated seed.
@@ -39,8 +39,7 @@ def seed_from(*place: int) -> None:
 class SeededIndex(int):
     """The index of a sample, with the place in the run that seeds it.
 
-    Dataset wrappers compute other indices from it, modulo their length or from an offset; these
-    keep the place.
+    Dataset wrappers derive indices from it by ``%`` or ``-``. The derived indices keep the place.
 
     Attributes:
         place: The arguments of `seed_from`.

@@ -135,7 +135,7 @@ class FocalNetFSDPStrategy(FSDPStrategy):
         FSDP drops both.
 
         Returns:
-            The state; that of the optimizer is in the first process alone where it is saved full.
+            The state. With full state dicts, only the first process has that of the optimizer.
         """
         return {**super().optim_state_dict(), **_beside_optimizer(self.optim_wrapper.state_dict())}
 

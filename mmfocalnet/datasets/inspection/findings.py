@@ -91,7 +91,7 @@ class Findings:
         self._numbers: Counter[Kind] = Counter()
 
     def add(self, kind: Kind, text: str) -> None:
-        """Add one: its kind, and the file, the id and what is wrong."""
+        """Add a finding; the text has the file, the id and the fault."""
         shown = self._shown.setdefault(kind, [])
         self._numbers[kind] += 1
         if len(shown) < MAX_SHOWN:

@@ -29,8 +29,8 @@ def inspect_dataset(dataset: dict, evaluator: Any = None, *, with_images: bool =
     Args:
         dataset: Config of a dataset in COCO's format, in its panoptic format, or of semantic
             label maps.
-        evaluator: Config of the metrics. Those that read the dataset's annotation file read more
-            of it than training. Defaults to None: training.
+        evaluator: Config of the metrics. If a metric reads the dataset's annotation file, the
+            fields that only evaluation uses are checked too. Defaults to None: training.
         with_images: Whether to read images and panoptic maps; semantic label maps are always
             read. Defaults to True.
 

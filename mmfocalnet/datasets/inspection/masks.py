@@ -1,6 +1,6 @@
 """Checks that pycocotools can decode masks, polygons and RLE.
 
-It does not check its input: coordinates and runs out of range crash it or fill the memory.
+pycocotools does not check its input: out-of-range coordinates and runs crash it or exhaust memory.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def rle_fault(mask: dict, height: int, width: int) -> str | None:
 def decode_runs(text: str) -> list[int] | None:
     """Decode the run lengths of COCO's compressed RLE; None if it is malformed.
 
-    Unlike pycocotools, which reads and writes out of bounds for malformed ones.
+    For malformed RLE, pycocotools reads and writes out of bounds.
     """
     runs: list[int] = []
     value = shift = 0

@@ -69,7 +69,7 @@ class CheckLossesHook(Hook):
 
 
 def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, float] | None:
-    """Name and value of the first loss that is not finite, else of their sum or the gradients."""
+    """Name and value of the first bad loss, else of the sum, gradient norm or loss scale."""
     losses = {name: value for name, value in outputs.items() if 'loss' in name}
     names = sorted(losses, key='loss'.__eq__)
     # One transfer for all of them.

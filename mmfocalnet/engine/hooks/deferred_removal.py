@@ -35,7 +35,7 @@ class DeferredRemoval:
     rmtree = remove
 
     def schedule_leftovers(self, names: Any, template: str) -> None:
-        """Schedule what a killed run had scheduled; names that are not of checkpoints are ignored.
+        """Schedule the removals that a killed run left; ignore names that are not of checkpoints.
 
         Args:
             names: From the untrusted checkpoint of that run.

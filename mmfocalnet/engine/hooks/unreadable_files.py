@@ -24,7 +24,7 @@ _INTERVAL = 100
 class UnreadableFilesHook(Hook):
     """Count files that `SkipUnreadable` skips in training; raise in validation and test.
 
-    There, leaving a file out would change the score.
+    In validation and test, a skipped file would change the score.
     """
 
     def before_train(self, runner: Runner) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, Registry, root
 
 from mmfocalnet.cli.error_handling import RunError
@@ -64,10 +64,12 @@ def find_misspelling(cfg: Config, error: Exception) -> str | None:
     if match := _UNEXPECTED.search(str(error)):
         name, key = match.groups()
         known = _registered()
-        for node in find_dicts(list(cfg.values())):
+        nodes = [node for node in find_dicts(list(cfg.values())) if key in node]
+        # The class of the message first: others may pass the key on.
+        for node in sorted(nodes, key=lambda node: type_name(node) != name):
             owner = type_name(node)
             accepted = _parameters(known.get(owner, node.get('type')))
-            if accepted and key in node and key not in accepted:
+            if accepted and key not in accepted:
                 near = _nearest(key, accepted | _parameters(known.get(name)))
                 return f'{cfg.filename} has {key!r} in {owner}, which does not accept it{near}'
     return None
@@ -122,6 +124,9 @@ def _where_to_look(cfg: Config) -> str:
     handlers = MMLogger.get_current_instance().handlers
     logs = [one.baseFilename for one in handlers if isinstance(one, logging.FileHandler)]
     log = f' The log is {logs[0]}.' if logs else ''
-    saved = Path(cfg.work_dir, LAST_CHECKPOINT).is_file()
+    # An earlier run may have left the file.
+    last, pointer = MessageHub.get_current_instance().get_info('last_ckpt'), Path(cfg.work_dir)
+    pointer /= LAST_CHECKPOINT
+    saved = pointer.is_file() and pointer.read_text() == last
     resume = ' Continue a training from its last checkpoint with --resume.' if saved else ''
     return f'The run of {cfg.filename} failed with the error above.{log}{resume}'

@@ -135,6 +135,14 @@ def test_resume_is_suggested_after_a_checkpoint(work_dir, run_tool):
     assert '--resume' in text.splitlines()[-1]
 
 
+def test_resume_is_not_suggested_for_a_checkpoint_of_an_earlier_run(work_dir, run_tool):
+    work_dir.mkdir()
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_9.pth'))
+    code, text = run_tool(toy_config(work_dir, **hook(type='FaultyHook', place='save')))
+    assert code == 3
+    assert '--resume' not in text.splitlines()[-1]
+
+
 def test_pipelines_without_seeds_are_reported(work_dir, capsys):
     settings = dict(log_level='WARNING')
     train(toy_config(work_dir, **settings))

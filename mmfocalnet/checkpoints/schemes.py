@@ -33,23 +33,26 @@ _ZOOS: dict[str, Callable[[], dict[str, str]]] = {
 
 
 def register_schemes() -> None:
-    """Replace all checkpoint loaders of MMEngine by those of this module."""
+    """Replace all checkpoint loaders of MMEngine by those of this module.
+
+    MMEngine logs their names without ``load_from_`` as that of the backend.
+    """
     loaders = {
-        _from_source: ['', 'http://', 'https://', 'hf://'],
-        _from_zoo: [f'{name}://' for name in _ZOOS],
-        _from_storage: [r'(\S+\:)?s3://', r'(\S+\:)?petrel://'],
-        _from_pavi: ['pavi://'],
+        load_from_source: ['', 'http://', 'https://', 'hf://'],
+        load_from_zoo: [f'{name}://' for name in _ZOOS],
+        load_from_storage: [r'(\S+\:)?s3://', r'(\S+\:)?petrel://'],
+        load_from_pavi: ['pavi://'],
     }
     for loader, prefixes in loaders.items():
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
 
 
-def _from_source(filename: str, map_location: Any = None) -> dict[str, Any]:
+def load_from_source(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load a file, a URL or a Hugging Face id; by default to the CPU."""
     return _content(pop_cached(filename, map_location or 'cpu'), filename)
 
 
-def _from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
+def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load a model of torchvision or OpenMMLab by its name, such as ``'torchvision://resnet50'``."""
     scheme, _, name = filename.partition('://')
     if 'mmlab' in scheme:
@@ -62,11 +65,11 @@ def _from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
         )
     if not is_url(url):
         url = os.path.join(mmengine_checkpoint._get_mmengine_home(), url)
-    content = _from_source(url, map_location)
+    content = load_from_source(url, map_location)
     return mmengine_checkpoint._process_mmcls_checkpoint(content) if scheme == 'mmcls' else content
 
 
-def _from_storage(filename: str, map_location: Any = None) -> dict[str, Any]:
+def load_from_storage(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load from an S3 storage through MMEngine's backend ``petrel``."""
     storage = get_file_backend(filename, backend_args={'backend': 'petrel'})
     with NamedTemporaryFile(suffix='.pth') as file:
@@ -75,7 +78,7 @@ def _from_storage(filename: str, map_location: Any = None) -> dict[str, Any]:
         return _content(load_file(Path(file.name), map_location or 'cpu', filename), filename)
 
 
-def _from_pavi(filename: str, map_location: Any = None) -> dict[str, Any]:
+def load_from_pavi(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Refuse ``pavi://``, because its client unpickles."""
     raise CheckpointError(
         f'{short_text(filename)}: pavi:// is not supported. Download the file and give its path.'

@@ -21,7 +21,7 @@ from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.registry import type_name
 
 _UNREGISTERED = re.compile(r"""['"]?(\S+) is not in the (.+?) registry""")
-_UNEXPECTED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+_UNEXPECTED = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from small_focalnet import SMALL, classifier_state, small
 
 from mmfocalnet import FocalNet
@@ -126,18 +127,15 @@ def test_init_weights_of_an_mmdet_detector_keeps_the_loaded_weights(saved):
     from mmdet.registry import MODELS
 
     source, path = saved
-    model = MODELS.build(
-        Config(
-            dict(
-                type='SingleStageDetector',
-                backbone=dict(
-                    type='FocalNet', **SMALL, out_indices=(1, 2, 3), init_cfg=init_cfg(path)
-                ),
-                neck=dict(type='FPN', in_channels=[16, 32, 64], out_channels=8, num_outs=3),
-                bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=8, feat_channels=8),
-            )
-        )
+    backbone = dict(type='FocalNet', **SMALL, out_indices=(1, 2, 3), init_cfg=init_cfg(path))
+    cfg = dict(
+        type='SingleStageDetector',
+        backbone=backbone,
+        neck=dict(type='FPN', in_channels=[16, 32, 64], out_channels=8, num_outs=3),
+        bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=8, feat_channels=8),
     )
+    with DefaultScope.overwrite_default_scope('mmdet'):  # trainings of other tests set another
+        model = MODELS.build(Config(cfg))
     model.init_weights()
     key = 'layers.2.blocks.1.modulation.f.weight'
     assert torch.equal(model.backbone.state_dict()[key], source.state_dict()[key])

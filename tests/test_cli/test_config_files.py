@@ -1,5 +1,7 @@
 """Invalid config files end in an error message that names the file and the fault."""
 
+import inspect
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -115,7 +117,6 @@ def test_other_errors_of_building_keep_their_traceback(config):
 
 
 UNREADABLE = {
-    'itself.py': "_base_ = './itself.py'",
     'orphan.py': "_base_ = './gone.py'",
     'three.py': '_base_ = 3',
     'config.txt': '',
@@ -132,10 +133,17 @@ def test_files_that_are_not_configs(config, name):
         check(path)
 
 
-def test_configs_that_inherit_from_each_other(config):
+@pytest.mark.parametrize('base', ['a.py', 'b.py'])
+def test_configs_that_inherit_from_themselves(config, base):
     config("_base_ = './a.py'", None, 'b.py')
-    with pytest.raises(ConfigError, match=r'a\.py.*_base_'):
-        check(config("_base_ = './b.py'", None, 'a.py'))
+    path = config(f"_base_ = './{base}'", None, 'a.py')
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 150)  # each level reads the file
+    try:
+        with pytest.raises(ConfigError, match=r'a\.py.*_base_'):
+            check(path)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_a_binary_file(tmp_path):

@@ -5,11 +5,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from mmengine.config import Config
 from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS, TRANSFORMS
 from toy import toy_config
 
 from mmfocalnet.cli import RunError, report_errors, train
+from mmfocalnet.cli.run_errors import find_misspelling
 from mmfocalnet.errors import ConfigError, UserError
 
 
@@ -141,6 +143,13 @@ def test_resume_is_not_suggested_for_a_checkpoint_of_an_earlier_run(work_dir, ru
     code, text = run_tool(toy_config(work_dir, **hook(type='FaultyHook', place='save')))
     assert code == 3
     assert '--resume' not in text.splitlines()[-1]
+
+
+def test_calls_of_functions_are_not_attributed_to_the_config():
+    cfg = Config(dict(head=dict(type='FaultyHook', sigma=1)), filename=__file__)
+    for call in ('loss()', 'Head.forward()'):
+        error = TypeError(f"{call} got an unexpected keyword argument 'sigma'")
+        assert find_misspelling(cfg, error) is None
 
 
 def test_pipelines_without_seeds_are_reported(work_dir, capsys):

@@ -124,9 +124,9 @@ def _where_to_look(cfg: Config) -> str:
     handlers = MMLogger.get_current_instance().handlers
     logs = [one.baseFilename for one in handlers if isinstance(one, logging.FileHandler)]
     log = f' The log is {logs[0]}.' if logs else ''
+    pointer = Path(cfg.work_dir, LAST_CHECKPOINT)
     # An earlier run may have left the file.
-    last, pointer = MessageHub.get_current_instance().get_info('last_ckpt'), Path(cfg.work_dir)
-    pointer /= LAST_CHECKPOINT
+    last = MessageHub.get_current_instance().get_info('last_ckpt')
     saved = pointer.is_file() and pointer.read_text() == last
     resume = ' Continue a training from its last checkpoint with --resume.' if saved else ''
     return f'The run of {cfg.filename} failed with the error above.{log}{resume}'

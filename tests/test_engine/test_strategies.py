@@ -12,7 +12,7 @@ from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch.distributed.fsdp.wrap import _recursive_wrap
 
 from mmfocalnet import FocalNet, cli
-from mmfocalnet.cli import strategy_checks as strategy
+from mmfocalnet.cli import strategy_checks
 from mmfocalnet.engine.strategies import FocalNetFSDPStrategy, focalnet_blocks
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models import FocalNetBlock
@@ -87,7 +87,9 @@ def packages(monkeypatch):
     """Pretend that the named packages are there, and no others."""
 
     def _packages(*names):
-        monkeypatch.setattr(strategy, 'find_spec', lambda name: name if name in names else None)
+        monkeypatch.setattr(
+            strategy_checks, 'find_spec', lambda name: name if name in names else None
+        )
 
     return _packages
 

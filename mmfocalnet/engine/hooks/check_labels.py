@@ -8,13 +8,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mmfocalnet.datasets.label_maps import IGNORED
 from mmfocalnet.errors import DataError
 from mmfocalnet.registry import register
 
 if TYPE_CHECKING:
     from mmseg.structures import SegDataSample
-
-IGNORED = 255
 
 
 @register(HOOKS)

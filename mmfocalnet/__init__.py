@@ -11,7 +11,7 @@ from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 ensure_mmcv_ops()  # before anything imports mmcv.ops
 ensure_panopticapi()  # mmdet looks for it when imported
 
-from mmfocalnet.checkpoints.schemes import register_schemes
+from mmfocalnet.checkpoints.url_schemes import register_schemes
 from mmfocalnet.datasets import ImageFolder
 from mmfocalnet.datasets.skip_unreadable import SkipUnreadable
 from mmfocalnet.engine.hooks import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import unformatted  # noqa: F401
+import unformatted_configs  # noqa: F401
 from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).resolve().parent.parent

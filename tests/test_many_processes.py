@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from forked import FORKS, ROOT, end, ranks_of_two
+from forked_tools import FORKS, ROOT, end, ranks_of_two
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper

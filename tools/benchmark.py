@@ -29,13 +29,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocalnet import ops
-from mmfocalnet.cli import integer, report_errors
+from mmfocalnet.cli import integer_flag, report_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import Mlp
-from mmfocalnet.ops import products
+from mmfocalnet.ops import matrix_products
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=3, focal_windows=9)
@@ -329,7 +329,7 @@ def floor(shape, medians):
         model(torch.randn(*shape))
     flops = counter.get_total_flops()
     a = torch.randn(2048, 2048)
-    libraries = (lambda: a @ a), (lambda: products.linear(a, a))
+    libraries = (lambda: a @ a), (lambda: matrix_products.linear(a, a))
     fastest = min(
         statistics.median(seconds(product, 'cpu') for _ in range(9)) for product in libraries
     )
@@ -417,13 +417,15 @@ def parse_args():
         help='focal modulation alone; FocalNet-T; a training step of Mask R-CNN; '
         'FocalNet-T for growing images and batches',
     )
-    parser.add_argument('--size', type=integer(1), nargs=2, default=(800, 1216), metavar=('H', 'W'))
-    parser.add_argument('--dim', type=integer(1), default=96, help='channels of the operator')
-    parser.add_argument('--batch', type=integer(1), default=1, help='images')
     parser.add_argument(
-        '--rounds', type=integer(1), default=5, help='repetitions; medians are printed'
+        '--size', type=integer_flag(1), nargs=2, default=(800, 1216), metavar=('H', 'W')
     )
-    parser.add_argument('--threads', type=integer(1), default=2)
+    parser.add_argument('--dim', type=integer_flag(1), default=96, help='channels of the operator')
+    parser.add_argument('--batch', type=integer_flag(1), default=1, help='images')
+    parser.add_argument(
+        '--rounds', type=integer_flag(1), default=5, help='repetitions; medians are printed'
+    )
+    parser.add_argument('--threads', type=integer_flag(1), default=2)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--compile', action='store_true', help='add a row for torch.compile')

@@ -7,10 +7,10 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import add_cfg_options, integer, print_lines, report_errors
-from mmfocalnet.compat.noise import import_datasets
+from mmfocalnet.cli import add_cfg_options, integer_flag, print_lines, report_errors
+from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import override, read_config
-from mmfocalnet.datasets.config_checks import check_paths
+from mmfocalnet.datasets.data_checks import check_paths
 from mmfocalnet.files import check_folder
 from mmfocalnet.visualization.browse import draw_samples
 
@@ -32,10 +32,17 @@ def parse_args():
         help='folder for the images (default: work_dirs/browse_dataset/CONFIG_NAME)',
     )
     parser.add_argument(
-        '--number', type=integer(1), default=20, metavar='N', help='number of samples (default: 20)'
+        '--number',
+        type=integer_flag(1),
+        default=20,
+        metavar='N',
+        help='number of samples (default: 20)',
     )
     parser.add_argument(
-        '--seed', type=integer(0), default=0, help='seed of sampling and augmentation (default: 0)'
+        '--seed',
+        type=integer_flag(0),
+        default=0,
+        help='seed of sampling and augmentation (default: 0)',
     )
     parser.add_argument(
         '--not-show', action='store_true', help='do not open windows (default without a display)'

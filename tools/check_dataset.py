@@ -11,11 +11,11 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 from mmengine.registry import DefaultScope
 
 from mmfocalnet.cli import add_cfg_options, print_lines, report_errors
-from mmfocalnet.compat.noise import import_datasets
+from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import override, read_config
 from mmfocalnet.datasets.category_names import check_num_classes
-from mmfocalnet.datasets.config_checks import check_paths, split_datasets, split_evaluator
-from mmfocalnet.datasets.inspection import find_evaluated, inspect_dataset
+from mmfocalnet.datasets.data_checks import check_paths, split_datasets, split_evaluator
+from mmfocalnet.datasets.inspection import find_evaluated_datasets, inspect_dataset
 from mmfocalnet.datasets.inspection.chart import draw_counts
 from mmfocalnet.datasets.inspection.findings import CLASSES
 from mmfocalnet.errors import ConfigError, DataError
@@ -62,7 +62,7 @@ def find_inspections(cfg, splits):
         found = split_datasets(cfg, split)
         names = [f'{split}_{n}' if len(found) > 1 else split for n, _ in enumerate(found, start=1)]
         arguments = [dict(dataset=dataset, evaluator=evaluator) for dataset in found]
-        for number, dataset in enumerate(find_evaluated(found, evaluator), start=1):
+        for number, dataset in enumerate(find_evaluated_datasets(found, evaluator), start=1):
             names.append(f'{split}_metric_{number}')
             arguments.append(dict(dataset=dataset, evaluator=evaluator, with_images=False))
         for name, new in zip(names, arguments, strict=True):
@@ -94,8 +94,8 @@ def check(name, arguments, cfg, out):
         path = out / f'{name}.png'
         draw_counts(report.counts, f'{name}: {report.counts.unit} of each class', path)
         print_lines(f'Chart: {path}')
-    errors = report.findings.count(errors=True)
-    print(f'{name}: errors: {errors}, warnings: {report.findings.count(errors=False)}\n')
+    errors = report.findings.total(errors=True)
+    print(f'{name}: errors: {errors}, warnings: {report.findings.total(errors=False)}\n')
     return errors
 
 

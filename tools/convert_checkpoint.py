@@ -6,7 +6,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import integer, print_lines, report_errors
+from mmfocalnet.cli import integer_flag, print_lines, report_errors
 from mmfocalnet.cli.checkpoint_flags import add_source_flags, inspect_source
 from mmfocalnet.conversion.convert import DESTINATIONS, Changes, convert
 
@@ -23,7 +23,9 @@ def parse_args():
         metavar='N[,N,N,N]',
         help='kernel size at the first focal level, of all stages or of each',
     )
-    parser.add_argument('--levels', type=integer(1), metavar='N', help='focal levels of all stages')
+    parser.add_argument(
+        '--levels', type=integer_flag(1), metavar='N', help='focal levels of all stages'
+    )
     parser.add_argument(
         '--keep-function',
         action='store_true',
@@ -36,7 +38,7 @@ def parse_args():
 
 
 def numbers(text):
-    return tuple(map(integer(1), text.split(',')))
+    return tuple(map(integer_flag(1), text.split(',')))
 
 
 @report_errors

@@ -9,7 +9,7 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import add_cfg_options, integer, print_error, print_lines, report_errors
+from mmfocalnet.cli import add_cfg_options, integer_flag, print_error, print_lines, report_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import make_folder
 from mmfocalnet.inference import load_predictor
@@ -39,7 +39,7 @@ def parse_args():
         default=0.3,
         help='minimum score of boxes that are drawn and written (default: 0.3)',
     )
-    parser.add_argument('--batch-size', type=integer(1), default=1, help='default: 1')
+    parser.add_argument('--batch-size', type=integer_flag(1), default=1, help='default: 1')
     add_cfg_options(parser)
     return parser.parse_args()
 

@@ -24,7 +24,7 @@ from mmfocalnet.cli import report_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import replacing
 from mmfocalnet.models import FocalNet
-from mmfocalnet.models.counts import classifier_flops, classifier_parameters
+from mmfocalnet.models.complexity import classifier_flops, classifier_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = '<!-- paper_table: begin -->', '<!-- paper_table: end -->'

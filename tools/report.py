@@ -1,4 +1,4 @@
-"""Write an HTML report of a training: python tools/report.py WORK_DIR"""
+"""Write an HTML report of a training run: python tools/report.py WORK_DIR"""
 
 import argparse
 import signal
@@ -8,21 +8,21 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import integer, print_error, print_lines, report_errors
+from mmfocalnet.cli import integer_flag, print_error, print_lines, report_errors
 from mmfocalnet.files import check_file
 from mmfocalnet.visualization.report import write_report
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description='Write the curves, predictions, config and environment of a training, '
+        description='Write the curves, predictions, config and environment of a training run, '
         'finished or not, into one HTML file that needs no other file.'
     )
-    parser.add_argument('work_dir', type=Path, help='work dir of the training')
+    parser.add_argument('work_dir', type=Path, help='work dir of the training run')
     parser.add_argument('--out', type=Path, metavar='FILE', help='default: WORK_DIR/report.html')
     parser.add_argument(
         '--images',
-        type=integer(0),
+        type=integer_flag(0),
         default=16,
         metavar='N',
         help='predict N held-out images with the newest checkpoint; 0: no gallery (default: 16)',

@@ -20,10 +20,10 @@ from mmfocalnet.cli import (
     use_drawing,
     use_tta,
 )
-from mmfocalnet.datasets.config_checks import check_data
+from mmfocalnet.datasets.data_checks import check_data
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import check_file, check_folder
-from mmfocalnet.models.weights import check_fits
+from mmfocalnet.models.weight_checks import check_fits
 
 
 def parse_args():

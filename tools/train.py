@@ -18,7 +18,7 @@ from mmfocalnet.cli import (
     train,
     use_amp,
 )
-from mmfocalnet.datasets.config_checks import check_data
+from mmfocalnet.datasets.data_checks import check_data
 from mmfocalnet.files import check_folder
 
 

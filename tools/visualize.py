@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
-from mmfocalnet.cli import add_cfg_options, integer, load_config, print_lines, report_errors
+from mmfocalnet.cli import add_cfg_options, integer_flag, load_config, print_lines, report_errors
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import check_folder, short_stem
 from mmfocalnet.inference import read_image
@@ -53,7 +53,7 @@ def parse_args():
     )
     parser.add_argument(
         '--pretrained-window',
-        type=integer(1),
+        type=integer_flag(1),
         metavar='K',
         help='crop the kernels to their size before kernel expansion, K by K at the first focal '
         'level (default: not cropped)',

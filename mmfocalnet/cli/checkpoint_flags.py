@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 
 from mmfocalnet.checkpoints.metadata import METADATA_SETTINGS
-from mmfocalnet.conversion.convert import Inspection, inspect
+from mmfocalnet.conversion.convert import Inspection, inspect_checkpoint
 
 
 def add_source_flags(parser: ArgumentParser) -> None:
@@ -36,4 +36,4 @@ def inspect_source(args: Namespace) -> Inspection:
     """
     flags = {key: getattr(args, key) for key in METADATA_SETTINGS}
     given = {key: value for key, value in flags.items() if value is not None}
-    return inspect(args.source, args.prefix, given)
+    return inspect_checkpoint(args.source, args.prefix, given)

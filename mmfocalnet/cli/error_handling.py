@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from mmfocalnet.cli.run_errors import RunError
+from mmfocalnet.compat.log_filters import filter_warnings
 from mmfocalnet.errors import DataError, UserError
 from mmfocalnet.text import escape
 
@@ -25,10 +27,6 @@ USER_ERROR, UNEXPECTED = 2, 3
 INTERRUPTED, CLOSED_STDOUT = 128 + 2, 128 + 13  # as shells report SIGINT and SIGPIPE
 # The disk is full, or the user's quota, or the maximum size of a file is reached.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class RunError(Exception):
-    """A run failed; the cause is ``__cause__``, the text says where to look."""
 
 
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -43,6 +41,7 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def wrapper() -> None:
         _prepare_streams()
+        filter_warnings()
         logging.raiseExceptions = False  # a full disk would print a traceback per log line
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # the tools set it for their imports
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -106,7 +105,7 @@ def _user_message(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return (
             f'{error.filename or "A file"} cannot be written ({error.strerror}): free some space, '
-            'then run again; continue a training with --resume.'
+            'then run again; continue training with --resume.'
         )
     if not isinstance(error, UserError):
         return None

@@ -19,7 +19,7 @@ class _Options(DictAction):
             parser.error('--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_epochs=1')
 
 
-def integer(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
+def integer_flag(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
     """Build a ``type`` of argparse for integers.
 
     Args:

@@ -133,7 +133,7 @@ def _check_resumable(path: str, content: Any) -> None:
     if fault:
         raise CheckpointError(
             f'{path} is not a checkpoint to resume from ({fault}): start from its weights '
-            'with load_from and without --resume, or specify a checkpoint that a training saved.'
+            'with load_from and without --resume, or specify a checkpoint of a training run.'
         )
 
 

@@ -14,10 +14,11 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmfocalnet.arguments import finite_number
 from mmfocalnet.checkpoints import fit_checkpoint
-from mmfocalnet.cli.run_errors import check_backbone_name, find_misspelling, run_errors
+from mmfocalnet.cli.misspellings import check_backbone_name, find_misspelling
+from mmfocalnet.cli.run_errors import run_errors
 from mmfocalnet.compat.cpu import init_cpu_processes
+from mmfocalnet.compat.log_filters import filter_log
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
-from mmfocalnet.compat.noise import filter_log
 from mmfocalnet.config import find_dicts, is_first_process
 from mmfocalnet.datasets.dataset_configs import find_datasets
 from mmfocalnet.errors import ConfigError
@@ -25,7 +26,7 @@ from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet, FocalNetClassifier
 from mmfocalnet.models.channels import check_channels
 from mmfocalnet.models.focalnet_arguments import pretrained_options
-from mmfocalnet.models.weights import check_fits
+from mmfocalnet.models.weight_checks import check_fits
 from mmfocalnet.registry import type_name, warn_if_shadowed
 
 
@@ -119,19 +120,27 @@ def _build_on_meta(cfg: Config, part: dict) -> Any:
 
 
 def _warn_if_unseeded(cfg: Config) -> None:
-    """Log a warning if the sampler passes seeds that no transform of a pipeline uses."""
+    """Log a warning if seeds of the sampler do not reach a training pipeline."""
     loader = cfg.get('train_dataloader') or {}
-    if not str(type_name(loader.get('sampler'))).startswith('Seeded'):
+    sampler, dataset = type_name(loader.get('sampler')), loader.get('dataset')
+    if not str(sampler).startswith('Seeded'):
         return
-    for dataset in find_datasets(loader.get('dataset')):
-        steps = [type_name(step) for step in dataset.get('pipeline') or ()]
+    faults = []
+    for inner in find_datasets(dataset):
+        steps = [type_name(step) for step in inner.get('pipeline') or ()]
         if 'SeedSample' not in steps:
-            print_log(
-                f"{cfg.filename}: a pipeline of train_dataloader has no dict(type='SeedSample') as "
-                'its first step. Its samples are not seeded, and a resumed run draws others.',
-                logger='current',
-                level=logging.WARNING,
+            faults.append(
+                f"{type_name(inner)} has no dict(type='SeedSample') as its pipeline's first step"
             )
+    if 'ClassBalancedDataset' in map(type_name, find_dicts(dataset)):
+        faults.append('ClassBalancedDataset drops the seeds: use SeededClassBalancedDataset')
+    if faults:
+        print_log(
+            f'{cfg.filename}: {sampler} of train_dataloader does not seed all samples, so that a '
+            f'resumed run draws others. {"; ".join(faults)}.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def _check_epoch(runner: Runner) -> None:

@@ -10,12 +10,12 @@ from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import type_name
 
 # Strategies under which no process holds the complete weights or optimizer states.
-FSDP = ('FocalNetFSDPStrategy', 'FSDPStrategy')
-SHARDING = (*FSDP, 'DeepSpeedStrategy')
+FSDP_STRATEGIES = ('FocalNetFSDPStrategy', 'FSDPStrategy')
+SHARDING_STRATEGIES = (*FSDP_STRATEGIES, 'DeepSpeedStrategy')
 
 
 # The latest tested version; 0.19.8 lacks a module that MMEngine imports.
-DEEPSPEED = 'deepspeed<=0.19.0'
+DEEPSPEED_REQUIREMENT = 'deepspeed<=0.19.0'
 
 
 def check_strategy(cfg: Config) -> None:
@@ -32,11 +32,11 @@ def check_strategy(cfg: Config) -> None:
             f"{cfg.filename} has a strategy, which requires runner_type='FlexibleRunner': set "
             'it, or remove strategy.'
         )
-    if strategy not in SHARDING:
+    if strategy not in SHARDING_STRATEGIES:
         return
     if cfg.launcher == 'none':
         raise ConfigError(
-            f'{cfg.filename} shards the training over processes ({strategy}): start it with '
+            f'{cfg.filename} shards training over processes ({strategy}): start it with '
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
     for hook in cfg.get('custom_hooks') or ():
@@ -50,7 +50,7 @@ def check_strategy(cfg: Config) -> None:
 
 
 def drop_strategy(cfg: Config) -> None:
-    """Test with MMEngine's plain Runner; checkpoints of sharded trainings are complete."""
+    """Test with MMEngine's plain Runner; checkpoints of sharded training runs are complete."""
     for key in ('runner_type', 'strategy'):
         cfg.pop(key, None)
 
@@ -64,12 +64,12 @@ def _check_deepspeed(cfg: Config) -> None:
     if find_spec('deepspeed') is None:
         raise ConfigError(
             f'{cfg.filename} trains with DeepSpeed, which is not installed: pip install '
-            f'"{DEEPSPEED}", or use FSDP (docs/training.md).'
+            f'"{DEEPSPEED_REQUIREMENT}", or use FSDP (docs/training.md).'
         )
     if find_spec('deepspeed.runtime.fp16.onebit') is None:
         raise ConfigError(
             'MMEngine imports optimizers that this DeepSpeed lacks: pip install '
-            f'"{DEEPSPEED}", or use FSDP (docs/training.md).'
+            f'"{DEEPSPEED_REQUIREMENT}", or use FSDP (docs/training.md).'
         )
     if cfg.get('resume') or cfg.get('load_from'):
         raise ConfigError(

@@ -67,7 +67,7 @@ class Changes:
     allow_nonfinite: bool = False
 
 
-def inspect(
+def inspect_checkpoint(
     source: str | os.PathLike,
     prefix: str | None = None,
     given: Mapping[str, bool] | None = None,

@@ -28,7 +28,7 @@ from mmfocalnet.registry import register
 from mmfocalnet.text import escape
 
 MAX_UNREADABLE = 0.01
-"""Share of unreadable files of a training set above which a training stops."""
+"""Share of unreadable files of a training set above which a training run stops."""
 
 _SLOTS = 2**16
 

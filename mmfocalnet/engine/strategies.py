@@ -48,9 +48,9 @@ def focalnet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> 
 class FocalNetFSDPStrategy(FSDPStrategy):
     """MMEngine's ``FSDPStrategy``, for models on a FocalNet.
 
-    It shards by `focalnet_blocks` and saves checkpoints like a training without FSDP. In addition
-    to MMEngine 0.10 it can resume with PyTorch 2.1 and later, clips by the norm of the complete
-    gradient instead of the shard's, and runs without GPUs.
+    It shards by `focalnet_blocks` and saves checkpoints as without FSDP. In addition to MMEngine
+    0.10 it can resume with PyTorch 2.1 and later, clips by the norm of the complete gradient
+    instead of the shard's, and runs without GPUs.
 
     Args:
         model_wrapper: Arguments of ``MMFullyShardedDataParallel``. Defaults to None: the policy

@@ -20,7 +20,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmfocalnet.checkpoints import cached_reads, check_has_weights, load_once
-from mmfocalnet.compat.noise import import_datasets
+from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import read_model_config
 from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.dataset_configs import dataset_class
@@ -28,7 +28,7 @@ from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
-from mmfocalnet.models.weights import check_fits
+from mmfocalnet.models.weight_checks import check_fits
 from mmfocalnet.text import short_text
 
 # mmdet encodes class and instance in one integer.

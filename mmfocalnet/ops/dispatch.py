@@ -24,7 +24,7 @@ from mmfocalnet.ops import numba_path, pytorch_path, reference, triton_path
 from mmfocalnet.ops.call import Call, cpu_autocast_enabled
 
 
-class Path(NamedTuple):
+class OperatorPath(NamedTuple):
     """One implementation of an operator."""
 
     name: str
@@ -34,18 +34,18 @@ class Path(NamedTuple):
 
 # Fastest first. The reference runs everywhere.
 MODULATION = (
-    Path('triton', triton_path.unsupported, triton_path.modulate),
-    Path('numba', numba_path.unsupported, numba_path.modulate),
-    Path('pytorch', pytorch_path.unsupported, pytorch_path.modulate),
-    Path('reference', lambda call: None, reference.modulate),
+    OperatorPath('triton', triton_path.unsupported, triton_path.modulate),
+    OperatorPath('numba', numba_path.unsupported, numba_path.modulate),
+    OperatorPath('pytorch', pytorch_path.unsupported, pytorch_path.modulate),
+    OperatorPath('reference', lambda call: None, reference.modulate),
 )
 LINEAR = (
-    Path('pytorch', pytorch_path.unsupported_linear, pytorch_path.linear),
-    Path('reference', lambda call: None, F.linear),
+    OperatorPath('pytorch', pytorch_path.unsupported_linear, pytorch_path.linear),
+    OperatorPath('reference', lambda call: None, F.linear),
 )
 FEED_FORWARD = (
-    Path('pytorch', pytorch_path.unsupported_linear, pytorch_path.feed_forward),
-    Path('reference', lambda call: None, reference.feed_forward),
+    OperatorPath('pytorch', pytorch_path.unsupported_linear, pytorch_path.feed_forward),
+    OperatorPath('reference', lambda call: None, reference.feed_forward),
 )
 PATHS = tuple(path.name for path in MODULATION)
 
@@ -199,11 +199,11 @@ def explain(
 
 
 def _choose(
-    paths: tuple[Path, ...],
+    paths: tuple[OperatorPath, ...],
     x: Tensor,
     weights: Sequence[Tensor | None],
     kernels: Sequence[Tensor] = (),
-) -> Path:
+) -> OperatorPath:
     # Checked first so that a compiler does not trace the choice itself.
     if _is_compiling() or _is_traced():
         return paths[-1]
@@ -226,7 +226,7 @@ def _is_traced() -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _choose_for(paths: tuple[Path, ...], call: Call, requested: str | None) -> Path:
+def _choose_for(paths: tuple[OperatorPath, ...], call: Call, requested: str | None) -> OperatorPath:
     for path in paths:
         if path.name == requested:
             reason = path.unsupported(call)
@@ -239,7 +239,7 @@ def _choose_for(paths: tuple[Path, ...], call: Call, requested: str | None) -> P
     return path
 
 
-def _first_supported(paths: tuple[Path, ...], call: Call) -> tuple[Path, list[str]]:
+def _first_supported(paths: tuple[OperatorPath, ...], call: Call) -> tuple[OperatorPath, list[str]]:
     """Return the first path that can run a call, and a line for each path that was skipped."""
     skipped: list[str] = []
     for path in paths[:-1]:

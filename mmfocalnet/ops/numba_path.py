@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmfocalnet.ops.call import Call
 from mmfocalnet.ops.derivatives import first_derivatives_only, without_base
+from mmfocalnet.ops.matrix_products import linear, linear_of_planes, linear_transposed, weight_grad
 from mmfocalnet.ops.numba_support import KERNEL_SIZES, MAX_LEVELS, openmp
-from mmfocalnet.ops.products import linear, linear_of_planes, linear_transposed, weight_grad
 from mmfocalnet.ops.reference import ModulationWeights
 
 # Elements of the gradient of f per chunk, which should stay in the cache.

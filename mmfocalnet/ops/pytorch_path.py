@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfocalnet.ops import products, reference
+from mmfocalnet.ops import matrix_products, reference
 from mmfocalnet.ops.call import Call
 from mmfocalnet.ops.derivatives import first_derivatives_only, without_base
 
@@ -65,7 +65,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return without_base(products.linear(x, weight, bias))
+        return without_base(matrix_products.linear(x, weight, bias))
 
     @staticmethod
     @first_derivatives_only
@@ -73,8 +73,8 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         with_x, with_weight, with_bias = ctx.needs_input_grad
         return (
-            products.linear(grad, weight.t()) if with_x else None,
-            products.weight_grad(x, grad) if with_weight else None,
+            matrix_products.linear(grad, weight.t()) if with_x else None,
+            matrix_products.weight_grad(x, grad) if with_weight else None,
             grad.sum(0) if with_bias else None,
         )
 
@@ -144,7 +144,7 @@ def _kernel_grad(x: Tensor, grad: Tensor, kernel: Tensor) -> Tensor:
     channels, _, size, _ = kernel.shape
     height, width = x.shape[2:]
     if size < _FFT_SIZE:
-        return products.kernel_grad(x, grad, kernel.to(x.dtype), channels).to(kernel.dtype)
+        return matrix_products.kernel_grad(x, grad, kernel.to(x.dtype), channels).to(kernel.dtype)
     chunk = max(1, _FFT_CHUNK // (len(x) * height * width))
     parts = [
         _correlate(x[:, i : i + chunk], grad[:, i : i + chunk], size)
@@ -209,11 +209,11 @@ class _FeedForward(torch.autograd.Function):
         out = rows.new_empty(len(rows), len(fc2_weight))
         kept = []
         for part, out_part in zip(*_in_chunks(fc1_weight, rows, out), strict=True):
-            hidden = products.linear(part, fc1_weight, fc1_bias)
+            hidden = matrix_products.linear(part, fc1_weight, fc1_bias)
             if keep:
                 kept.append(hidden)
             hidden = F.gelu(hidden) if keep else torch.ops.aten.gelu_(hidden)
-            out_part.copy_(products.linear(hidden, fc2_weight, fc2_bias))
+            out_part.copy_(matrix_products.linear(hidden, fc2_weight, fc2_bias))
         ctx.save_for_backward(x, fc1_weight, fc1_bias, fc2_weight, *kept)
         return without_base(out.view(*x.shape[:-1], -1))
 
@@ -228,16 +228,16 @@ class _FeedForward(torch.autograd.Function):
         bias_grad = fc1_weight.new_zeros(len(fc1_weight))
         chunks = zip(*_in_chunks(fc1_weight, rows, grad, rows_grad), strict=True)
         for i, (part, part_grad, out) in enumerate(chunks):
-            hidden = kept[i] if kept else products.linear(part, fc1_weight, fc1_bias)
+            hidden = kept[i] if kept else matrix_products.linear(part, fc1_weight, fc1_bias)
             activated = F.gelu(hidden)
             if with_fc2:
-                fc2_grad = products.weight_grad(activated, part_grad, fc2_grad)
-            hidden_grad = products.linear(part_grad, fc2_weight.t())
+                fc2_grad = matrix_products.weight_grad(activated, part_grad, fc2_grad)
+            hidden_grad = matrix_products.linear(part_grad, fc2_weight.t())
             torch.ops.aten.gelu_backward(hidden_grad, hidden, grad_input=hidden_grad)
             if with_fc1:
-                fc1_grad = products.weight_grad(part, hidden_grad, fc1_grad)
+                fc1_grad = matrix_products.weight_grad(part, hidden_grad, fc1_grad)
             bias_grad += hidden_grad.sum(0)
-            out.copy_(products.linear(hidden_grad, fc1_weight.t()))
+            out.copy_(matrix_products.linear(hidden_grad, fc1_weight.t()))
         return (
             None,
             rows_grad.view(x.shape),

@@ -25,7 +25,7 @@ def _gelu_grad(x):
 
 
 @triton.jit
-def _place(pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+def _tile(pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     """Return this program's pixels, the first row of their sample, its channels, and the mask."""
     tiles = tl.cdiv(pixels, PIXELS)
     # 64 bits: a batch of large images may have more than 2^31 elements.
@@ -57,7 +57,7 @@ def _convolve(
     CHANNELS: tl.constexpr,
 ):
     """Convolve this program's tile of a source whose rows are ``stride`` apart."""
-    pixel, first_row, channel, _ = _place(height * width, channels, PIXELS, CHANNELS)
+    pixel, first_row, channel, _ = _tile(height * width, channels, PIXELS, CHANNELS)
     row, column, in_channels = pixel // width, pixel % width, channel < channels
     origin = source + (first_row + pixel)[:, None] * stride + channel[None, :]
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
@@ -87,7 +87,7 @@ def level_forward(
     CHANNELS: tl.constexpr,
 ):
     """pre^l = kernel_l * z^{l-1} and z^l = GELU(pre^l) (Eq. 4)."""
-    pixel, first_row, channel, mask = _place(height * width, channels, PIXELS, CHANNELS)
+    pixel, first_row, channel, mask = _tile(height * width, channels, PIXELS, CHANNELS)
     value = _convolve(source, stride, taps, height, width, channels, K, PIXELS, CHANNELS)
     # Rounded before GELU, so that backward recomputes the same activation.
     value = value.to(pre.dtype.element_ty)
@@ -118,7 +118,7 @@ def combine(
     CHANNELS: tl.constexpr,
 ):
     """scale * (sum_l gate_l z^l + gate_{L+1} global context) (Eq. 5)."""
-    pixel, first_row, channel, mask = _place(pixels, channels, PIXELS, CHANNELS)
+    pixel, first_row, channel, mask = _tile(pixels, channels, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
     gate = gates + row * gate_stride
@@ -156,7 +156,7 @@ def gates_backward(
     CHANNELS: tl.constexpr,
 ):
     """Gradients of the gates, sum_c grad z^l, and of the global context, sum_p grad gate."""
-    pixel, first_row, channel, mask = _place(pixels, channels, PIXELS, CHANNELS)
+    pixel, first_row, channel, mask = _tile(pixels, channels, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
     grad = tl.load(total_grad + at, mask=mask, other=0.0).to(tl.float32) * scale
@@ -191,7 +191,7 @@ def last_level_backward(
     CHANNELS: tl.constexpr,
 ):
     """Gradient of pre^L: (grad gate_L + gradient of the mean / P) GELU'(pre^L)."""
-    pixel, first_row, channel, mask = _place(pixels, channels, PIXELS, CHANNELS)
+    pixel, first_row, channel, mask = _tile(pixels, channels, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
     weight = tl.load(gate + row * gate_stride, mask=pixel < pixels, other=0.0).to(tl.float32)
@@ -223,7 +223,7 @@ def level_backward(
 ):
     """Gradient of pre^l: (flipped kernel_{l+1} * pre_grad + grad gate_l) GELU'(pre^l)."""
     pixels = height * width
-    pixel, first_row, channel, mask = _place(pixels, channels, PIXELS, CHANNELS)
+    pixel, first_row, channel, mask = _tile(pixels, channels, PIXELS, CHANNELS)
     grad = _convolve(pre_grad, channels, taps, height, width, channels, K, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
@@ -248,7 +248,7 @@ def context_backward(
     CHANNELS: tl.constexpr,
 ):
     """Gradient of the context: flipped kernel_1 * pre_grad."""
-    pixel, first_row, channel, mask = _place(height * width, channels, PIXELS, CHANNELS)
+    pixel, first_row, channel, mask = _tile(height * width, channels, PIXELS, CHANNELS)
     grad = _convolve(pre_grad, channels, taps, height, width, channels, K, PIXELS, CHANNELS)
     at = (first_row + pixel)[:, None] * channels + channel[None, :]
     tl.store(context_grad + at, grad.to(context_grad.dtype.element_ty), mask=mask)

@@ -1,4 +1,4 @@
-"""Curves of a training: a PNG file, and SVG elements for the report."""
+"""Curves of a training run: a PNG file, and SVG elements for the report."""
 
 from __future__ import annotations
 

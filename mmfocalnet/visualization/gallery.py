@@ -20,8 +20,8 @@ from PIL import Image
 from rich.progress import track
 
 from mmfocalnet.checkpoints import cached_reads, check_has_weights, load_once
-from mmfocalnet.compat.noise import import_datasets
-from mmfocalnet.datasets.config_checks import check_data
+from mmfocalnet.compat.log_filters import import_datasets
+from mmfocalnet.datasets.data_checks import check_data
 from mmfocalnet.datasets.label_maps import IGNORED
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.inference import Prediction, read_image
@@ -87,7 +87,7 @@ def make_gallery(work_dir: Path, cfg: Config | None, count: int) -> Gallery:
     """Predict held-out images with the newest checkpoint; errors become messages of the gallery.
 
     Args:
-        work_dir: Work dir of the training, with its checkpoints.
+        work_dir: Work dir of the training run, with its checkpoints.
         cfg: Its config; None if it could not be read.
         count: Number of images, evenly spaced in the dataset, which may be sorted.
     """

@@ -1,4 +1,4 @@
-"""One HTML file with the curves, predictions, config and environment of a training."""
+"""One HTML file with the curves, predictions, config and environment of a training run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Missing(NamedTuple):
 
 
 def write_report(work_dir: Path, out: Path, images: int = 16) -> Missing:
-    """Write the report of a training, finished or not.
+    """Write the report of a training run, finished or not.
 
     Args:
         work_dir: Folder that MMEngine's Runner wrote; the runs in it are joined.

@@ -64,13 +64,13 @@ def read_history(work_dir: str | os.PathLike) -> History:
     """
     if not Path(work_dir).is_dir():
         raise UserError(
-            f'There is no folder {str(work_dir)!r}: specify the work dir of a training, such as '
+            f'There is no folder {str(work_dir)!r}: specify the work dir of a run, such as '
             'work_dirs/demo.'
         )
     folders = sorted(path.parent for path in Path(work_dir).glob('*/vis_data'))
     if not folders:
         raise UserError(
-            f'{work_dir} is not the work dir of a training (it has no TIMESTAMP/vis_data): specify '
+            f'{work_dir} is not the work dir of a run (it has no TIMESTAMP/vis_data): specify '
             'the folder that contains the TIMESTAMP folders.'
         )
     history = History()

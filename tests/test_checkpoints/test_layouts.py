@@ -12,7 +12,7 @@ from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from mmfocalnet.checkpoints.layouts import select_network, to_timm, to_transformers
 from mmfocalnet.conversion.architecture import deduce
-from mmfocalnet.conversion.convert import convert, inspect
+from mmfocalnet.conversion.convert import convert, inspect_checkpoint
 from mmfocalnet.models import load_pretrained, pretrained
 
 DATA = Path(__file__).parents[1] / 'data'
@@ -92,8 +92,8 @@ def metadata_settings(settings):
 )
 def test_round_trips_are_bit_exact(released, tmp_path, to, name):
     settings, net, state, path = released
-    convert(inspect(path, given=metadata_settings(settings)), tmp_path / name, to)
-    found = inspect(tmp_path / name)
+    convert(inspect_checkpoint(path, given=metadata_settings(settings)), tmp_path / name, to)
+    found = inspect_checkpoint(tmp_path / name)
     convert(found, tmp_path / 'back.pth', 'release')
     content = torch.load(tmp_path / 'back.pth', weights_only=True)
     assert content.keys() == {'model'}
@@ -135,7 +135,11 @@ def tokens(model, x):
 
 def test_transformers_loads_a_converted_folder(released, tmp_path, transformers):
     settings, net, state, path = released
-    convert(inspect(path, given=metadata_settings(settings)), tmp_path / 'folder', 'transformers')
+    convert(
+        inspect_checkpoint(path, given=metadata_settings(settings)),
+        tmp_path / 'folder',
+        'transformers',
+    )
     model, info = transformers.FocalNetForImageClassification.from_pretrained(
         tmp_path / 'folder', output_loading_info=True
     )
@@ -248,7 +252,7 @@ def test_large_fl4_is_normalized_in_the_release_only():
 def test_conversion_to_timm_reports_a_normalized_modulator(released, tmp_path):
     settings, *_, path = released
     report = convert(
-        inspect(path, given=metadata_settings(settings)), tmp_path / 'timm.pth', 'timm'
+        inspect_checkpoint(path, given=metadata_settings(settings)), tmp_path / 'timm.pth', 'timm'
     )
     assert ('normalize_modulator=True' in report) == ('normalize_modulator' in settings)
 
@@ -269,9 +273,11 @@ def test_unsupported_settings_are_refused(tmp_path, to, settings):
     name = next(iter(settings))
     with pytest.raises(CheckpointError, match=f'{to} .*{name}='):
         convert(
-            inspect(tmp_path / 'net.pth'), tmp_path / ('new.pth' if to == 'timm' else 'new'), to
+            inspect_checkpoint(tmp_path / 'net.pth'),
+            tmp_path / ('new.pth' if to == 'timm' else 'new'),
+            to,
         )
-    convert(inspect(tmp_path / 'net.pth'), tmp_path / 'out.pth', 'ours')
+    convert(inspect_checkpoint(tmp_path / 'net.pth'), tmp_path / 'out.pth', 'ours')
     assert_same(open_checkpoint(tmp_path / 'out.pth').state, state)
 
 

@@ -134,7 +134,7 @@ def test_init_weights_of_an_mmdet_detector_keeps_the_loaded_weights(saved):
         neck=dict(type='FPN', in_channels=[16, 32, 64], out_channels=8, num_outs=3),
         bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=8, feat_channels=8),
     )
-    with DefaultScope.overwrite_default_scope('mmdet'):  # trainings of other tests set another
+    with DefaultScope.overwrite_default_scope('mmdet'):  # training runs of other tests set another
         model = MODELS.build(Config(cfg))
     model.init_weights()
     key = 'layers.2.blocks.1.modulation.f.weight'

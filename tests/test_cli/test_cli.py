@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from mmfocalnet.cli import load_initial_checkpoint, report_errors, use_drawing
-from mmfocalnet.datasets.config_checks import check_data
+from mmfocalnet.datasets.data_checks import check_data
 from mmfocalnet.errors import CheckpointError, ConfigError, DataError
 
 

@@ -8,10 +8,10 @@ import pytest
 from mmengine.config import Config
 from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS, TRANSFORMS
-from toy import toy_config
+from toy_training import toy_config
 
 from mmfocalnet.cli import RunError, report_errors, train
-from mmfocalnet.cli.run_errors import find_misspelling
+from mmfocalnet.cli.misspellings import find_misspelling
 from mmfocalnet.errors import ConfigError, UserError
 
 
@@ -112,7 +112,7 @@ def test_other_errors_keep_their_type_and_traceback(work_dir, settings, cause):
 
 @pytest.fixture
 def run_tool(capsys):
-    """Run a training as a tool does; return exit code and stderr."""
+    """Train as a tool does; return exit code and stderr."""
 
     def run(cfg):
         with pytest.raises(SystemExit) as end:

@@ -19,7 +19,7 @@ from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from mmfocalnet.checkpoints.layouts import select_network
 from mmfocalnet.conversion.architecture import _ratio, deduce
-from mmfocalnet.conversion.convert import Changes, convert, inspect
+from mmfocalnet.conversion.convert import Changes, convert, inspect_checkpoint
 from mmfocalnet.models import load_pretrained
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_a_complete_detector_of_2022_loads_into_our_config(tmp_path, name):
         expand(*KEYS_2022[name])
     )
     model, backbone = build(name)
-    found = inspect(tmp_path / 'old.pth')
+    found = inspect_checkpoint(tmp_path / 'old.pth')
     assert found.network.source == "the 2022 release's mmdet 2.11.0+a"
     assert found.network.settings == dict(use_postln=False, normalize_modulator=False)
     convert(found, tmp_path / 'new.pth', 'ours', Changes(windows=backbone.focal_windows))
@@ -169,7 +169,7 @@ def test_a_prefix_selects_one_backbone(tmp_path):
         'neck.weight': torch.ones(1),
     }
     torch.save(state, tmp_path / 'two.pth')
-    convert(inspect(tmp_path / 'two.pth', 'ema.backbone'), tmp_path / 'new.pth', 'ours')
+    convert(inspect_checkpoint(tmp_path / 'two.pth', 'ema.backbone'), tmp_path / 'new.pth', 'ours')
     written = open_checkpoint(tmp_path / 'new.pth').state
     assert written.keys() == small().state_dict().keys()
     assert torch.equal(written['norm0.weight'], state['ema.backbone.norm0.weight'])
@@ -180,7 +180,7 @@ def test_keys_that_are_left_out_are_reported(tmp_path, to):
     state = {f'backbone.{k}': v for k, v in small().state_dict().items()}
     torch.save({**state, 'neck.weight': torch.ones(1)}, tmp_path / 'det.pth')
     out = tmp_path / ('out' if to == 'transformers' else 'out.pth')
-    report = convert(inspect(tmp_path / 'det.pth'), out, to)
+    report = convert(inspect_checkpoint(tmp_path / 'det.pth'), out, to)
     assert re.search('left out: neck.weight, norm0.weight, .* norm3.bias$', report)
     assert not any('norm3' in key for key in open_checkpoint(out).state)
 
@@ -227,14 +227,16 @@ def test_invalid_windows_and_levels(saved, tmp_path, tool, flags, message):
 
 def test_assumed_settings_stay_assumed_after_a_conversion(tmp_path):
     torch.save(small(**LARGE).state_dict(), tmp_path / 'net.pth')
-    convert(inspect(tmp_path / 'net.pth'), tmp_path / 'new.pth', 'ours')
-    found = inspect(tmp_path / 'new.pth')
+    convert(inspect_checkpoint(tmp_path / 'net.pth'), tmp_path / 'new.pth', 'ours')
+    found = inspect_checkpoint(tmp_path / 'new.pth')
     assert found.architecture.settings['use_postln'] is True
     assert found.architecture.origins['use_postln'].startswith('assumed')
     convert(
-        inspect(tmp_path / 'net.pth', given=dict(use_postln=False)), tmp_path / 'new.pth', 'ours'
+        inspect_checkpoint(tmp_path / 'net.pth', given=dict(use_postln=False)),
+        tmp_path / 'new.pth',
+        'ours',
     )
-    assert inspect(tmp_path / 'new.pth').network.settings == dict(use_postln=False)
+    assert inspect_checkpoint(tmp_path / 'new.pth').network.settings == dict(use_postln=False)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_assumed_settings_stay_assumed_after_a_conversion(tmp_path):
 def test_settings_from_the_training_config(tmp_path, backbone, expected):
     meta = dict(mmengine_version='0.10.7', cfg=f'x = 1\nmodel = dict(backbone={backbone})\n')
     torch.save({'meta': meta, 'state_dict': small(**LARGE).state_dict()}, tmp_path / 'epoch.pth')
-    assert inspect(tmp_path / 'epoch.pth').network.settings == (
+    assert inspect_checkpoint(tmp_path / 'epoch.pth').network.settings == (
         dict(zip(('use_postln', 'normalize_modulator'), expected, strict=True)) if expected else {}
     )
 
@@ -408,7 +410,7 @@ OUTPUTS = [
 @pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='needs POSIX users')
 @pytest.mark.parametrize(('to', 'name'), OUTPUTS)
 def test_no_write_permission(saved, tmp_path, to, name):
-    found = inspect(saved[0])
+    found = inspect_checkpoint(saved[0])
     folder = tmp_path / 'closed'
     with (
         pytest.raises(CheckpointError, match=r'closed/new.*[Pp]ermission') as error,
@@ -422,7 +424,7 @@ def test_no_write_permission(saved, tmp_path, to, name):
 @pytest.mark.parametrize(('to', 'name'), OUTPUTS)
 def test_partial_files_are_removed(saved, tmp_path, monkeypatch, to, name):
     (tmp_path / 'out').mkdir()
-    found = inspect(saved[0])
+    found = inspect_checkpoint(saved[0])
 
     def fail(*_):
         raise OSError(28, 'Disk full')
@@ -439,27 +441,27 @@ def test_partial_files_are_removed(saved, tmp_path, monkeypatch, to, name):
 )
 def test_unsupported_suffixes_are_refused(saved, tmp_path, to, name):
     with pytest.raises(CheckpointError, match=rf'--to {to} .*{name}'):
-        convert(inspect(saved[0]), tmp_path / name, to)
+        convert(inspect_checkpoint(saved[0]), tmp_path / name, to)
 
 
 def test_a_folder_with_other_files_is_kept(saved, tmp_path):
     (tmp_path / 'used').mkdir()
     (tmp_path / 'used/mine').touch()
     with pytest.raises(CheckpointError, match=r'used .*empty'):
-        convert(inspect(saved[0]), tmp_path / 'used', 'transformers')
+        convert(inspect_checkpoint(saved[0]), tmp_path / 'used', 'transformers')
     assert [path.name for path in (tmp_path / 'used').iterdir()] == ['mine']
 
 
 def test_source_and_destination_may_be_the_same_file(saved):
     path, state = saved
-    convert(inspect(path), path, 'ours')
+    convert(inspect_checkpoint(path), path, 'ours')
     written = open_checkpoint(path).state
     assert all(torch.equal(written[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize('name', ['new.pth', 'new.safetensors'])
 def test_written_files_have_default_permissions(saved, tmp_path, name):
-    convert(inspect(saved[0]), tmp_path / name, 'ours')
+    convert(inspect_checkpoint(saved[0]), tmp_path / name, 'ours')
     (tmp_path / 'plain').touch()
     assert (tmp_path / name).stat().st_mode == (tmp_path / 'plain').stat().st_mode
 
@@ -467,8 +469,8 @@ def test_written_files_have_default_permissions(saved, tmp_path, name):
 def test_writing_without_safetensors(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     with pytest.raises(CheckpointError, match=r'mmfocalnet\[hf\]'):
-        convert(inspect(saved[0]), tmp_path / 'new.safetensors', 'ours')
-    convert(inspect(saved[0]), tmp_path / 'new.pth', 'ours')
+        convert(inspect_checkpoint(saved[0]), tmp_path / 'new.safetensors', 'ours')
+    convert(inspect_checkpoint(saved[0]), tmp_path / 'new.pth', 'ours')
 
 
 # --- files with small defects ----------------------------------------------------------------
@@ -502,7 +504,7 @@ def test_writing_without_safetensors(saved, tmp_path, monkeypatch):
 def test_wrong_shapes_and_types_are_refused(saved, tmp_path, changes, message):
     path = rewritten(*saved, changes)
     with pytest.raises(CheckpointError, match=f'release.pth .*{message}') as error:
-        convert(inspect(path), tmp_path / 'new.pth', 'ours')
+        convert(inspect_checkpoint(path), tmp_path / 'new.pth', 'ours')
     assert '\n' not in str(error.value)
 
 
@@ -511,7 +513,7 @@ def test_an_incomplete_output_norm_is_refused(tmp_path):
     del state['norm0.bias'], state['norm2.weight']
     torch.save(state, tmp_path / 'dense.pth')
     with pytest.raises(CheckpointError, match=r'missing keys: norm0.bias, norm2.weight'):
-        convert(inspect(tmp_path / 'dense.pth'), tmp_path / 'new.pth', 'ours')
+        convert(inspect_checkpoint(tmp_path / 'dense.pth'), tmp_path / 'new.pth', 'ours')
 
 
 @pytest.mark.parametrize('assumed', [3, None])
@@ -519,7 +521,7 @@ def test_invalid_converter_metadata_are_ignored(tmp_path, assumed):
     ours = dict(backbone=dict(use_postln=True), assumed=assumed)
     content = dict(meta=dict(mmfocalnet=ours), state_dict=small(**LARGE).state_dict())
     torch.save(content, tmp_path / 'net.pth')
-    assert inspect(tmp_path / 'net.pth').network.settings == dict(use_postln=True)
+    assert inspect_checkpoint(tmp_path / 'net.pth').network.settings == dict(use_postln=True)
 
 
 @pytest.mark.parametrize(
@@ -566,7 +568,7 @@ def test_inspect_prints_the_output_stages_of_a_dense_file(tmp_path, tool):
 def test_mlp_ratio_gives_the_hidden_width_of_every_stage(tmp_path, ratio, found):
     state = small(mlp_ratio=ratio).state_dict()
     torch.save(state, tmp_path / 'net.pth')
-    inspection = inspect(tmp_path / 'net.pth')
+    inspection = inspect_checkpoint(tmp_path / 'net.pth')
     assert inspection.architecture.settings['mlp_ratio'] == pytest.approx(found, abs=0.02)
     convert(inspection, tmp_path / 'new.pth', 'ours')
 
@@ -591,11 +593,11 @@ def test_shared_and_sliced_storages_are_written_compactly(saved, tmp_path, to, n
     state[key] = large[5:37]
     state['layers.0.blocks.0.norm2.bias'] = state['layers.0.blocks.0.norm1.bias']
     torch.save({'model': state}, path)
-    convert(inspect(path), tmp_path / name, to)
+    convert(inspect_checkpoint(path), tmp_path / name, to)
     written = tmp_path / name / 'model.safetensors' if to == 'transformers' else tmp_path / name
     assert written.stat().st_size < 4 * large.numel()
     load_pretrained(small(), tmp_path / name)
-    convert(inspect(tmp_path / name), tmp_path / 'back.pth', 'release')
+    convert(inspect_checkpoint(tmp_path / name), tmp_path / 'back.pth', 'release')
     assert torch.equal(open_checkpoint(tmp_path / 'back.pth').state[key], state[key])
 
 
@@ -605,7 +607,7 @@ def test_errors_of_pytorch_when_writing(saved, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', fail)
     with pytest.raises(CheckpointError, match=r'new\.pth .*unexpected type'):
-        convert(inspect(saved[0]), tmp_path / 'new.pth', 'ours')
+        convert(inspect_checkpoint(saved[0]), tmp_path / 'new.pth', 'ours')
 
 
 def test_keep_function_stores_float16_as_float32(saved, tmp_path):
@@ -613,11 +615,13 @@ def test_keep_function_stores_float16_as_float32(saved, tmp_path):
     half = {key: value.half() for key, value in state.items()}
     torch.save({'model': half}, path)
     changes = Changes(levels=3, keep_function=True)
-    report = convert(inspect(path), tmp_path / 'new', 'transformers', changes)
+    report = convert(inspect_checkpoint(path), tmp_path / 'new', 'transformers', changes)
     assert 'inference only' in report and 'float32' in report
     written = open_checkpoint(tmp_path / 'new').state
     assert {value.dtype for value in written.values()} == {torch.float32}
-    assert 'inference' not in convert(inspect(path), tmp_path / 'b', 'transformers', Changes((9,)))
+    assert 'inference' not in convert(
+        inspect_checkpoint(path), tmp_path / 'b', 'transformers', Changes((9,))
+    )
     assert open_checkpoint(tmp_path / 'b').state['classifier.bias'].dtype == torch.float16
 
 
@@ -633,7 +637,7 @@ def test_keep_function_stores_float16_as_float32(saved, tmp_path):
     ],
 )
 def test_invalid_destinations(saved, monkeypatch, tmp_path, name, quoted):
-    found = inspect(saved[0])
+    found = inspect_checkpoint(saved[0])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match=re.escape(quoted)) as error:
         convert(found, name, 'transformers')
@@ -642,18 +646,20 @@ def test_invalid_destinations(saved, monkeypatch, tmp_path, name, quoted):
 
 def test_class_names_of_transformers_are_kept(saved, tmp_path):
     path, _ = saved
-    convert(inspect(path), tmp_path / 'a', 'transformers')
+    convert(inspect_checkpoint(path), tmp_path / 'a', 'transformers')
     config = json.loads((tmp_path / 'a/config.json').read_text())
     names = {str(i): f'animal {i}' for i in range(10)}
     labels = dict(id2label=names, label2id={name: int(i) for i, name in names.items()})
     (tmp_path / 'a/config.json').write_text(json.dumps(config | labels))
-    assert 'left out' not in convert(inspect(tmp_path / 'a'), tmp_path / 'b', 'transformers')
+    assert 'left out' not in convert(
+        inspect_checkpoint(tmp_path / 'a'), tmp_path / 'b', 'transformers'
+    )
     config = json.loads((tmp_path / 'b/config.json').read_text())
     assert {key: config[key] for key in labels} == labels
-    report = convert(inspect(tmp_path / 'a'), tmp_path / 'a.pth', 'ours')
+    report = convert(inspect_checkpoint(tmp_path / 'a'), tmp_path / 'a.pth', 'ours')
     assert report.endswith('left out: id2label, label2id')
     (tmp_path / 'a/config.json').write_text(json.dumps(config | dict(id2label={'0': 'cat'})))
-    report = convert(inspect(tmp_path / 'a'), tmp_path / 'c', 'transformers')
+    report = convert(inspect_checkpoint(tmp_path / 'a'), tmp_path / 'c', 'transformers')
     assert report.endswith('left out: id2label, label2id')
     config = json.loads((tmp_path / 'c/config.json').read_text())
     assert config['id2label']['9'] == 'LABEL_9'

@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-from agreement import ROOT
 from mmengine.config import Config
+from tool_runs import ROOT
 
 from mmfocalnet.datasets import make_shapes
 from mmfocalnet.datasets.inspection import chart

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from agreement import assert_contains, assert_refused, assert_trains, change, run
+from tool_runs import assert_contains, assert_refused, assert_trains, change, run
 
 TRAIN, VAL = (f'annotations/instances_{split}2017.json' for split in ('train', 'val'))
 PANOPTIC_TRAIN, PANOPTIC_VAL = (f'annotations/panoptic_{s}2017.json' for s in ('train', 'val'))

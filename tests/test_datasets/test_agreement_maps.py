@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from agreement import ROOT, TINY, assert_contains, assert_refused, assert_trains, run
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
+from tool_runs import ROOT, TINY, assert_contains, assert_refused, assert_trains, run
 
 from mmfocalnet.datasets.image_files import MAX_BYTES
 from mmfocalnet.datasets.label_maps import check_label_maps

@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-from agreement import change
 from mmengine.registry import DefaultScope
+from tool_runs import change
 
 from mmfocalnet.datasets import METAINFO
 from mmfocalnet.datasets.category_names import check_num_classes

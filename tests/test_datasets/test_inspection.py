@@ -291,7 +291,7 @@ def test_unused_classes_and_categories(instances):
     findings = instances.inspect().findings
     assert findings.shown(kinds.UNUSED_CLASS) == [f'{instances.path}: "star"']
     assert findings.shown(kinds.UNUSED_CATEGORY) == [f'{instances.path}: "comet" (id 9)']
-    assert findings.count(errors=True) == 0
+    assert findings.total(errors=True) == 0
 
 
 def test_images_without_annotations(instances):
@@ -306,7 +306,7 @@ def test_ten_findings_of_a_kind_are_kept(instances):
         record['bbox'] = []
     findings = instances.inspect().findings
     assert len(findings.shown(kinds.BOX_FORMAT)) == 10
-    assert findings.number(kinds.BOX_FORMAT) == findings.count(errors=True) == number
+    assert findings.count(kinds.BOX_FORMAT) == findings.total(errors=True) == number
     assert findings.lines()[0] == f'ERROR: {kinds.BOX_FORMAT.title}: {number}'
     assert f'{number - 10} more' in findings.lines()[-1]
 
@@ -319,7 +319,7 @@ def test_a_set_without_images(instances):
 
 def test_objects_without_iscrowd_are_errors_in_evaluation(instances):
     del instances.annotations[3]['iscrowd']
-    assert instances.inspect().findings.number(kinds.NO_CROWD) == 0
+    assert instances.inspect().findings.count(kinds.NO_CROWD) == 0
     instances.evaluator = dict(type='CocoMetric', ann_file=str(instances.path))
     id_ = instances.annotations[3]['id']
     assert_tokens(instances.only(kinds.NO_CROWD), f'annotations[3] (id {id_})')
@@ -401,14 +401,14 @@ def test_a_list_of_images(semantic):
     findings = semantic.inspect().findings
     assert_tokens(findings.shown(kinds.MISSING_IMAGE), f'{semantic.image.parent}/gone.jpg')
     assert_tokens(findings.shown(kinds.MISSING_MAP), f'{semantic.map.parent}/gone.png')
-    assert findings.number(kinds.UNUSED_MAP) == 0
+    assert findings.count(kinds.UNUSED_MAP) == 0
 
 
 def test_some_of_the_classes_of_ade20k(semantic):
     semantic.config.update(type='ADE20KDataset', metainfo=dict(classes=('sky', 'wall')))
     del semantic.config['reduce_zero_label']
     report = semantic.inspect()
-    assert report.findings.number(kinds.LABEL_RANGE) == 0  # the other 148 are ignored
+    assert report.findings.count(kinds.LABEL_RANGE) == 0  # the other 148 are ignored
     expected = [sum((label == value).sum() for label in semantic.labels()) for value in (3, 1)]
     assert report.counts.numbers.tolist() == expected
 

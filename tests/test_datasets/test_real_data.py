@@ -31,7 +31,7 @@ def test_coco(coco_root, kind, name, split):
     with DefaultScope.overwrite_default_scope('mmdet'):
         check_annotations(dataset, metric)
         report = inspect_dataset(dataset)
-    assert report.findings.count(errors=True) == 0, report.findings.lines()
+    assert report.findings.total(errors=True) == 0, report.findings.lines()
     assert report.images == len(list(Path(coco_root, f'{split}2017').iterdir()))
     assert report.counts.numbers.sum() > 0
 
@@ -60,5 +60,5 @@ def test_ade20k(split, folder):
     with DefaultScope.overwrite_default_scope('mmseg'):
         report = inspect_dataset(dataset)
         check_label_maps(dataset)
-    assert report.findings.count(errors=True) == 0, report.findings.lines()
+    assert report.findings.total(errors=True) == 0, report.findings.lines()
     assert report.images == len(list((root / 'images' / folder).iterdir())) > 0

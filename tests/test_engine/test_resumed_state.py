@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
-from toy import ToyMetric, toy_config
+from toy_training import ToyMetric, toy_config
 
 from mmfocalnet.cli import load_initial_checkpoint, train
 from mmfocalnet.engine.hooks.atomic_checkpoint import AtomicBackend

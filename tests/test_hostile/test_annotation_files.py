@@ -64,7 +64,7 @@ def inspect(dataset, evaluator):
     with contextlib.suppress(DataError):
         reports = [inspect_dataset(dataset, evaluator, with_images=w) for w in (False, True)]
         texts = ['\n'.join(report.findings.lines()) for report in reports]
-        numbers = [report.findings.count(errors=True) for report in reports]
+        numbers = [report.findings.total(errors=True) for report in reports]
     if numbers[0]:
         with pytest.raises(DataError) as error:
             check_annotations(dataset, evaluator)

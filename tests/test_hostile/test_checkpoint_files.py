@@ -28,9 +28,9 @@ from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import CheckpointError, load_file, open_checkpoint
 from mmfocalnet.checkpoints.layouts import to_transformers
 from mmfocalnet.cli import load_initial_checkpoint
-from mmfocalnet.conversion.convert import convert, inspect
+from mmfocalnet.conversion.convert import convert, inspect_checkpoint
 from mmfocalnet.models import load_pretrained
-from mmfocalnet.models.weights import check_fits
+from mmfocalnet.models.weight_checks import check_fits
 
 safetensors_torch = pytest.importorskip('safetensors.torch')
 
@@ -119,7 +119,9 @@ def refusals(net, path):
     """Call all functions that read a checkpoint; return the messages of those that refuse it."""
     readers = {
         'open': lambda: open_checkpoint(path),
-        'convert': lambda: convert(inspect(path), path.with_name('converted.pth'), 'ours'),
+        'convert': lambda: convert(
+            inspect_checkpoint(path), path.with_name('converted.pth'), 'ours'
+        ),
         'init': lambda: load_pretrained(FocalNet(**TINY), path),
         'load': lambda: load_file(path),
         'start': lambda: load_initial_checkpoint(Config(dict(load_from=str(path)))),

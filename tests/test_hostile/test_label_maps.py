@@ -98,7 +98,7 @@ def test_errors_are_reported_exactly_for_unusable_maps(tmp_path):
         )
         expected = expected_labels(content, number, reduce)
         findings = inspect_dataset(config).findings
-        assert (findings.count(errors=True) == 0) == (expected is not None), findings.lines()
+        assert (findings.total(errors=True) == 0) == (expected is not None), findings.lines()
         outcomes['refused' if expected is None else 'loaded'] += 1
         if expected is not None:
             check_label_maps(config)

@@ -20,7 +20,7 @@ from torch import nn
 
 from mmfocalnet import ops
 from mmfocalnet.models import FocalModulation, FocalNetBlock
-from mmfocalnet.ops import numba_path, numba_support, products, pytorch_path, reference
+from mmfocalnet.ops import matrix_products, numba_path, numba_support, pytorch_path, reference
 
 # One pixel, a row, a column, smaller than the kernels, odd, large enough for Fourier transforms.
 SHAPES = [(2, 1, 1), (1, 1, 7), (1, 6, 1), (2, 5, 3), (1, 9, 14), (2, 33, 40)]
@@ -198,7 +198,7 @@ def test_frozen_weights_get_no_gradient(path, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError('the gradient of a frozen weight was computed')
 
-    monkeypatch.setattr(products, 'weight_grad', fail)
+    monkeypatch.setattr(matrix_products, 'weight_grad', fail)
     monkeypatch.setattr(numba_path, 'weight_grad', fail)
     monkeypatch.setattr(pytorch_path, '_kernel_grad', fail)
     weights = convert(make_weights(), torch.Tensor.detach)

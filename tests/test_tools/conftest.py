@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import sys
 
-import forked
-import narrow
+import forked_tools
+import narrow_models
 import pytest
-from forked import ROOT
+from forked_tools import ROOT
 
 from mmfocalnet.datasets import make_shapes
 
@@ -44,15 +44,15 @@ def tiny_options(shapes):
         'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2',
         'default_hooks.logger.interval=1',
-        *narrow.MASK_RCNN,
+        *narrow_models.MASK_RCNN,
     ]
 
 
 @pytest.fixture(scope='session')
 def trained_run(tmp_path_factory, tiny_options):
-    """The work dir of a training of the narrow model by tools/train.py. Not to be changed."""
+    """The work dir of a training run of the narrow model by tools/train.py. Not to be changed."""
     folder = tmp_path_factory.mktemp('trained')
-    forked.run(
+    forked_tools.run(
         'train', CONFIG, '--work-dir', folder / 'work', '--cfg-options', *tiny_options,
         folder=folder,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def forked_tool(tmp_path_factory):
     """
 
     def _run(name, *arguments, **settings):
-        return forked.run(name, *arguments, folder=tmp_path_factory.mktemp(name), **settings)
+        return forked_tools.run(name, *arguments, folder=tmp_path_factory.mktemp(name), **settings)
 
     return _run
 

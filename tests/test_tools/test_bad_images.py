@@ -3,9 +3,9 @@
 import re
 import shutil
 
-import narrow
+import narrow_models
 import pytest
-from forked import ROOT
+from forked_tools import ROOT
 
 from mmfocalnet.datasets import make_shapes
 
@@ -49,7 +49,7 @@ def test_a_damaged_file_is_logged_once_and_left_out(data, train, folder):
     (path,) = damage(data / f'ade/{folder}/training', 7)
     # Two epochs: in the second one the file is known.
     options = ['train_dataloader.num_workers=2', 'train_cfg.max_iters=4']
-    out = train('upernet', *narrow.UPERNET, *options)
+    out = train('upernet', *narrow_models.UPERNET, *options)
     (line,) = [line for line in out.splitlines() if path.name in line]
     assert 'left out of training' in line
     assert re.search(r'1 unreadable files? .*left out', out)
@@ -63,7 +63,7 @@ def test_many_damaged_files_stop_the_training(data, train, workers):
         f'train_dataloader.num_workers={workers}',
         f'train_dataloader.persistent_workers={bool(workers)}',
     ]
-    out = train('mask_rcnn', *narrow.MASK_RCNN, *options, code=2)
+    out = train('mask_rcnn', *narrow_models.MASK_RCNN, *options, code=2)
     assert 'train.py: 2 of 24 training samples' in out
     assert 'Traceback' not in out
 
@@ -73,7 +73,7 @@ def test_a_damaged_file_stops_the_validation(data, train, workers):
     (path,) = damage(data / 'ade/annotations/validation', 0)
     options = ['train_cfg.max_iters=1', 'train_cfg.val_interval=1']
     out = train(
-        'upernet', *narrow.UPERNET, *options, f'val_dataloader.num_workers={workers}', code=2
+        'upernet', *narrow_models.UPERNET, *options, f'val_dataloader.num_workers={workers}', code=2
     )
     assert f'train.py: {path.relative_to(data.parents[1])} is damaged' in out
     assert 'Traceback' not in out

@@ -2,10 +2,10 @@
 
 import re
 
-import forked
+import forked_tools
 import pytest
 import torch
-from forked import ROOT
+from forked_tools import ROOT
 
 from mmfocalnet.datasets import make_shape_crops
 
@@ -43,7 +43,7 @@ def pretrained(crops, tmp_path_factory):
     (home / 'data/shapes_crops').symlink_to(crops)
     config = home / 'with_ema.py'
     config.write_text(f"_base_ = {str(CONFIG)!r}\ncustom_hooks = [dict(type='EMAHook')]\n")
-    result = forked.run('train', config, '--amp', *options(home), folder=home, cwd=home)
+    result = forked_tools.run('train', config, '--amp', *options(home), folder=home, cwd=home)
     return home / 'work/iter_2.pth', accuracy(result)
 
 
@@ -69,7 +69,7 @@ def test_trained_resumed_and_tested(forked_tool, home, pretrained):
 
 @pytest.mark.e2e
 def test_two_processes(run, home):
-    env = {'PORT': forked.free_port()}
+    env = {'PORT': forked_tools.free_port()}
     out = run(ROOT / 'tools/dist_train.sh', CONFIG, 2, *options(home), cwd=home, env=env).stdout
     assert out.count('Saving checkpoint at 2 iterations') == 1
     assert re.search(r'Iter\(val\).* accuracy/top1: +\d', out)

@@ -5,9 +5,9 @@ On its demo config, with a narrow backbone and a few small images.
 
 import re
 
-import narrow
+import narrow_models
 import pytest
-from forked import ROOT, end, start_two_trainings
+from forked_tools import ROOT, end, start_two_trainings
 
 TINY = [
     'train_dataloader.batch_size=2',
@@ -17,15 +17,15 @@ TINY = [
     'default_hooks.logger.interval=1',
 ]
 FAMILIES = {
-    'mask_rcnn': ('coco/segm_mAP_50', narrow.MASK_RCNN),
-    'mask_rcnn-isotropic': ('coco/segm_mAP_50', narrow.ISOTROPIC),
-    'cascade_rcnn': ('coco/segm_mAP_50', narrow.CASCADE_RCNN),
+    'mask_rcnn': ('coco/segm_mAP_50', narrow_models.MASK_RCNN),
+    'mask_rcnn-isotropic': ('coco/segm_mAP_50', narrow_models.ISOTROPIC),
+    'cascade_rcnn': ('coco/segm_mAP_50', narrow_models.CASCADE_RCNN),
     # After two iterations no score reaches the threshold.
-    'atss': ('coco/bbox_mAP_50', [*narrow.ATSS, 'model.test_cfg.score_thr=0']),
-    'sparse_rcnn': ('coco/bbox_mAP_50', narrow.SPARSE_RCNN),
-    'upernet': ('mIoU', narrow.UPERNET),
-    'mask2former': ('coco_panoptic/PQ', narrow.MASK2FORMER),
-    'mask2former_semantic': ('mIoU', narrow.MASK2FORMER_SEMANTIC),
+    'atss': ('coco/bbox_mAP_50', [*narrow_models.ATSS, 'model.test_cfg.score_thr=0']),
+    'sparse_rcnn': ('coco/bbox_mAP_50', narrow_models.SPARSE_RCNN),
+    'upernet': ('mIoU', narrow_models.UPERNET),
+    'mask2former': ('coco_panoptic/PQ', narrow_models.MASK2FORMER),
+    'mask2former_semantic': ('mIoU', narrow_models.MASK2FORMER_SEMANTIC),
 }
 # One detector with masks, one segmentor, one model with queries; the others take minutes more.
 DEFAULT = ('mask_rcnn', 'upernet', 'mask2former')

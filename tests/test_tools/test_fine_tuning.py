@@ -3,10 +3,10 @@
 import pickle
 import re
 
-import narrow
+import narrow_models
 import pytest
 import torch
-from forked import ROOT
+from forked_tools import ROOT
 
 ATSS = ROOT / 'configs/demo/atss.py'
 
@@ -14,7 +14,7 @@ ATSS = ROOT / 'configs/demo/atss.py'
 @pytest.fixture
 def options(tiny_options):
     options = [o for o in tiny_options if not o.startswith(('model.', 'train_cfg.val'))]
-    return [*options, *narrow.ATSS, 'train_cfg.val_interval=2']
+    return [*options, *narrow_models.ATSS, 'train_cfg.val_interval=2']
 
 
 def load(path):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from forked import ROOT, end, start_two_trainings
+from forked_tools import ROOT, end, start_two_trainings
 
 CONFIG = ROOT / 'configs/demo/mask_rcnn.py'
 # Nothing random but the order of the images, so that resumed runs see what others see.

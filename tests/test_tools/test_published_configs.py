@@ -8,7 +8,7 @@ import re
 import shutil
 
 import pytest
-from forked import ROOT
+from forked_tools import ROOT
 
 REAL = ROOT.parent / 'shared/data'
 CHANNELS = '[8,16,32,64]'

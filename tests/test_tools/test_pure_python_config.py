@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mmengine.registry
 import pytest
-from forked import ROOT
+from forked_tools import ROOT
 from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.visualization import Visualizer
@@ -90,7 +90,7 @@ def here(lazy, monkeypatch):
 
 @pytest.fixture
 def checkpoint(here, tool):
-    """The checkpoint of a training of two iterations, which the first test runs."""
+    """The checkpoint of a training run of two iterations, which the first test runs."""
     if not (here / 'run/iter_2.pth').is_file():
         code, out, err = tool('train', 'small.py', '--work-dir', 'run')
         assert code == 0, out + err

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import (
+from forked_tools import (
     ROOT,
     assert_same,
     end,
@@ -89,7 +89,7 @@ def log(work_dir):
 
 
 def error_message(work_dir):
-    """The line that a training ended with."""
+    """The last line of a training run."""
     (line,) = re.findall('^train.py: .*$', log(work_dir), re.MULTILINE)
     return line
 
@@ -189,7 +189,7 @@ def test_a_full_disk(options, uninterrupted, tmp_path, full_disk):
     assert saved and all(re.fullmatch(r'iter_\d.pth', name) for name in saved)
     assert torch.load(work_dir / saved[-1], weights_only=False)['meta']['iter'] == int(saved[-1][5])
     assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / saved[-1])
-    # With room for the checkpoints to keep, the training can be resumed.
+    # With room for the checkpoints to keep, the run can be resumed.
     room = tmp_path / 'room'
     subprocess.run(['cp', '-r', work_dir, room], check=True)
     (room / 'last_checkpoint').write_text(str(room / saved[-1]))

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from forked import ROOT
+from forked_tools import ROOT
 from mmengine.config import Config, DictAction
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -194,7 +194,9 @@ def test_all_schemes_of_mmengine_are_replaced():
     """Includes schemes that later versions of MMEngine add."""
     modules = {prefix: loader.__module__ for prefix, loader in CheckpointLoader._schemes.items()}
     others = {
-        prefix for prefix, module in modules.items() if module != 'mmfocalnet.checkpoints.schemes'
+        prefix
+        for prefix, module in modules.items()
+        if module != 'mmfocalnet.checkpoints.url_schemes'
     }
     assert not others
 

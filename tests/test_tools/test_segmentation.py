@@ -3,9 +3,9 @@
 import pickle
 import re
 
-import narrow
+import narrow_models
 import pytest
-from forked import ROOT
+from forked_tools import ROOT
 
 CONFIG = ROOT / 'configs/demo/upernet.py'
 
@@ -20,7 +20,7 @@ def options(shapes):
         'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2',
         'default_hooks.logger.interval=1',
-        *narrow.UPERNET,
+        *narrow_models.UPERNET,
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import ROOT, end, free_port, start_two_trainings
+from forked_tools import ROOT, end, free_port, start_two_trainings
 
 from mmfocalnet import FocalNet
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import narrow
+import narrow_models
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ SHORT = {
     'configs/my_data/mask_rcnn.py': (
         'coco/segm_mAP_50',
         [
-            *narrow.MASK_RCNN,
+            *narrow_models.MASK_RCNN,
             'train_cfg.max_epochs=1',
             'val_dataloader.dataset.pipeline.1.scale=(160,160)',
             *(
@@ -37,7 +37,7 @@ SHORT = {
     'configs/my_data/upernet.py': (
         'mIoU',
         [
-            *narrow.UPERNET,
+            *narrow_models.UPERNET,
             'model.data_preprocessor.size=(64,64)',
             'train_dataloader.dataset.pipeline.3.scale=(256,64)',
             'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',

@@ -2,8 +2,8 @@
 
 from mmfocalnet.datasets.inspection.inspect_dataset import (
     check_annotations,
-    find_evaluated,
+    find_evaluated_datasets,
     inspect_dataset,
 )
 
-__all__ = ['check_annotations', 'find_evaluated', 'inspect_dataset']
+__all__ = ['check_annotations', 'find_evaluated_datasets', 'inspect_dataset']

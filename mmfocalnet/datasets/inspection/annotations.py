@@ -19,7 +19,7 @@ from mmfocalnet.datasets.dataset_configs import join_root, loads_as_coco
 from mmfocalnet.datasets.image_files import ImageInfo
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.datasets.inspection.findings import ClassCounts, Findings
-from mmfocalnet.datasets.inspection.masks import SOUND, are_sound_polygons
+from mmfocalnet.datasets.inspection.masks import VALID_POLYGONS, are_valid_polygons
 from mmfocalnet.errors import DataError
 
 NUMBER = (int, float)
@@ -72,13 +72,13 @@ class Place:
     """The place of a record in the file. Its text is built only for findings.
 
     Attributes:
-        list: Path of the file and name of the list.
+        list_name: Path of the file and name of the list.
         index: Index in the list.
         record: The record.
         image: Its image, if known.
     """
 
-    list: str
+    list_name: str
     index: int
     record: Any
     image: ImageRecord | None = None
@@ -87,7 +87,7 @@ class Place:
         id_ = self.record.get('id') if isinstance(self.record, dict) else None
         with_id = '' if id_ is None else f' (id {short(id_)})'
         image = '' if self.image is None else f' in {self.image}'
-        return f'{self.list}[{self.index}]{with_id}{image}'
+        return f'{self.list_name}[{self.index}]{with_id}{image}'
 
 
 class AnnotationFile:
@@ -147,7 +147,7 @@ class AnnotationFile:
             self._counted.add((index, image))
             self.counts.images[index] += 1
 
-    def complete(
+    def complete_records(
         self, records: Sequence[Any], keys: dict[str, tuple], name: str
     ) -> Iterator[tuple[Place, dict]]:
         """The records of a list that have some keys, with their places; others become findings."""
@@ -246,7 +246,7 @@ class AnnotationFile:
 
     def _read_categories(self) -> Iterator[tuple[Any, str]]:
         seen, names = set(), []
-        for _, record in self.complete(self.category_records, _CATEGORY, 'categories'):
+        for _, record in self.complete_records(self.category_records, _CATEGORY, 'categories'):
             if record['id'] in seen:
                 text = f'{self.path}: category {record["id"]} ("{record["name"]}")'
                 self.findings.add(kinds.DUPLICATE_CATEGORY, text)
@@ -266,7 +266,7 @@ class AnnotationFile:
     def _read_images(self, records: list) -> Iterator[ImageRecord]:
         seen: set = set()
         ids: dict[str, Any] = {}
-        for place, record in self.complete(records, _IMAGE, 'images'):
+        for place, record in self.complete_records(records, _IMAGE, 'images'):
             path = os.path.join(self._folder, record['file_name'])
             height, width = record['height'], record['width']
             image = ImageRecord(record['id'], record['file_name'], path, height, width)
@@ -317,16 +317,16 @@ def _field_fault(record: Any, keys: dict[str, tuple]) -> str | None:
 def _read(path: str, findings: Findings) -> dict[str, list]:
     """Read a file; duplicate keys become findings.
 
-    Sound polygons, most of a file, are replaced by `SOUND` while parsing: this saves time and two
-    thirds of the memory.
+    Valid polygons, most of a file, are replaced by `VALID_POLYGONS` while parsing: this saves time
+    and two thirds of the memory.
     """
 
     def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(pairs)
         if len(record) < len(pairs):
             _add_duplicates(path, pairs, record, findings)
-        if are_sound_polygons(record.get('segmentation')):
-            record['segmentation'] = SOUND
+        if are_valid_polygons(record.get('segmentation')):
+            record['segmentation'] = VALID_POLYGONS
         return record
 
     text = _read_text(path)

@@ -10,7 +10,12 @@ from mmfocalnet.datasets.image_files import inspect_image
 from mmfocalnet.datasets.inspection import findings as kinds
 from mmfocalnet.datasets.inspection.annotations import ID, NUMBER, AnnotationFile, Place
 from mmfocalnet.datasets.inspection.findings import Report
-from mmfocalnet.datasets.inspection.masks import SOUND, is_incomplete, polygon_fault, rle_fault
+from mmfocalnet.datasets.inspection.masks import (
+    VALID_POLYGONS,
+    is_incomplete,
+    polygon_fault,
+    rle_fault,
+)
 from mmfocalnet.datasets.inspection.read_files import read_each
 
 # pycocotools ignores larger objects.
@@ -31,7 +36,7 @@ def inspect_coco(dataset: dict, metrics: Sequence[dict], with_images: bool) -> R
         'segm' in str(metric.get('metric')) for metric in metrics
     )
     annotated, kept, seen = set(), set(), set()
-    for place, record in file.complete(file.annotations, _OBJECT, 'annotations'):
+    for place, record in file.complete_records(file.annotations, _OBJECT, 'annotations'):
         if record['id'] in seen:
             file.findings.add(kinds.DUPLICATE_ANNOTATION, str(place))
         seen.add(record['id'])
@@ -77,7 +82,7 @@ def _check_object(file: AnnotationFile, place: Place, record: dict, needs_masks:
 
 def _check_mask(file: AnnotationFile, place: Place, mask: Any) -> bool:
     """Check a mask; False if training skips its object."""
-    if mask is SOUND:
+    if mask is VALID_POLYGONS:
         return True
     if not mask:
         file.findings.add(kinds.NO_MASK, str(place))

@@ -44,7 +44,7 @@ DUPLICATE_IMAGE = Kind('duplicate image ids')
 DUPLICATE_ANNOTATION = Kind('duplicate annotation ids')
 DUPLICATE_CATEGORY = Kind('duplicate category ids')
 UNKNOWN_CATEGORY = Kind('unknown categories')
-CLASSES = Kind('classes that do not fit')
+CLASSES = Kind('classes other than the categories of the file')
 NO_IMAGES = Kind('datasets without images')
 NO_SAMPLES = Kind('datasets without samples to train on or to evaluate')
 BOX_FORMAT = Kind('boxes that are not four finite numbers')
@@ -109,11 +109,11 @@ class Findings:
         """Add a label map that cannot be decoded."""
         self.add(MISSING_MAP if fault == MISSING else DAMAGED_MAP, f'{name} {fault}')
 
-    def count(self, *, errors: bool) -> int:
+    def total(self, *, errors: bool) -> int:
         """Number of errors, or else of warnings."""
         return sum(n for kind, n in self._numbers.items() if kind.is_error == errors)
 
-    def number(self, kind: Kind) -> int:
+    def count(self, kind: Kind) -> int:
         """Number of findings of a kind."""
         return self._numbers[kind]
 

@@ -78,7 +78,7 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
     if not loads_as_coco(dataset) or not path or is_url(path):
         return
     findings = inspect_dataset(dataset, evaluator, with_images=False).findings
-    number = findings.count(errors=True)
+    number = findings.total(errors=True)
     if number:
         summary = findings.summary().replace(f'{path}: ', '')
         raise DataError(
@@ -87,7 +87,7 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
         )
 
 
-def find_evaluated(datasets: Sequence[dict], evaluator: Any) -> Iterator[dict]:
+def find_evaluated_datasets(datasets: Sequence[dict], evaluator: Any) -> Iterator[dict]:
     """Find annotation files in COCO's format that only metrics read.
 
     Such as the file of boxes and masks of a panoptic model.

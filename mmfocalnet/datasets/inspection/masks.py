@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-SOUND = object()
+VALID_POLYGONS = object()
 """Replaces polygons that have been checked."""
 
 # Length in pixels. pycocotools needs 80 bytes per pixel, so at most 700 MB for a polygon.
@@ -19,7 +19,7 @@ _MAX_OUTLINE = 2**23
 _MAX_DIGITS = 7
 
 
-def are_sound_polygons(mask: Any) -> bool:
+def are_valid_polygons(mask: Any) -> bool:
     """Whether a mask is a list of polygons that can be drawn."""
     return type(mask) is list and mask != [] and not any(map(polygon_fault, mask))
 

@@ -39,12 +39,12 @@ class _Sample:
     """An image, the path of its map, and the areas of its segments in segments_info by id."""
 
     image: ImageRecord
-    map: str
+    label_map: str
     listed: dict[int, float] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
-        return f'{self.map} (image {self.image.id})'
+        return f'{self.label_map} (image {self.image.id})'
 
 
 def inspect_panoptic(dataset: dict, metrics: Sequence[dict], with_images: bool) -> Report:
@@ -81,18 +81,18 @@ def _check_segments(file: AnnotationFile, samples: dict[object, _Sample]) -> Non
     """Check all segments in segments_info, and add them to the samples."""
     things = {
         record['id']
-        for _, record in file.complete(file.category_records, _THING, 'categories')
+        for _, record in file.complete_records(file.category_records, _THING, 'categories')
         if record['isthing']
     }
     annotated, kept = set(), set()
-    for place, record in file.complete(file.annotations, _ANNOTATION, 'annotations'):
+    for place, record in file.complete_records(file.annotations, _ANNOTATION, 'annotations'):
         sample = samples.get(record['image_id'])
         if sample is None:
             file.add_unknown_image(place, record)
         elif record['segments_info']:
             annotated.add(sample.image.id)
         name = f'annotations[{place.index}].segments_info'
-        for part, segment in file.complete(record['segments_info'], _SEGMENT, name):
+        for part, segment in file.complete_records(record['segments_info'], _SEGMENT, name):
             if sample is not None:
                 _check_segment(file, part, segment, sample)
                 # mmdet skips images without things.
@@ -125,7 +125,7 @@ def _check_existence(samples: Iterable[_Sample], folder: str, findings: Findings
     with suppress(OSError):
         names.update(os.listdir(folder))
     for sample in samples:
-        path = Path(sample.map)
+        path = Path(sample.label_map)
         # Listing the folder is faster than a stat for each of many thousand files.
         if not (path.parent == Path(folder) and path.name in names) and not path.is_file():
             findings.add(kinds.MISSING_MAP, f'{sample.place} is missing')
@@ -133,11 +133,11 @@ def _check_existence(samples: Iterable[_Sample], folder: str, findings: Findings
 
 def _check_map(sample: _Sample, files: SampleFiles, file: AnnotationFile) -> None:
     findings, place, drawn = file.findings, sample.place, files.pixels
-    if isinstance(files.map, str):
-        findings.add_map(place, files.map)
+    if isinstance(files.label_map, str):
+        findings.add_map(place, files.label_map)
         return
-    if files.image.size and files.map != files.image.size:
-        (height, width), (image_height, image_width) = files.map, files.image.size
+    if files.image.size and files.label_map != files.image.size:
+        (height, width), (image_height, image_width) = files.label_map, files.image.size
         findings.add(
             kinds.MAP_SIZE, f'{place} is {width}x{height}, its image {image_width}x{image_height}'
         )
@@ -154,7 +154,7 @@ def _check_map(sample: _Sample, files: SampleFiles, file: AnnotationFile) -> Non
 
 def _read(sample: _Sample, with_map: bool) -> SampleFiles:
     image = inspect_image(sample.image.path)
-    packed = decode_image(sample.map) if with_map else ''
+    packed = decode_image(sample.label_map) if with_map else ''
     if isinstance(packed, str):
         return SampleFiles(image, packed, {})
     blue, green, red = np.moveaxis(packed.astype(np.int32), 2, 0)

@@ -24,12 +24,12 @@ class SampleFiles(NamedTuple):
 
     Attributes:
         image: Properties of the image.
-        map: Shape of the label map, or what is wrong with it.
+        label_map: Shape of the label map, or what is wrong with it.
         pixels: Number of pixels of each value of the map.
     """
 
     image: ImageInfo
-    map: tuple[int, ...] | str
+    label_map: tuple[int, ...] | str
     pixels: dict[int, int]
 
 

@@ -60,10 +60,10 @@ def _read(sample: dict) -> SampleFiles:
 def _check_sample(sample: dict, files: SampleFiles, findings: Findings) -> None:
     findings.add_image(sample['img_path'], files.image)
     path = sample.get('seg_map_path', sample['img_path'])
-    if isinstance(files.map, str):
-        findings.add_map(path, files.map)
-    elif fault := shape_fault(files.map, files.image.size):
-        kind = kinds.MAP_SIZE if len(files.map) == 2 else kinds.MAP_CHANNELS
+    if isinstance(files.label_map, str):
+        findings.add_map(path, files.label_map)
+    elif fault := shape_fault(files.label_map, files.image.size):
+        kind = kinds.MAP_SIZE if len(files.label_map) == 2 else kinds.MAP_CHANNELS
         findings.add(kind, f'{path} {fault}')
     elif not files.pixels:
         findings.add(kinds.MAP_VALUES, f'{path} {FLOATING}')

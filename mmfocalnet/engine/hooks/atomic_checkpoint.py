@@ -21,8 +21,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmfocalnet.arguments import integer
-from mmfocalnet.engine.hooks.deferred_removal import DeferredRemoval
-from mmfocalnet.engine.hooks.early_stopping import restore_patience, save_patience
+from mmfocalnet.engine.hooks.deferred_removal import DeferredRemovalStorage
+from mmfocalnet.engine.hooks.early_stopping_state import restore_patience, save_patience
 from mmfocalnet.engine.hooks.tolerant_param_scheduler import find_metric
 from mmfocalnet.errors import CheckpointError, UserError
 from mmfocalnet.files import PARTIAL, is_url, replacing
@@ -101,7 +101,7 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(out_dir=out_dir, backend_args=backend_args, **settings)
         self._gradients: list[dict[str, Tensor]] | None = None
         self._metrics: dict[str, float] = {}
-        self._place: dict[str, int] = {}
+        self._saved_at: dict[str, int] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Remove the leftovers of a killed run, and run its missing validation."""
@@ -111,13 +111,13 @@ class AtomicCheckpointHook(CheckpointHook):
         if runner._resume and runner._load_from:  # it may have been moved
             runner.message_hub.update_info('last_ckpt', runner._load_from)
         self.last_ckpt = runner.message_hub.get_info('last_ckpt')
-        self.file_backend = DeferredRemoval(self.file_backend, str(self.out_dir))
-        here = self._goes_on_here(runner)
-        self._take_over_best(here)
+        self.file_backend = DeferredRemovalStorage(self.file_backend, str(self.out_dir))
+        here = self._resumes_in_this_folder(runner)
+        self._find_best(here)
         if here:
             for step in kept if isinstance(kept, list) else ():
                 if isinstance(step, int) and step >= 0:
-                    self._count(runner, step)
+                    self._update_kept(runner, step)
             names = runner.message_hub.get_info(OUTDATED)
             self.file_backend.schedule_leftovers(names, self.filename_tmpl)
         self._remove_outdated()
@@ -143,15 +143,15 @@ class AtomicCheckpointHook(CheckpointHook):
             if name != 'auto':
                 owner = f'save_best of {type(self).__name__}'
                 metrics[name] = find_metric(runner, self._metrics, name, owner)
-        training = isinstance(getattr(self, 'file_backend', None), DeferredRemoval)
+        training = isinstance(getattr(self, 'file_backend', None), DeferredRemovalStorage)
         if training:
-            runner.message_hub.update_info(VALIDATED, _done(runner))
+            runner.message_hub.update_info(VALIDATED, _completed(runner))
         super().after_val_epoch(runner, metrics)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the gradients of an unfinished accumulation and the early-stopping counters."""
         # MMEngine's runner for strategies takes every saving for one before the validation.
-        checkpoint['meta'].update(self._place)
+        checkpoint['meta'].update(self._saved_at)
         if self._gradients:
             checkpoint[GRADIENTS] = self._gradients
         save_patience(runner, checkpoint)
@@ -174,14 +174,14 @@ class AtomicCheckpointHook(CheckpointHook):
                 'checkpoint, or start from this one with load_from and without --resume.'
             ) from error
 
-    def _goes_on_here(self, runner: Runner) -> bool:
+    def _resumes_in_this_folder(self, runner: Runner) -> bool:
         """Whether the resumed checkpoint is in this hook's folder."""
         if runner._load_from is None:
             return runner._resume
         here = Path(self.out_dir, self.filename_tmpl).parent.resolve()
         return runner._resume and Path(runner._load_from).parent.resolve() == here
 
-    def _take_over_best(self, here: bool) -> None:
+    def _find_best(self, here: bool) -> None:
         """Use the best checkpoints of this folder, which may have been moved.
 
         Checkpoints of another folder belong to another run.
@@ -206,7 +206,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _lacks_validation(self, runner: Runner) -> bool:
         loop = runner.train_loop
-        done = _done(runner)
+        done = _completed(runner)
         validated = runner.message_hub.get_info(VALIDATED)
         if (
             not done
@@ -222,9 +222,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save a better checkpoint, then remove the previous one; MMEngine removes first."""
-        self._place = dict(epoch=runner.epoch, iter=runner.iter)
+        self._saved_at = dict(epoch=runner.epoch, iter=runner.iter)
         super()._save_best_checkpoint(runner, metrics)
-        self._place = {}
+        self._saved_at = {}
         if self.save_best:
             self._remove_outdated()  # where no newest one was saved after it
 
@@ -232,14 +232,14 @@ class AtomicCheckpointHook(CheckpointHook):
         """Save, then remove outdated checkpoints; MMEngine removes first."""
         _check_weights(runner)
         name = self.filename_tmpl.format(step)
-        self._count(runner, step)
+        self._update_kept(runner, step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         # If the run is killed before the removal, the resumed run removes them.
         outdated = self.file_backend.scheduled_except(keep=self._newest_and_best())
         runner.message_hub.update_info(OUTDATED, outdated)
         self._gradients = _accumulated_gradients(runner)
-        self._place = dict(meta)
+        self._saved_at = dict(meta)
         runner.save_checkpoint(
             self.out_dir,
             name,
@@ -251,14 +251,14 @@ class AtomicCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
-        self._gradients, self._place = None, {}  # other hooks may save at other iterations
+        self._gradients, self._saved_at = None, {}  # other hooks may save at other iterations
         if is_main_process():
             AtomicBackend().put(
                 self.last_ckpt.encode(), os.path.join(runner.work_dir, LAST_CHECKPOINT)
             )
         self._remove_outdated()
 
-    def _count(self, runner: Runner, step: int) -> None:
+    def _update_kept(self, runner: Runner, step: int) -> None:
         """Add a checkpoint to the kept ones, and schedule the removal of the oldest."""
         if self.max_keep_ckpts <= 0:
             return
@@ -276,7 +276,7 @@ class AtomicCheckpointHook(CheckpointHook):
         self.file_backend.names = []
 
 
-def _done(runner: Runner) -> int:
+def _completed(runner: Runner) -> int:
     """Completed epochs or iterations, in the unit of the training loop."""
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
     return runner.epoch if by_epoch else runner.iter

@@ -1,4 +1,4 @@
-"""Stop a training at a NaN or infinite loss."""
+"""Stop a training run at a NaN or infinite loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmfocalnet.registry import register
 from mmfocalnet.text import join_keys
 
 LOOK = 'check these images and their labels'
-GRADIENTS = 'The norm of the gradients'
+GRADIENT_NORM = 'The norm of the gradients'
 # A dynamic loss scale starts at 2**16 and is halved at each iteration whose gradients overflow;
 # below this they would have to be greater than 10**9.
 SCALE, MIN_SCALE = 'The loss scale, halved where gradients are NaN or infinite,', 2.0**-14
@@ -57,13 +57,13 @@ class CheckLossesHook(Hook):
                 iteration, the images and the last good checkpoint.
         """
         bad = _bad_value(runner, outputs)
-        found = '' if bad is None else f'{bad[0]} is {bad[1]} {self._place(runner)}'
+        found = '' if bad is None else f'{bad[0]} is {bad[1]} {self._position(runner)}'
         if get_world_size() > 1:
             found = _first_of_all(found, outputs['loss'].device)
         if found:
             raise UserError(f'{found}: {LOOK}, {recovery_advice(runner)}')
 
-    def _place(self, runner: Runner) -> str:
+    def _position(self, runner: Runner) -> str:
         process = f' of process {get_rank()}' if get_world_size() > 1 else ''
         return f'at iteration {runner.iter + 1}{process}, with {self.images}'
 
@@ -77,7 +77,7 @@ def _bad_value(runner: Runner, outputs: Mapping[str, Tensor]) -> tuple[str, floa
     read = dict(zip(names, values, strict=True))
     scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
     if scaler is None and 'train/grad_norm' in runner.message_hub.log_scalars:
-        read[GRADIENTS] = runner.message_hub.get_scalar('train/grad_norm').current()
+        read[GRADIENT_NORM] = runner.message_hub.get_scalar('train/grad_norm').current()
     bad = next((item for item in read.items() if not math.isfinite(item[1])), None)
     if bad is None and scaler is not None and scaler.get_scale() < MIN_SCALE:
         return SCALE, scaler.get_scale()
@@ -101,4 +101,4 @@ def _first_of_all(found: str, device: torch.device) -> str:
         return ''
     texts = [text for text in all_gather_object(found) if text]
     # A bad loss of one process makes the gradients of all processes bad.
-    return min(texts, key=lambda text: text.startswith((GRADIENTS, SCALE)))
+    return min(texts, key=lambda text: text.startswith((GRADIENT_NORM, SCALE)))

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.fileio import BaseStorageBackend
 
 
-class DeferredRemoval:
+class DeferredRemovalStorage:
     """A storage for ``CheckpointHook`` that schedules removals instead of executing them.
 
     It has the methods of the storage that the hook calls.

@@ -44,7 +44,7 @@ class UnreadableFilesHook(Hook):
         count = sum(transform.count for transform in find_skipping(runner.train_dataloader.dataset))
         if count:
             runner.logger.warning(
-                f'{count} unreadable files were left out of this training. They are logged above.'
+                f'{count} unreadable files were left out of training. They are logged above.'
             )
 
     def before_val(self, runner: Runner) -> None:

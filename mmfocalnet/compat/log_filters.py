@@ -9,8 +9,12 @@ import sys
 import warnings
 from contextlib import redirect_stdout, suppress
 
-# mmdet warns of a metric that our configs do not use.
-WARNINGS = ('faster_coco_eval is not installed',)
+WARNINGS = (
+    'faster_coco_eval is not installed',  # mmdet: a metric that our configs do not use
+    'DeprecationWarning: `num_anchors` is deprecated',  # mmdet's ATSS reads its own property
+    'The draw is False, it means that the hook',  # mmseg's default
+    'torch.meshgrid: in an upcoming release',  # mmdet's Mask2Former
+)
 # The forks print this debug message on import; OneDL is a commercial data platform.
 PRINTED = (
     'Could not import OneDL. Skipping OneDL datasets.',  # mmdet
@@ -33,14 +37,19 @@ def import_datasets(scope: str | None) -> None:
     printed = io.StringIO()
     try:
         with redirect_stdout(printed), suppress(ImportError), warnings.catch_warnings():
-            for message in WARNINGS:
-                warnings.filterwarnings('ignore', message)
+            filter_warnings()
             for package in ('datasets', 'evaluation'):
                 importlib.import_module(f'{scope}.{package}')
     finally:
         for line in printed.getvalue().splitlines(keepends=True):
             if line.strip() not in PRINTED:
                 sys.stdout.write(line)
+
+
+def filter_warnings() -> None:
+    """Ignore `WARNINGS`."""
+    for message in WARNINGS:
+        warnings.filterwarnings('ignore', message)
 
 
 def filter_log(logger: logging.Logger) -> None:

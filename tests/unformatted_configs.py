@@ -1,7 +1,7 @@
 """Import this to dump configs without formatting them.
 
-MMEngine formats a config with yapf five times in each training, which takes three quarters of the
-time of a training of two iterations.
+MMEngine formats a config with yapf five times per training run: three quarters of the time of a
+run of two iterations.
 """
 
 import ast

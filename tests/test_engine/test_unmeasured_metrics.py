@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from toy import ToyMetric, toy_config
+from toy_training import ToyMetric, toy_config
 
 from mmfocalnet.cli import load_initial_checkpoint, train
 from mmfocalnet.errors import ConfigError

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from mmfocalnet.cli.strategy_checks import FSDP, strategy_type
-from mmfocalnet.compat.noise import import_datasets
+from mmfocalnet.cli.strategy_checks import FSDP_STRATEGIES, strategy_type
+from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import find_dicts, read_model_config
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import type_name
@@ -60,7 +60,7 @@ def use_amp(cfg: Config) -> None:
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
         # The scale must follow the gradients of all shards, not those of one process.
-        wrapper.use_fsdp = strategy_type(cfg) in FSDP
+        wrapper.use_fsdp = strategy_type(cfg) in FSDP_STRATEGIES
     else:
         wrapper.type = 'CpuAmpOptimWrapper'
         for gpu_setting in ('loss_scale', 'dtype'):

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-import unformatted  # noqa: F401
+import unformatted_configs  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 FORKS = multiprocessing.get_context('forkserver')
@@ -68,7 +68,7 @@ def start_training(config, work_dir, *flags, options=(), **settings):
 
 
 def start_two_trainings(config, work_dir, *flags, **settings):
-    """Start two processes of one distributed training, as torchrun does."""
+    """Start two processes of one distributed training run, as torchrun does."""
     return [
         start_training(config, work_dir, '--launcher', 'pytorch', *flags, env=rank, **settings)
         for rank in ranks_of_two()
@@ -118,7 +118,7 @@ def kill(process, after=None):
 
 
 def wait_for(work_dir, text, timeout=100):
-    """Wait until a training has printed a text."""
+    """Wait until a training run has printed a text."""
     log = Path(f'{work_dir}.log')
     until = time.monotonic() + timeout
     while not (log.is_file() and text in log.read_text()):

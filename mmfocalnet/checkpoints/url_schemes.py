@@ -53,7 +53,7 @@ def load_from_source(filename: str, map_location: Any = None) -> dict[str, Any]:
 
 
 def load_from_zoo(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Load a model of torchvision or OpenMMLab by its name, such as ``'torchvision://resnet50'``."""
+    """Load a model of torchvision or OpenMMLab by name, such as ``'torchvision://resnet50'``."""
     scheme, _, name = filename.partition('://')
     if 'mmlab' in scheme:
         name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from mmfocalnet.ops import products
+from mmfocalnet.ops import matrix_products
 
 
 @pytest.fixture(params=['MKL', 'oneDNN', 'oneDNN without AVX-512'], autouse=True)
 def library(request, monkeypatch):
-    if request.param != 'MKL' and not products._has_onednn():
+    if request.param != 'MKL' and not matrix_products._has_onednn():
         pytest.skip('PyTorch has no oneDNN here')
-    monkeypatch.setattr(products, '_has_onednn', lambda: request.param != 'MKL')
-    monkeypatch.setattr(products, '_has_avx512', lambda: request.param == 'oneDNN')
+    monkeypatch.setattr(matrix_products, '_has_onednn', lambda: request.param != 'MKL')
+    monkeypatch.setattr(matrix_products, '_has_avx512', lambda: request.param == 'oneDNN')
     return request.param
 
 
@@ -34,10 +34,10 @@ sizes = pytest.mark.parametrize(('rows', 'width', 'wanted'), SIZES)
 def test_linear(rows, width, wanted, bias):
     x, weight, b = make(rows, width), make(wanted, width), make(wanted) if bias else None
     expected = x.double() @ weight.double().t() + (b.double() if bias else 0)
-    check(products.linear(x, weight, b), expected)
+    check(matrix_products.linear(x, weight, b), expected)
     # Transposed weights, as in backward, and transposed rows.
-    check(products.linear(x, weight.t().contiguous().t(), b), expected)
-    check(products.linear(x.t().contiguous().t(), weight, b), expected)
+    check(matrix_products.linear(x, weight.t().contiguous().t(), b), expected)
+    check(matrix_products.linear(x.t().contiguous().t(), weight, b), expected)
 
 
 @sizes
@@ -46,37 +46,39 @@ def test_linear(rows, width, wanted, bias):
 def test_linear_transposed(rows, width, wanted, batch, bias):
     x, weight, b = make(batch, rows, width), make(wanted, width), make(wanted) if bias else None
     expected = (x.double() @ weight.double().t() + (b.double() if bias else 0)).transpose(1, 2)
-    check(products.linear_transposed(x, weight, b), expected)
+    check(matrix_products.linear_transposed(x, weight, b), expected)
 
 
 @sizes
 @pytest.mark.parametrize('batch', [1, 2])
 def test_linear_of_planes(rows, width, wanted, batch, monkeypatch):
-    monkeypatch.setattr(products, '_CHUNK', 1)  # 128 pixels at a time.
+    monkeypatch.setattr(matrix_products, '_CHUNK', 1)  # 128 pixels at a time.
     planes, weight, bias = make(batch, width, rows), make(wanted, width), make(wanted)
     expected = planes.double().transpose(1, 2) @ weight.double().t() + bias.double()
-    check(products.linear_of_planes(planes, weight, bias), expected)
+    check(matrix_products.linear_of_planes(planes, weight, bias), expected)
 
 
 @sizes
 def test_weight_grad(rows, width, wanted):
     x, grad = make(rows, width), make(rows, wanted)
-    check(products.weight_grad(x, grad), grad.double().t() @ x.double())
-    check(products.weight_grad(x.t().contiguous().t(), grad), grad.double().t() @ x.double())
+    check(matrix_products.weight_grad(x, grad), grad.double().t() @ x.double())
+    check(matrix_products.weight_grad(x.t().contiguous().t(), grad), grad.double().t() @ x.double())
     total = make(wanted, width)
     expected = total.double() + grad.double().t() @ x.double()
-    assert products.weight_grad(x, grad, total) is total
+    assert matrix_products.weight_grad(x, grad, total) is total
     check(total, expected)
 
 
 def test_other_types_use_pytorch():
     x, weight = make(200, 3).double(), make(4, 3).double()
-    torch.testing.assert_close(products.linear(x, weight), x @ weight.t(), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        matrix_products.linear(x, weight), x @ weight.t(), rtol=0, atol=1e-14
+    )
 
 
 def test_the_selected_library_computes(library, monkeypatch):
     calls = []
     convolve = torch.mkldnn_convolution
     monkeypatch.setattr(torch, 'mkldnn_convolution', lambda *a: calls.append(1) or convolve(*a))
-    products.linear(make(200, 3), make(4, 3))
+    matrix_products.linear(make(200, 3), make(4, 3))
     assert bool(calls) == (library != 'MKL')

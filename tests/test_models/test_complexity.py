@@ -8,7 +8,7 @@ from torch import nn
 
 from mmfocalnet import FocalNet
 from mmfocalnet.models import ARCHS
-from mmfocalnet.models.counts import classifier_flops, classifier_parameters
+from mmfocalnet.models.complexity import classifier_flops, classifier_parameters
 
 
 @functools.cache

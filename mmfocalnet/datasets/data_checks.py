@@ -14,7 +14,7 @@ from mmfocalnet.config import error_context, find_dicts, is_first_process
 from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.dataset_configs import find_datasets
 from mmfocalnet.datasets.image_folder import check_image_folders
-from mmfocalnet.datasets.inspection import check_annotations, find_evaluated
+from mmfocalnet.datasets.inspection import check_annotations, find_evaluated_datasets
 from mmfocalnet.datasets.label_maps import check_label_maps
 from mmfocalnet.datasets.skip_unreadable import MAX_UNREADABLE
 from mmfocalnet.errors import ConfigError
@@ -50,7 +50,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     for split in splits:
         with _split_context(cfg, split):
             datasets, evaluator = split_datasets(cfg, split), split_evaluator(cfg, split)
-            for dataset in (*datasets, *find_evaluated(datasets, evaluator)):
+            for dataset in (*datasets, *find_evaluated_datasets(datasets, evaluator)):
                 check_annotations(dataset, evaluator)
             for dataset in datasets:
                 check_label_maps(dataset, MAX_UNREADABLE if split == 'train' else 0.0)

@@ -104,7 +104,7 @@ def test_a_metric_that_is_not_measured(work_dir):
     ids=['scheduler', 'mmcv transform', 'custom transform', 'custom hook', 'saving'],
 )
 def test_other_errors_keep_their_type_and_traceback(work_dir, settings, cause):
-    with pytest.raises(RunError, match=r'toy\.py') as error:
+    with pytest.raises(RunError, match=r'toy_training\.py') as error:
         train(toy_config(work_dir, **settings))
     assert type(error.value.__cause__) is cause
     assert error.value.__cause__.__traceback__
@@ -128,7 +128,7 @@ def test_traceback_then_log_and_config(work_dir, run_tool):
     assert code == 3
     assert 'raised by save' in trace[-1] and any(Path(__file__).name in line for line in trace)
     [log] = work_dir.glob('*/*.log')
-    assert str(log) in last and 'toy.py' in last and '--resume' not in last
+    assert str(log) in last and 'toy_training.py' in last and '--resume' not in last
 
 
 def test_resume_is_suggested_after_a_checkpoint(work_dir, run_tool):

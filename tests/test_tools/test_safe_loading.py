@@ -203,10 +203,10 @@ def test_all_schemes_of_mmengine_are_replaced():
 
 @pytest.mark.parametrize('scheme', ['open-mmlab', 'openmmlab', 'mmcls'])
 def test_model_zoos(scheme, trained, bomb, tmp_path, monkeypatch):
-    from mmfocalnet.checkpoints import schemes
+    from mmfocalnet.checkpoints import url_schemes
 
     for file, code in ((trained, False), (bomb, True)):
-        monkeypatch.setitem(schemes._ZOOS, scheme, lambda file=file: {'net': str(file)})
+        monkeypatch.setitem(url_schemes._ZOOS, scheme, lambda file=file: {'net': str(file)})
         monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
         if code:
             with pytest.raises(CheckpointError, match=r'bomb\.pth'):
@@ -218,13 +218,13 @@ def test_model_zoos(scheme, trained, bomb, tmp_path, monkeypatch):
 
 
 def test_storages(trained, bomb, monkeypatch):
-    from mmfocalnet.checkpoints import schemes
+    from mmfocalnet.checkpoints import url_schemes
 
     class Storage:
         def get(self, name):
             return (bomb if 'bomb' in name else trained).read_bytes()
 
-    monkeypatch.setattr(schemes, 'get_file_backend', lambda *_, **__: Storage())
+    monkeypatch.setattr(url_schemes, 'get_file_backend', lambda *_, **__: Storage())
     assert CheckpointLoader.load_checkpoint('s3://bucket/iter_2.pth')['state_dict']
     with pytest.raises(CheckpointError, match=r'bomb\.pth .*open'):
         CheckpointLoader.load_checkpoint('petrel:s3://bucket/bomb.pth')

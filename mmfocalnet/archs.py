@@ -49,8 +49,8 @@ ARCHS: dict[str, dict[str, Any]] = {
     'base_deep_srf': dict(_BASE_DEEP, **_SRF),
     'base_deep_lrf': dict(_BASE_DEEP, **_LRF),
     'large_fl3': dict(_LARGE, **_FL3),
-    # Implementations differ in `normalize_modulator` of the fl4 models. This is the setting of the
-    # release.
+    # Implementations differ in `normalize_modulator` of the fl4 models. This is the setting in the
+    # 2022 release of FocalNet.
     'large_fl4': dict(_LARGE, **_FL4, normalize_modulator=True),
     'xlarge_fl3': dict(_XLARGE, **_FL3),
     'xlarge_fl4': dict(_XLARGE, **_FL4),
@@ -61,7 +61,7 @@ ARCHS: dict[str, dict[str, Any]] = {
     'base_iso': dict(embed_dim=768, use_layerscale=True, use_postln=True, **_ISO),
 }
 
-# Defaults of the arguments that an architecture may set; None in the constructor's signature.
+# Defaults of the arguments that an architecture may set. In the signature they are None.
 DEFAULTS: dict[str, Any] = dict(
     patch_size=4,
     embed_dim=96,

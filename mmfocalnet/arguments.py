@@ -65,7 +65,7 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """Return a value that is one of some strings.
+    """Return the value if it is one of the choices.
 
     Raises:
         ConfigError: If it is anything else.

@@ -121,14 +121,14 @@ def read_model_config(path: str, options: dict[str, Any] | None = None) -> Confi
 
 @contextmanager
 def error_context(part: str, cfg: Config) -> Iterator[None]:
-    """Map exceptions that a malformed part of a config causes to an error that names the part.
+    """Convert exceptions due to a malformed part of a config to an error with the key of the part.
 
     Args:
         part: Key of the part, such as ``'train_dataloader'``.
         cfg: The config.
 
     Raises:
-        ConfigError: Instead of what a value of a wrong type raises.
+        ConfigError: If the part has a value of a wrong type.
     """
     try:
         yield
@@ -144,8 +144,8 @@ def error_context(part: str, cfg: Config) -> Iterator[None]:
 def _find_hidden_classes(cfg: Config) -> None:
     """Import the classes that MMEngine does not find in its own dumped configs.
 
-    It dumps classes by module, and takes ``mmdet.models.losses.smooth_l1_loss.L1Loss`` for an
-    attribute of the function of the module's name.
+    MMEngine looks up ``mmdet.models.losses.smooth_l1_loss.L1Loss`` as an attribute of the function
+    ``smooth_l1_loss``, which hides the module of the same name.
     """
     for node in find_dicts(list(cfg.values())):
         kind = node.get('type')

@@ -6,7 +6,7 @@ from mmfocalnet.text import escape
 
 
 class UserError(ValueError):
-    """Invalid input. The message names it, what was expected, and what to do.
+    """Invalid input. The message contains the input, the expected value and the fix.
 
     Control characters in the message, which file names may contain, are escaped.
     """
@@ -20,7 +20,7 @@ class CheckpointError(UserError):
 
 
 class DataError(UserError):
-    """A dataset whose files contradict each other or the config."""
+    """A dataset with missing, unreadable or inconsistent files."""
 
 
 class ConfigError(UserError):

@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, 'it is not a regular file', str(path))
-    # The end, with the suffix: the complete name may already have the maximum length.
+    # Keep only the end with the suffix: the full name may already have the maximum length.
     part = path.with_name(f'{PARTIAL}{os.getpid()}-{path.name[-40:]}')
     try:
         yield part
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def is_url(path: object) -> bool:
-    """Whether a path is an address such as ``http://...`` or ``s3://...``, not a local path."""
+    """Whether a path is a URL such as ``http://...`` or ``s3://...``, not a local path."""
     return '://' in str(path)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def escape(text: object, max_length: int | None = None) -> str:
-    """Replace control characters, which a terminal would obey, by escapes such as ``\\x1b``.
+    """Replace control characters, which a terminal would interpret, by escapes such as ``\\x1b``.
 
     Letters of all alphabets are kept.
 

@@ -418,14 +418,19 @@ def parse_args():
         'FocalNet-T for growing images and batches',
     )
     parser.add_argument(
-        '--size', type=integer_flag(1), nargs=2, default=(800, 1216), metavar=('H', 'W')
+        '--size',
+        type=integer_flag(1),
+        nargs=2,
+        default=(800, 1216),
+        metavar=('H', 'W'),
+        help='height and width of the images in pixels',
     )
     parser.add_argument('--dim', type=integer_flag(1), default=96, help='channels of the operator')
-    parser.add_argument('--batch', type=integer_flag(1), default=1, help='images')
+    parser.add_argument('--batch', type=integer_flag(1), default=1, help='images per batch')
     parser.add_argument(
         '--rounds', type=integer_flag(1), default=5, help='repetitions; medians are printed'
     )
-    parser.add_argument('--threads', type=integer_flag(1), default=2)
+    parser.add_argument('--threads', type=integer_flag(1), default=2, help='CPU threads')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
     parser.add_argument('--compile', action='store_true', help='add a row for torch.compile')

@@ -27,7 +27,7 @@ SPLITS = ('train', 'val', 'test')
 def parse_args():
     parser = argparse.ArgumentParser(
         description='Check images, label maps and annotations of the datasets of a config. Exit '
-        'code 0: no errors, at most warnings; 1: errors that break training or evaluation.'
+        'code 0: no errors (warnings are allowed); 1: errors that break training or evaluation.'
     )
     parser.add_argument('config', help='config file, such as configs/mask_rcnn/focalnet_t_1x.py')
     parser.add_argument(
@@ -73,7 +73,7 @@ def find_inspections(cfg, splits):
 
 def check(name, arguments, cfg, out):
     """Inspect a dataset and print the findings; returns the number of errors."""
-    print(f'{name}: reading every file ...', flush=True)
+    print(f'{name}: reading files ...', flush=True)
     try:
         report = inspect_dataset(**arguments)
     except DataError as error:

@@ -21,10 +21,13 @@ def parse_args():
         type=numbers,
         default=(),
         metavar='N[,N,N,N]',
-        help='kernel size at the first focal level, of all stages or of each',
+        help='kernel size at the first focal level: one for all stages, or one per stage',
     )
     parser.add_argument(
-        '--levels', type=integer_flag(1), metavar='N', help='focal levels of all stages'
+        '--levels',
+        type=integer_flag(1),
+        metavar='N',
+        help='number of focal levels of all stages; can only grow',
     )
     parser.add_argument(
         '--keep-function',

@@ -18,13 +18,19 @@ def parse_args():
     parser.add_argument(
         '--crops', action='store_true', help='crops of single shapes in a folder per class'
     )
-    parser.add_argument('--out', help='output folder (data/shapes; crops: data/shapes_crops)')
     parser.add_argument(
-        '--train', type=int, help='training images, to be cropped with --crops (600; 1200)'
+        '--out', help='output folder (default: data/shapes; with --crops data/shapes_crops)'
     )
-    parser.add_argument('--val', type=int, help='validation images (80)')
-    parser.add_argument('--size', type=int, help='side of the images, in pixels (160; 64)')
-    parser.add_argument('--seed', type=int, help='random seed (0; 1)')
+    parser.add_argument(
+        '--train',
+        type=int,
+        help='training images, from which --crops cuts (default: 600; with --crops 1200)',
+    )
+    parser.add_argument('--val', type=int, help='validation images (default: 80)')
+    parser.add_argument(
+        '--size', type=int, help='side of the images in pixels (default: 160; with --crops 64)'
+    )
+    parser.add_argument('--seed', type=int, help='random seed (default: 0; with --crops 1)')
     args = parser.parse_args()
     args.out = args.out or ('data/shapes_crops' if args.crops else 'data/shapes')
     return args

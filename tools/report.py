@@ -25,7 +25,7 @@ def parse_args():
         type=integer_flag(0),
         default=16,
         metavar='N',
-        help='predict N held-out images with the newest checkpoint; 0: no gallery (default: 16)',
+        help='predict N held-out images with the newest checkpoint; 0: none (default: 16)',
     )
     return parser.parse_args()
 

@@ -30,11 +30,16 @@ def parse_args():
     parser = argparse.ArgumentParser(description='Test (and evaluate) a model')
     add_common_flags(parser)
     parser.add_argument('checkpoint', help='checkpoint file of the model')
-    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions there')
+    parser.add_argument('--out', metavar='FILE.pkl', help='file for the predictions')
     parser.add_argument('--show', action='store_true', help='show each prediction in a window')
-    parser.add_argument('--show-dir', help='draw predictions into WORK_DIR/TIMESTAMP/SHOW_DIR')
     parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds that --show stays (default: 2)'
+        '--show-dir', help='folder for drawn predictions; for detectors, in WORK_DIR/TIMESTAMP'
+    )
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds that --show shows each image (default: 2)',
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()

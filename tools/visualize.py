@@ -46,19 +46,25 @@ def parse_args():
         '--what', choices=[*KINDS, 'all'], default='all', help='what to draw (default: all)'
     )
     parser.add_argument(
-        '--stage', type=int, default=-1, help='from 0; negative: from the end (default: last)'
+        '--stage',
+        type=int,
+        default=-1,
+        help='index of the stage; negative: counted from the end (default: -1)',
     )
     parser.add_argument(
-        '--block', type=int, default=-1, help='in the stage, likewise (default: last)'
+        '--block',
+        type=int,
+        default=-1,
+        help='index of the block in the stage, likewise (default: -1)',
     )
     parser.add_argument(
         '--pretrained-window',
         type=integer_flag(1),
         metavar='K',
-        help='crop the kernels to their size before kernel expansion, K by K at the first focal '
+        help='crop expanded kernels to their pretraining size, K x K at the first focal '
         'level (default: not cropped)',
     )
-    parser.add_argument('--out', metavar='DIR', help='default: maps in the work dir of the config')
+    parser.add_argument('--out', metavar='DIR', help='output folder (default: WORK_DIR/maps)')
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
     args = parser.parse_intermixed_args()  # the checkpoint may come after flags
@@ -103,7 +109,7 @@ def choose_kinds(what, net, place):
 
 
 def draw(kind, net, place, window, image, pixels):
-    """Return a figure and the part of its file name behind the kind."""
+    """Return a figure and the part of its file name after the kind."""
     stage, block = place
     if kind == 'erf':
         # The padding is cut off, so that the centre is the image's.

@@ -23,7 +23,7 @@ def parse_args():
     )
     parser.add_argument('--port', type=int, help='default: the first free one from 7860')
     parser.add_argument(
-        '--auth', metavar='FILE', help='file with a password for visitors; one line USER:PASSWORD'
+        '--auth', metavar='FILE', help='file of one line, USER:PASSWORD, which visitors must enter'
     )
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)

@@ -8,7 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     unreadable_files=dict(type='UnreadableFilesHook'),
-    # With the Seeded... samplers of the datasets: a resumed run is the uninterrupted one.
+    # With SeededSampler or SeededInfiniteSampler, a resumed run equals an uninterrupted one.
     iteration_seed=dict(type='SeedIterationsHook'),
     losses=dict(type='CheckLossesHook'),
 )

@@ -1,5 +1,5 @@
-# `make demo MODEL=classification`: classification of the generated shapes. The other demos have the
-# same backbone and converge faster from this checkpoint.
+# `make demo MODEL=classification`: classification of the generated shapes. The other demos use the
+# same backbone and converge faster from the checkpoint of this one.
 _base_ = [
     '../_base_/models/classifier.py',
     '../_base_/datasets/shapes_crops.py',

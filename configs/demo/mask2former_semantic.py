@@ -15,7 +15,7 @@ model = dict(
         in_channels=_base_.small_backbone_channels,
         num_classes=7,
         # Lower weights of the mask losses and the auxiliary head make the classes converge first.
-        # With queries alone, the backbone would need thousands of iterations.
+        # Without the auxiliary head, the backbone would need thousands of iterations.
         loss_cls=dict(class_weight=[2.0] * 4 + [1.0] * 3 + [0.1]),
         loss_mask=dict(loss_weight=1.0),
         loss_dice=dict(loss_weight=1.0),

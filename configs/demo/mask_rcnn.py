@@ -21,7 +21,7 @@ model = dict(
         bbox_roi_extractor=dict(
             roi_layer=dict(output_size=5, sampling_ratio=2),
             out_channels=channels,
-            finest_scale=16,  # shapes are small, but stride 8 and above suits most of them
+            finest_scale=16,  # default 56; most shapes are small and should use stride 8 or more
         ),
         bbox_head=dict(
             type='ConvFCBBoxHead',

@@ -1,6 +1,6 @@
 _base_ = './focalnet_t_1x.py'
 
-# Deeper and thinner (Table 3). The release has no ImageNet checkpoint. To start from your own:
+# Deeper and thinner (Table 3). No ImageNet checkpoint of it was released. To use your own:
 # --cfg-options model.backbone.init_cfg._delete_=True model.backbone.init_cfg.type=Pretrained
 # model.backbone.init_cfg.checkpoint=PATH.
 model = dict(

@@ -1,5 +1,5 @@
 # The monolithic FocalNet-B/16 (Table 13), one stage of stride 16 like a plain ViT, with the neck of
-# ViTDet. The paper has it as a classifier only; the 1x recipe is from focalnet_b_1x.py.
+# ViTDet. The paper uses it only as a classifier; the 1x recipe is that of focalnet_b_1x.py.
 _base_ = [
     '../_base_/models/mask_rcnn_sfp.py',
     '../_base_/datasets/coco_instance.py',

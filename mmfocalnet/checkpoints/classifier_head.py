@@ -56,7 +56,7 @@ def read_head(checkpoint: str | os.PathLike, target: Mapping[str, Tensor], norm:
     theirs, ours = (weights[HEAD[0]].shape[0] for weights in (state, target))
     if theirs != ours:
         raise CheckpointError(
-            f'{checkpoint} is of {theirs} classes and the model of {ours}. Set '
+            f'{checkpoint} has {theirs} classes, but the model has {ours}. Set '
             f'model.num_classes={theirs}, or, for other classes, specify the checkpoint as '
             'model.backbone.init_cfg instead of model.init_cfg.'
         )

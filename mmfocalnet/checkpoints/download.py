@@ -49,8 +49,9 @@ def fetch(source: str | os.PathLike) -> Path:
     """Find a checkpoint on disk; download it if it is a URL or a Hugging Face id.
 
     Downloads are cached. Files from URLs are stored in torch.hub's checkpoint folder, under the
-    file name and a digest of the URL; a lock lets several processes of a machine download a file
-    once. Files from the Hugging Face hub are stored in the cache of its client.
+    file name and a digest of the URL; a lock prevents several processes of a machine from
+    downloading the same file. Files from the Hugging Face hub are stored in the cache of its
+    client.
 
     Args:
         source: Path of a file or of a folder of transformers, http(s) URL, or Hugging Face
@@ -131,7 +132,7 @@ def _download(url: str, path: Path, required: _Requirements) -> None:
     """Download a file, unless another process of this machine has just done so."""
     if url.startswith('http://') and not required.sha256:
         print_log(
-            f'{short_text(url)} is not encrypted, so others can change the file on its way. Use '
+            f'{short_text(url)} is not encrypted, so the file can be modified in transit. Use '
             'https, or add #sha256=... to the URL.',
             'current',
             logging.WARNING,
@@ -306,10 +307,10 @@ def _from_hub(source: str) -> Path:
     try:
         path = _first_of(FOLDER_WEIGHTS, partial(get, local_files_only=True))
         if path is None:
-            # The settings first: cached weights then always have them beside them.
+            # Download the settings first, so that cached weights always have a config.json.
             _first_of((FOLDER_CONFIG,), get)
             path = _first_of(FOLDER_WEIGHTS, get)
-    except Exception as error:  # the client raises its own, its transport's and ValueErrors
+    except Exception as error:  # its own errors, those of HTTP and ValueError
         reason = short_text(' '.join(str(error).split()))
         raise CheckpointError(
             f'There is no checkpoint file {quoted}, and it could not be downloaded from the '

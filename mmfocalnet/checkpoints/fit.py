@@ -1,4 +1,4 @@
-"""Fit a checkpoint to other windows, levels, input channels or patch sizes: dict to dict."""
+"""Fit a state dict to other windows, levels, input channels or patch sizes."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class FitReport:
 
     def __str__(self) -> str:
         where = (
-            'before the last, which keeps the function'
+            'before the last, outputs unchanged'
             if self.function_kept
-            else 'after the last, which changes the global context'
+            else 'after the last, global context changed'
         )
         parts = [
             _count_changes(self.padded, 'kernels zero-padded'),
@@ -132,8 +132,8 @@ def fit_state(
     Args:
         source: State dict of the checkpoint, without prefix.
         target: State dict of the model, with its initial values.
-        keep_function: Add focal levels by `insert_levels`, which keeps the outputs but does not
-            train, instead of `append_levels`. Defaults to False.
+        keep_function: Add focal levels by `insert_levels`, which keeps the outputs but is
+            unsuitable for training, instead of `append_levels`. Defaults to False.
         normalize_modulator: That setting of the model, which is not visible in its tensors.
             Defaults to False.
         name: Name of the checkpoint, for error messages. Defaults to ``'The checkpoint'``.
@@ -146,7 +146,7 @@ def fit_state(
             more input channels than the model (unless the model has one), or has unknown keys.
     """
     report = FitReport(name)
-    # A classifier's final norm has other inputs than the output norms of the backbone.
+    # A backbone starts with new output norms; only a classifier loads the final norm.
     report.dropped = [
         key
         for key in source
@@ -213,9 +213,13 @@ def _fit_levels(
         old, new = count_levels(theirs), count_levels(ours)
         if old == new:
             continue
-        _check_levels(
-            theirs, old, new, f'{report.checkpoint}, {block.removesuffix(".modulation.")}'
-        )
+        place = f'{report.checkpoint}, {block.removesuffix(".modulation.")}'
+        if new < 0 or f'focal_layers.{new}.0.weight' in ours:
+            raise CheckpointError(
+                f'{place} has a gate for each context, which the model lacks: leave '
+                'use_global_context, aggregate and use_gates at their defaults.'
+            )
+        _check_levels(theirs, old, new, place)
         start = max(old - 1, 0) if keep_function else old
         sizes = [
             ours[f'focal_layers.{level}.0.weight'].shape[-1]
@@ -242,8 +246,8 @@ def describe(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> dict[
         Constructor arguments of `FocalNet` that keys and shapes determine.
 
     Raises:
-        CheckpointError: If a tensor has dimensions that no FocalNet has, or a stage or block
-            before others is missing.
+        CheckpointError: If a tensor has dimensions that no FocalNet has, or the numbers of stages
+            or blocks have gaps.
     """
     _check_dimensions(state, name)
     stem = state[STEM]
@@ -275,13 +279,13 @@ def _check_dimensions(state: Mapping[str, Tensor], name: str) -> None:
         expected = next((n for rule, n in _DIMENSIONS.items() if re.fullmatch(rule, key)), None)
         if expected is not None and (value.ndim != expected or not value.numel()):
             raise CheckpointError(
-                f'{name} has {key} of shape {tuple(value.shape)}, expected {expected} dimensions '
-                'greater than 0. It is not a FocalNet, or damaged.'
+                f'{name} has {key} of shape {tuple(value.shape)}, expected {expected} '
+                'non-empty dimensions. It is not a FocalNet, or damaged.'
             )
 
 
 def _check_blocks(blocks: set[tuple[int, int]], name: str) -> None:
-    """Check the number of (stage, block), and that none is missing before others."""
+    """Check the number of blocks, and that stage and block numbers have no gaps."""
     if len(blocks) > _MAX_BLOCKS:
         raise CheckpointError(
             f'{name} has {len(blocks)} blocks, expected at most {_MAX_BLOCKS}. It is damaged or '

@@ -226,7 +226,7 @@ def _extract(checkpoint: Checkpoint, prefix: str, layout: Layout) -> Network:
     renamed = {key: layout.to_release(short) for key, short in own.items()}
     if len(set(renamed.values())) < len(renamed):
         raise CheckpointError(
-            f'{checkpoint.name} is ambiguous: several of its keys mean the same tensor of the '
+            f'{checkpoint.name} is ambiguous: several of its keys map to the same tensor of the '
             f'{layout.name} layout. Keep one of them.'
         )
     network = {name: _reshaped(name, state[key]) for key, name in renamed.items()}
@@ -286,7 +286,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _no_network(checkpoint: Checkpoint) -> CheckpointError:
-    """The error for a file without FocalNet; it names the most similar layout."""
+    """The error for a file without FocalNet; its message contains the most similar layout."""
     keys = [f'.{_kind(key)}' for key in checkpoint.state]
     missing = {
         layout.name: [

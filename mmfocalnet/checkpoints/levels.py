@@ -16,8 +16,8 @@ from torch import Tensor
 from mmfocalnet.checkpoints.layouts import State
 from mmfocalnet.errors import CheckpointError
 
-# Small enough that GELU(u) rounds to u / 2 in float32 and within 1e-12 of it in float64; a
-# power of two, so that scaling by it and back rounds nothing.
+# So small that GELU(u) equals u / 2 in float32, and up to 1e-12 in float64; a power of two, so that
+# scaling by it and back rounds nothing.
 _SMALL = 2.0**-40
 
 
@@ -26,8 +26,8 @@ def append_levels(
 ) -> State:
     """Add focal levels with zero gates after the last one.
 
-    The query, the focal levels and their gates are kept. The global context changes, because it
-    is averaged after the last level, and no kernel makes another GELU the identity (see
+    The query, the focal levels and their gates are kept. The global context is the average of the
+    last level, so it changes: a new level adds a GELU, which no kernel can undo (see
     docs/checkpoints.md). The new kernels are a centred 1, the best approximation: it shrinks
     contexts around zero and keeps large ones.
 
@@ -56,10 +56,10 @@ def insert_levels(
 ) -> State:
     """Add focal levels with zero gates before the last one, and keep the function.
 
-    GELU(u) is u / 2 for tiny u. The first new kernel is a tiny number in its centre and scales the
-    context down, into the linear range of GELU; the kernel of the last level scales it up again.
-    The result is equal up to the rounding of float32, bfloat16 or float64 (relative error below
-    1e-12 per unit of context).
+    GELU(u) is u / 2 for tiny u. The first new kernel has a tiny number at its centre, which scales
+    the context down, into the linear range of GELU; the kernel of the last level scales it up
+    again. The result is equal up to the rounding of float32, bfloat16 or float64 (relative error
+    below 1e-12 per unit of context).
 
     The scaled kernel overflows in float16 and is too steep for training. Use it for inference and
     comparison, and `append_levels` for training.
@@ -80,8 +80,8 @@ def insert_levels(
     levels = count_levels(modulation)
     if not levels:
         raise CheckpointError(
-            f'{name} has no focal level, and levels that keep the function are inserted before '
-            'one. Add them without keeping the function.'
+            f'{name} has no focal level, before which levels could be inserted that keep the '
+            'function. Omit --keep-function.'
         )
     added = _add_gates(modulation, levels, len(sizes), normalize_modulator, before=1)
     last = modulation[_kernel(levels - 1)]

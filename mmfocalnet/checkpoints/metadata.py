@@ -1,4 +1,4 @@
-"""Read from a checkpoint's metadata the settings that leave no trace in keys and shapes."""
+"""Read settings that keys and shapes do not show from a checkpoint's metadata."""
 
 from __future__ import annotations
 

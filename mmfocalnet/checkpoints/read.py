@@ -148,8 +148,7 @@ def check_finite(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> N
     if bad:
         raise CheckpointError(
             f'{name} has NaN or infinite values in {len(bad)} of {len(state)} tensors '
-            f'({join_keys(bad)}). Use a checkpoint from before training diverged, or convert '
-            'it unchanged with tools/convert_checkpoint.py --allow-nonfinite.'
+            f'({join_keys(bad)}). Use a checkpoint from before training diverged.'
         )
 
 

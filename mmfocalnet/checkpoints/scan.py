@@ -19,7 +19,7 @@ _MAX_COPIES = 64
 _SLACK = 2**20
 # Objects on the stack; picklers add a thousand at a time to a container.
 _MAX_STACK = 2**16
-# Bytes of a tuple that is a key.
+# Maximum size in bytes of a tuple used as a key.
 _MAX_KEY = 1000
 
 

@@ -35,7 +35,7 @@ _ZOOS: dict[str, Callable[[], dict[str, str]]] = {
 def register_schemes() -> None:
     """Replace all checkpoint loaders of MMEngine by those of this module.
 
-    MMEngine logs their names without ``load_from_`` as that of the backend.
+    MMEngine logs the function name without ``load_from_`` as the name of the backend.
     """
     loaders = {
         load_from_source: ['', 'http://', 'https://', 'hf://'],

@@ -1,4 +1,4 @@
-"""What the tools share: flags, checks before a run, the run, how errors are reported."""
+"""Shared code of the tools: flags, checks, runner and error messages."""
 
 from mmfocalnet.cli.config_flags import load_config, scale_lr, use_amp, use_drawing, use_tta
 from mmfocalnet.cli.error_handling import print_error, print_lines, report_errors

@@ -19,12 +19,12 @@ def add_source_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--use-postln',
         action=BooleanOptionalAction,
-        help='whether its blocks are post-norm, if the file does not specify it',
+        help='whether its blocks are post-norm; overrides the setting in the file',
     )
     parser.add_argument(
         '--normalize-modulator',
         action=BooleanOptionalAction,
-        help='whether its modulator is normalized, if the file does not specify it',
+        help='whether its modulator is normalized; overrides the setting in the file',
     )
 
 

@@ -133,7 +133,7 @@ def use_tta(cfg: Config) -> None:
 
 
 def _drop_masks(cfg: Config) -> None:
-    # mmdet merges boxes of several views only, not masks.
+    # mmdet can merge the boxes of several views, but not their masks.
     if cfg.model.get('roi_head', {}).get('mask_head'):
         cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
         for evaluator in find_dicts(cfg.test_evaluator):

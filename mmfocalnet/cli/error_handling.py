@@ -22,7 +22,7 @@ from mmfocalnet.compat.log_filters import filter_warnings
 from mmfocalnet.errors import DataError, UserError
 from mmfocalnet.text import escape
 
-# Exit codes. 0 and 1 are the tools' own: 1 if data has errors, or something was skipped.
+# Exit codes. Each tool sets 0 or 1 itself: 1 if data has errors or inputs were skipped.
 USER_ERROR, UNEXPECTED = 2, 3
 INTERRUPTED, CLOSED_STDOUT = 128 + 2, 128 + 13  # as shells report SIGINT and SIGPIPE
 # The disk is full, or the user's quota, or the maximum size of a file is reached.
@@ -32,10 +32,10 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a command: user errors end in an error message on stderr and exit code 2.
 
-    User errors are `UserError` and a full disk. Other exceptions end in their traceback and exit
-    code 3, and a `RunError` in the traceback of its cause, its text, and exit code 3. Ctrl-C
-    ends in exit code 130. If the reader of stdout is closed, as in ``| head``, the command ends
-    with exit code 141 without a message.
+    User errors are `UserError` and a full disk. Other exceptions print a traceback; a `RunError`
+    prints the traceback of its cause and its message. Both end with exit code 3. Ctrl-C ends in
+    exit code 130. If the reader of stdout is closed, as in ``| head``, the command ends with exit
+    code 141 without a message.
     """
 
     @functools.wraps(main)
@@ -86,7 +86,7 @@ def _run(main: Callable[[], None]) -> int | str | None:
         return INTERRUPTED
     except Exception as error:
         cause = error.__cause__ if isinstance(error, RunError) and error.__cause__ else error
-        # If stdout still accepts a line, the broken pipe was another one.
+        # If stdout accepts a line, the broken pipe is not stdout.
         if isinstance(cause, BrokenPipeError) and (code := _flush_stdout('\n')):
             return code
         if message := _user_message(cause):

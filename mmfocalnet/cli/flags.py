@@ -30,7 +30,7 @@ def integer_flag(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]
     def integer(text: str) -> int:  # argparse prints this name
         value = int(text)
         if not minimum <= value <= maximum:
-            raise ArgumentTypeError(f'{text} is not from {minimum} to {maximum}')
+            raise ArgumentTypeError(f'{text} is not in the range {minimum} to {maximum}')
         return value
 
     return integer

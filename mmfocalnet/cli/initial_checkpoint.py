@@ -25,9 +25,9 @@ def load_initial_checkpoint(cfg: Config) -> None:
     Within `mmfocalnet.checkpoints.cached_reads` the run uses what is loaded here.
 
     Args:
-        cfg: The config. ``load_from`` is set to the path of the file: that of ``load_from``, or to
-            resume, the newest complete checkpoint of the work dir. To resume, ``randomness.seed``
-            is set to the seed of the checkpoint.
+        cfg: The config. ``load_from`` is set to a local path: the given checkpoint, or when
+            resuming without one, the newest complete checkpoint of the work dir. To resume,
+            ``randomness.seed`` is set to the seed of the checkpoint.
 
     Raises:
         CheckpointError: If it is missing, cannot be downloaded or read, or cannot be resumed.
@@ -36,7 +36,7 @@ def load_initial_checkpoint(cfg: Config) -> None:
     content = None
     if cfg.get('load_from'):
         path, content, _ = load_once(cfg.load_from)
-        # Not the URL, which could serve another file by now.
+        # Not the URL, which could serve another file at the next read.
         cfg.load_from = str(path)
     elif resume:
         cfg.load_from, content = _find_checkpoint(cfg)
@@ -88,7 +88,7 @@ def _find_checkpoint(cfg: Config) -> tuple[str | None, Any]:
 
 
 def _in_work_dir(path: Path, work_dir: Path) -> Path:
-    """The checkpoint, or the file of its name in the work dir if that was moved."""
+    """The checkpoint, or if it does not exist, the file with this name in the work dir."""
     return path if path.is_file() or not path.name else work_dir / path.name
 
 

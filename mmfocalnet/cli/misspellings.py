@@ -1,4 +1,4 @@
-"""Misspelt names and keys of a config, with the nearest right one."""
+"""Find misspelt names and keys of a config and suggest the most similar valid name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_misspelling(cfg: Config, error: Exception) -> str | None:
         name, key = match.groups()
         known = _registered()
         nodes = [node for node in find_dicts(list(cfg.values())) if key in node]
-        # The class of the message first: others may pass the key on.
+        # Check the class in the message first: other classes may only pass the key on.
         for node in sorted(nodes, key=lambda node: type_name(node) != name):
             owner = type_name(node)
             accepted = _parameters(known.get(owner, node.get('type')))

@@ -16,7 +16,7 @@ from mmfocalnet.errors import ConfigError, UserError
 
 
 class RunError(Exception):
-    """A run failed; the cause is ``__cause__``, the text says where to look."""
+    """A run failed by its ``__cause__``; the message contains the log file and the config."""
 
 
 @contextmanager
@@ -29,8 +29,8 @@ def run_errors(cfg: Config) -> Iterator[None]:
     Raises:
         ConfigError: If the config has a name that is not registered, or a key that its class
             does not accept.
-        RunError: If anything else fails, except user errors; it names the log file, the config
-            and, after a checkpoint was saved, how to continue.
+        RunError: If anything else fails, except user errors. The message contains the log file, the
+            config and, if a checkpoint was saved, how to continue.
     """
     try:
         yield

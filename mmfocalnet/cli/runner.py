@@ -39,7 +39,7 @@ def check_model(cfg: Config) -> None:
 
     Raises:
         ConfigError: If the backbone is not registered, FocalNet does not accept its arguments, or
-            necks or heads expect other channels.
+            necks or heads expect a different number of channels.
         CheckpointError: If a pretrained checkpoint cannot be read, or does not fit.
     """
     if not is_first_process(cfg):
@@ -61,7 +61,7 @@ def check_model(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner; on machines without GPUs, join the gloo processes of a launch first.
+    """Build the runner. Without GPUs, initialize the gloo process group of a launch first.
 
     Raises:
         ConfigError: If the launcher's environment is missing, or a name or key is misspelt.
@@ -136,8 +136,8 @@ def _warn_if_unseeded(cfg: Config) -> None:
         faults.append('ClassBalancedDataset drops the seeds: use SeededClassBalancedDataset')
     if faults:
         print_log(
-            f'{cfg.filename}: {sampler} of train_dataloader does not seed all samples, so that a '
-            f'resumed run draws others. {"; ".join(faults)}.',
+            f'{cfg.filename}: {sampler} of train_dataloader does not seed all samples, so a '
+            f'resumed run draws different augmentations. {"; ".join(faults)}.',
             logger='current',
             level=logging.WARNING,
         )

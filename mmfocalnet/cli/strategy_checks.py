@@ -22,8 +22,8 @@ def check_strategy(cfg: Config) -> None:
     """Check the requirements of sharded training, which MMEngine reports late or not at all.
 
     Raises:
-        ConfigError: If a strategy lacks its runner or a launcher, DeepSpeed is not installed or
-            would resume, or a hook does not support shards.
+        ConfigError: If a strategy has no launcher or the wrong runner, DeepSpeed is not installed
+            or the config resumes with it, or a hook does not support sharding.
     """
     strategy = strategy_type(cfg)
     runner = type_name(dict(type=cfg.get('runner_type')))
@@ -50,7 +50,7 @@ def check_strategy(cfg: Config) -> None:
 
 
 def drop_strategy(cfg: Config) -> None:
-    """Test with MMEngine's plain Runner; checkpoints of sharded training runs are complete."""
+    """Test with MMEngine's plain Runner, which loads checkpoints of one file, not shards."""
     for key in ('runner_type', 'strategy'):
         cfg.pop(key, None)
 
@@ -73,7 +73,7 @@ def _check_deepspeed(cfg: Config) -> None:
         )
     if cfg.get('resume') or cfg.get('load_from'):
         raise ConfigError(
-            '--resume and load_from are not supported with DeepSpeed, which unpickles folders: '
-            'start from ImageNet weights (init_cfg of the backbone), or use FSDP '
+            '--resume and load_from are not supported with DeepSpeed, which would unpickle its '
+            'files: start from ImageNet weights (init_cfg of the backbone), or use FSDP '
             '(docs/training.md).'
         )

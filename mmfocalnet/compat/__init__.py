@@ -1,6 +1,6 @@
-"""Replacements for what a dependency lacks, one module per op or package.
+"""Replacements for missing parts of dependencies, log filters, and training on the CPU.
 
-`ensure_mmcv_ops` makes an mmcv without compiled ops import; `ensure_panopticapi` makes mmdet load
+`ensure_mmcv_ops` makes mmcv without compiled ops importable; `ensure_panopticapi` makes mmdet load
 and score panoptic data.
 """
 

@@ -199,10 +199,11 @@ def _panopticapi_imports() -> bool:
             importlib.import_module(name)
     # Old code on a new NumPy raises not only ImportErrors.
     except Exception as error:
-        # A folder of that name is enough for missing parts, and is not an installation.
+        # A folder named panopticapi in the working directory is not an installation: do not warn.
         if not isinstance(error, ModuleNotFoundError) or error.name not in MODULES:
             warnings.warn(
-                f'panopticapi is installed but does not import ({error}). mmfocalnet replaces it.',
+                f'panopticapi is installed but cannot be imported ({error}). '
+                'mmfocalnet replaces it.',
                 stacklevel=3,
             )
         return False

@@ -40,7 +40,7 @@ class Architecture:
     differences: list[str]
 
     def backbone(self) -> dict[str, Any]:
-        """The fewest arguments of `FocalNet` for it; uses the named architecture if it matches."""
+        """The minimal arguments of `FocalNet`, with ``arch`` if a named architecture matches."""
         by_name = not {'embed_dim', 'depths'} & set(self.differences)
         base = _settings_of(self.nearest) if by_name else _DEFAULTS
         short = {'arch': self.nearest} if by_name else {}
@@ -59,8 +59,8 @@ def deduce(network: Network, given: Mapping[str, bool] | None = None) -> Archite
         The architecture.
 
     Raises:
-        CheckpointError: If a tensor has dimensions that no FocalNet has, or stages or blocks
-            are missing between others.
+        CheckpointError: If a tensor has dimensions that no FocalNet has, or the numbers of
+            stages or blocks have gaps.
     """
     settings = {**describe(network.state, network.checkpoint), **_details(network.state)}
     settings['use_postln'] = settings['use_layerscale']
@@ -117,7 +117,7 @@ def _ratio(hidden: Mapping[int, int]) -> float:
     widest = max(hidden)
     exact = hidden[widest] / widest
     candidates = (round(exact, digits or None) for digits in range(4))
-    # FocalNet truncates the product, so the exact quotient could round down to one less.
+    # FocalNet truncates dim * mlp_ratio; the exact quotient could give a width 1 too small.
     middle = (hidden[widest] + 0.5) / widest
     return next(
         (r for r in candidates if all(int(c * r) == width for c, width in hidden.items())), middle

@@ -100,7 +100,7 @@ def convert(
     selects one FocalNet. The other layouts contain the FocalNet only.
 
     Args:
-        inspection: Of `inspect`.
+        inspection: The result of `inspect_checkpoint`.
         destination: File to write, or folder for transformers.
         to: One of `DESTINATIONS`.
         changes: Changes to make. Defaults to None: no changes.
@@ -133,10 +133,10 @@ def convert(
 
 
 def loading_problem(inspection: Inspection) -> str | None:
-    """The error message if a network does not load into the backbone deduced from it.
+    """Check that a network loads into the deduced backbone; return the error message or None.
 
     Args:
-        inspection: Of `inspect`.
+        inspection: The result of `inspect_checkpoint`.
 
     Returns:
         The message, or None if it loads.

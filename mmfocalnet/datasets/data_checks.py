@@ -24,7 +24,8 @@ from mmfocalnet.files import is_url
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     """Check the data of some splits before anything is built, without opening images.
 
-    In a launch only rank 0 reads the annotations. The others wait for it when the processes join.
+    In a launch only rank 0 reads the annotations. The others wait for it when the process group is
+    initialized.
 
     Args:
         cfg: The config.

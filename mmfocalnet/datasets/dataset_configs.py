@@ -1,4 +1,4 @@
-"""Datasets of a config: those that read files, their classes in Python, their paths."""
+"""Find the datasets of a config, their Python classes and their paths."""
 
 from __future__ import annotations
 

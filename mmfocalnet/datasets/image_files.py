@@ -19,7 +19,7 @@ MAX_BYTES = 2**32
 """Larger files are not opened."""
 
 DARK = 64
-"""Of 255: an image whose maximum is lower may have 12 or 14 bits stored in 16."""
+"""8-bit value: a darker image may be a 12-bit or 14-bit image stored in 16 bits."""
 
 MISSING = 'is missing'
 FLOATING = 'has floating-point values, expected integers'
@@ -139,7 +139,7 @@ def depth_warning(content: bytes, image: np.ndarray) -> str | None:
         return None
     return (
         f'has {deep.dtype} values of at most {deep.max():g}, which become at most {maximum} of '
-        '255 in 8 bits: scale its values to the range of its type'
+        f'255 in 8 bits: scale the values to the full range of {deep.dtype}'
     )
 
 

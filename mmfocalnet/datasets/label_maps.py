@@ -1,4 +1,4 @@
-"""Checks of semantic label maps that need no training: files, values, labels to learn."""
+"""Checks of semantic label maps before training: missing files and maps without labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
         return
     try:
         source = build_source(dataset)
-    except DataError:  # also of a user's class that takes fewer settings
+    except DataError:  # for example if a user-defined class accepts fewer arguments
         return
     samples = source.data_list
     loaders = str(dataset.get('pipeline'))
@@ -64,13 +64,13 @@ def check_label_maps(dataset: dict, tolerance: float = 0.0) -> None:
             'images): add the files or remove their images. List them with python '
             'tools/check_dataset.py CONFIG.'
         )
-    # Loaders of other names may make other labels of the values.
+    # Loaders with another name may map the values to other labels.
     if re.search(r'\bLoadAnnotations\b', loaders):
         _check_labels(source)
 
 
 def build_source(dataset: dict) -> Any:
-    """Build a dataset of mmseg, from its config, for its list of files.
+    """Build an mmseg dataset from its config in order to list its files.
 
     Raises:
         DataError: If mmseg does not accept the settings.

@@ -55,8 +55,8 @@ _MIN_EXTENT, _MAX_EXTENT = 0.2, 0.45
 # With less in view the class is ambiguous: a half-hidden square may be a triangle.
 _MIN_VISIBLE_PART = 0.6
 _MIN_VISIBLE_PIXELS = 48
-# Maximum rotation to either side, in radians. With any rotation, a small detector takes several
-# times as long to tell four outlines apart.
+# Maximum rotation to either side, in radians. With unrestricted rotation, a small detector needs
+# several times as long to learn four outlines.
 _MAX_ROTATION = math.radians(20)
 _MAX_PLACEMENTS = 20
 
@@ -311,8 +311,8 @@ def _place_shapes(
 ) -> tuple[list[_Shape], np.ndarray]:
     """Shapes from back to front, and the number of the visible one at each pixel (0: none).
 
-    A place where a shape would hide too much of the others is drawn again, so that everything
-    painted is also labelled.
+    If a shape would hide too much of the others, another position is sampled, so that every painted
+    shape is also labelled.
     """
     layers = np.zeros(extent, np.uint8)
     shapes: list[_Shape] = []

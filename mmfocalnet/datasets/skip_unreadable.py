@@ -109,7 +109,7 @@ def count_samples(dataset: Dataset) -> int:
 
 
 def raise_on_unreadable(dataset: Dataset) -> None:
-    """Make a dataset raise a `DataError` that names the unreadable file.
+    """Make a dataset raise a `DataError` with the path of the unreadable file.
 
     Args:
         dataset: A dataset of MMEngine; its pipelines are changed.

@@ -1,1 +1,1 @@
-"""What MMEngine's runner uses: hooks, the optimizer constructor, samplers, seeds, strategies."""
+"""Hooks, optimizer constructor, samplers, seeding and strategies for MMEngine's runner."""

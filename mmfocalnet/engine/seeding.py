@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 
 from mmfocalnet.registry import register
 
-# The first number of a place: the n-th sample and the n-th iteration have different seeds.
+# First number of the tuple that is hashed to a seed, so that sample n and iteration n differ.
 SAMPLE, ITERATION = range(2)
 
 

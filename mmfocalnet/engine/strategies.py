@@ -29,9 +29,9 @@ OPTIMIZER_KEYS = ('state', 'param_groups')
 def focalnet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """Shard each FocalNet block separately and everything else at the root (FSDP).
 
-    An ``auto_wrap_policy`` of MMEngine's ``MMFullyShardedDataParallel``. Policies by size
-    would also wrap heads, of which mmdet and mmseg call methods other than ``forward``: FSDP would
-    not gather their weights.
+    An ``auto_wrap_policy`` of MMEngine's ``MMFullyShardedDataParallel``. A policy by size would
+    also wrap heads. mmdet and mmseg call methods of heads other than ``forward``, and FSDP gathers
+    weights in ``forward`` only.
 
     Args:
         module: A module of the model.
@@ -46,15 +46,15 @@ def focalnet_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> 
 
 @register(STRATEGIES)
 class FocalNetFSDPStrategy(FSDPStrategy):
-    """MMEngine's ``FSDPStrategy``, for models on a FocalNet.
+    """MMEngine's ``FSDPStrategy``, for models with a FocalNet backbone.
 
-    It shards by `focalnet_blocks` and saves checkpoints as without FSDP. In addition to MMEngine
-    0.10 it can resume with PyTorch 2.1 and later, clips by the norm of the complete gradient
-    instead of the shard's, and runs without GPUs.
+    It shards by `focalnet_blocks` and saves checkpoints as without FSDP. Unlike MMEngine 0.10's, it
+    resumes with PyTorch 2.1 and later, clips by the norm of the complete gradient instead of the
+    shard's, and runs without GPUs.
 
     Args:
-        model_wrapper: Arguments of ``MMFullyShardedDataParallel``. Defaults to None: the policy
-            alone.
+        model_wrapper: Arguments of ``MMFullyShardedDataParallel``. Defaults to None: only
+            ``auto_wrap_policy`` is set.
         state_dict_cfg: As of ``FSDPStrategy``. Defaults to ``'full'``.
         **kwargs: Further arguments of ``FSDPStrategy``.
     """
@@ -71,8 +71,8 @@ class FocalNetFSDPStrategy(FSDPStrategy):
             wrapper.setdefault('device_id', torch.device('cpu'))
         super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
         if state_dict_cfg == 'full' and not torch.cuda.is_available():
-            # Offloading from the CPU to the CPU makes PyTorch use one buffer for all of Adam's
-            # moments, and crash at the weights.
+            # With CPU offload on the CPU, PyTorch shares one buffer among all of Adam's moments and
+            # crashes while gathering the weights.
             on_cpu = dict(rank0_only=True, offload_to_cpu=False)
             self.state_dict_config = FullStateDictConfig(**on_cpu)
             self.optim_state_dict_config = FullOptimStateDictConfig(**on_cpu)

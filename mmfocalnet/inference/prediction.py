@@ -44,7 +44,7 @@ class Prediction:
         labels: (N,) indices into the classes.
         scores: (N,) from 0 to 1; None for ground truth.
         masks: (N, H, W) bool.
-        panoptic: (H, W) int32, the ids of segments; 0 is none.
+        panoptic: (H, W) int32, the segment id of each pixel; 0 for no segment.
         segments: The segments of the panoptic map.
         semantic: (H, W) int64, indices into the classes.
     """

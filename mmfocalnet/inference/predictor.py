@@ -194,7 +194,7 @@ class Predictor(BaseInferencer):
         return pseudo_collate
 
     def _init_visualizer(self, cfg: Config) -> None:
-        """Create none: `draw` needs none."""
+        """Create no visualizer, because `draw` needs none."""
 
     def _read_panoptic(self, packed: np.ndarray) -> dict[str, Any]:
         values, indices = np.unique(packed, return_inverse=True)

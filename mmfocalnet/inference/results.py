@@ -75,7 +75,7 @@ class Results:
         height, width = prediction.image.shape[:2]
         self.images.append(dict(id=image_id, **origin, width=width, height=height, name=name))
         if self.task == 'semantic':
-            # uint8 as in the annotations of ADE20K, unless there are more classes.
+            # uint8 as in the annotations of ADE20K, uint16 for more than 256 classes.
             dtype = np.uint8 if len(self.ids) <= 256 else np.uint16
             save_image(prediction.semantic.astype(dtype), self._map_path(name))
         elif self.task == 'panoptic':

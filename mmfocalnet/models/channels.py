@@ -18,15 +18,15 @@ def check_channels(model: dict, backbone: FocalNet) -> None:
     """Compare ``in_channels`` of the modules after the backbone with the widths of its stages.
 
     Args:
-        model: Config of the detector or segmentor. Checked are its neck and the RPN or dense head
-            after it, or without a neck its heads. Forms of settings that mmdet and mmseg do not
-            use are not checked.
+        model: Config of the detector or segmentor. The neck and the RPN or dense head after it are
+            checked; without a neck, the heads. Forms of settings that mmdet and mmseg do not use
+            are not checked.
         backbone: The backbone built from the same config.
 
     Raises:
         ConfigError: If the channels differ, a head selects a feature that does not exist, or a
-            `SimpleFeaturePyramid` gets more than one map or a map of another stride than the
-            anchors after it require.
+            `SimpleFeaturePyramid` gets several maps, or a map whose stride does not match the
+            anchors.
     """
     _check_single_map(model, backbone)
     widths = [backbone.num_features[stage] for stage in backbone.out_indices]

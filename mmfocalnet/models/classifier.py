@@ -27,8 +27,8 @@ class FocalNetClassifier(BaseModel):
     """Image classifier with a FocalNet backbone.
 
     The features of the last stage, after their output norm, are averaged over the image and mapped
-    to the classes by one linear layer. Checkpoints of the released classifiers can be loaded; only
-    the name of the norm differs.
+    to the classes by one linear layer. Checkpoints of the released classifiers can be loaded: their
+    keys are renamed.
 
     Args:
         backbone: Config of a `FocalNet` that returns only its last stage.

@@ -35,11 +35,10 @@ def classifier_parameters(net: FocalNet) -> int:
 def classifier_flops(net: FocalNet, size: int = 224) -> int:
     """Count the multiply-accumulates of that classifier by the formula of the published code.
 
-    Counted are linear maps and convolutions (of biases only that of h), and one operation per
+    Linear maps and convolutions are counted (the only bias is that of h), plus one operation per
     element for norms (except the final one), for each summed context and for the final average.
-    Patch embeddings, also overlapped ones, count with kernels of the size of their stride. The
-    published code has no formula for the mixers of Table 10; for attention, its two products are
-    counted too.
+    Patch embeddings are counted as if their kernel size equalled their stride. The published code
+    has no formula for the mixers of Table 10; for attention, its two products are counted too.
 
     Args:
         net: The backbone, with its last stage among the outputs. It may be on the meta device,

@@ -68,7 +68,7 @@ class FocalNetArguments:
 
 
 def resolve_arguments(arch: str | None, init_cfg: dict | None, **given: Any) -> FocalNetArguments:
-    """Complete the arguments of `FocalNet` by those of the architecture and the defaults.
+    """Complete the arguments of `FocalNet` with those of the architecture and the defaults.
 
     Args:
         arch: Name of an architecture, or None.
@@ -183,7 +183,7 @@ def _per_stage(name: str, value: Any, stages: int) -> tuple[int, ...]:
     values = tuple(value) if is_list(value) else (value,) * stages
     if len(values) != stages:
         raise ConfigError(
-            f'{name} must have one value per stage, {stages} as depths has, '
+            f'{name} must have one value per stage ({stages}, the length of depths), '
             f'got {short_repr(list(values))}.'
         )
     return values

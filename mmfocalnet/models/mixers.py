@@ -71,9 +71,9 @@ class DepthwiseConv(nn.Module):
 class Pooling(FocalModulation):
     """Focal modulation with average pooling in place of the depth-wise convolutions.
 
-    As in the operator, each level ends with a GELU. The paper's formula omits it, but also omits
-    it for the global average, whose row equals the network without focal levels of Table 12.
-    Pixels beyond the border are not counted.
+    As in the operator, each level ends with a GELU. The paper's formula omits the GELU, but it also
+    does for the global average, and that row of Table 10 equals the network without focal levels in
+    Table 12. Pixels beyond the border are not counted.
 
     Args:
         dim: Number of channels C.
@@ -235,8 +235,8 @@ def build_mixer(name: str, dim: int, settings: dict[str, Any]) -> nn.Module:
     Args:
         name: A key of `MIXERS`.
         dim: Number of channels C.
-        settings: Further arguments of `FocalModulation`. Mixers not derived from it use only
-            their own ones of ``focal_window``, ``focal_level``, ``focal_factor``, ``proj_drop``.
+        settings: Further arguments of `FocalModulation`. Other mixers use only those that they
+            accept of ``focal_window``, ``focal_level``, ``focal_factor``, ``proj_drop``.
 
     Returns:
         The mixer, a map of (B, H, W, C) to (B, H, W, C).

@@ -1,4 +1,4 @@
-"""What the choice of a path depends on."""
+"""Properties of a call that determine its path."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Call(NamedTuple):
         )
 
     def unusual_input(self) -> str | None:
-        """Why only the reference can run this call; None if the input is usual."""
+        """Why only the reference can run this call; None if other paths may run it."""
         if self.tensor_type != 'Tensor':
             # Quantised and sharded weights are subclasses that support PyTorch's own ops only.
             return f'an input is a {self.tensor_type}, not a torch.Tensor'

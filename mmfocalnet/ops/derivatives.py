@@ -23,8 +23,9 @@ def without_base(tensor: torch.Tensor) -> torch.Tensor:
 def first_derivatives_only(backward: Callable) -> Callable:
     """Make an autograd function's backward reject second derivatives and ignore autocast.
 
-    PyTorch's `once_differentiable` silently returns a constant if the incoming gradient is one,
-    for example that of a sum. Autocast in backward alone would change the types of saved tensors.
+    PyTorch's `once_differentiable` silently returns a constant if the incoming gradient is a
+    constant, for example that of a sum. Autocast in backward alone would change the types of saved
+    tensors.
 
     Args:
         backward: The static method to wrap.

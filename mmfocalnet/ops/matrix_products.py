@@ -1,8 +1,8 @@
 """Matrix products on the CPU through the faster library.
 
-PyTorch computes matrix products with MKL, which is limited to AVX2 on processors by other vendors
-than Intel, and 1x1 convolutions with oneDNN, which uses AVX-512 where available and is then twice
-as fast. A matrix product of M rows equals a 1x1 convolution of an image of M pixels.
+PyTorch computes matrix products with MKL, which is limited to AVX2 on non-Intel processors, and 1x1
+convolutions with oneDNN, which uses AVX-512 where available and is then twice as fast. A matrix
+product of M rows equals a 1x1 convolution of an image of M pixels.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from mmfocalnet.ops.call import Call
 from mmfocalnet.ops.derivatives import first_derivatives_only, without_base
 
 # From this kernel size on, Fourier transforms are faster than PyTorch's gradient of depth-wise
-# kernels, whose time grows with the size and again by 20 times for many channels.
+# kernels, which takes longer for larger kernels, and 20 times longer for many channels.
 _FFT_SIZE = 7
 # Pixels of the planes that are transformed at a time, which should stay in the cache.
 _FFT_CHUNK = 2**20
@@ -32,7 +32,7 @@ _HIDDEN_KEPT = 2**23
 def unsupported(call: Call) -> str | None:
     """Why this path cannot run a modulation; None if it can."""
     if call.device != 'cpu':
-        return f'the features are on {call.device}, and it is faster on the CPU only'
+        return f'the features are on {call.device}, and this path is faster on the CPU only'
     return call.unusual_input()
 
 

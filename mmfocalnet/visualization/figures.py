@@ -101,7 +101,7 @@ def draw_kernels(kernels: Sequence[np.ndarray], title: str = 'Kernels') -> Figur
 
 
 def draw_receptive_field(image: np.ndarray, field: ReceptiveField) -> Figure:
-    """Draw the effective receptive field, in logarithmic colours, and the theoretical one's box.
+    """Draw the effective receptive field on a log colour scale, and the box of the theoretical one.
 
     Args:
         image: The resized image of `prepare_image`, RGB, uint8 (H, W, 3).

@@ -1,4 +1,4 @@
-"""Held-out images with their truth and prediction side by side, sorted by score."""
+"""Held-out images with ground truth and prediction side by side, sorted by score."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 _MIN_SIDE, _MAX_SIDE = 320, 640
 _GAP = 6
 
-_LABELS_NOTE = 'The score is the mean IoU of the classes in the truth or in the prediction.'
+_LABELS_NOTE = 'The score is the mean IoU of the classes in the ground truth or the prediction.'
 _PANOPTIC_NOTE = ' Instances of one class are not distinguished, neither here nor in the score.'
 _BOXES_NOTE = (
     'Predictions with a score of at least {threshold} are drawn and counted. The score of an image '
-    'is twice the sum of the IoUs of matched boxes (of one class, IoU of at least 0.5) over the '
-    'number of true and predicted boxes: 1 if all match exactly.'
+    'is twice the sum of the IoUs of matched boxes (same class, IoU of at least 0.5) divided by '
+    'the number of ground-truth and predicted boxes: 1 if all match exactly.'
 )
 
 
@@ -50,7 +50,7 @@ class GalleryImage(NamedTuple):
     """Truth and prediction of one image.
 
     Attributes:
-        url: A JPEG as a data URL: left the truth, right the prediction.
+        url: A JPEG as a data URL: left the ground truth, right the prediction.
         name: Name of the image file.
         score: Score of the prediction, 0 to 1.
         note: What the score is.
@@ -106,7 +106,7 @@ def make_gallery(work_dir: Path, cfg: Config | None, count: int) -> Gallery:
     except UserError as error:
         gallery.skipped.append(f'No gallery: {error}')
     except Exception as error:  # whatever a custom model raises: the curves are still useful
-        gallery.skipped.append(f'No gallery: the model could not be built ({_describe(error)}).')
+        gallery.skipped.append(f'No gallery: the prediction failed ({_describe(error)}).')
     return gallery
 
 
@@ -142,14 +142,14 @@ def _fill(gallery: Gallery, work_dir: Path, cfg: Config, count: int) -> None:
     gallery.classes = {name: used[name] for name in dataset.metainfo['classes'] if name in used}
     gallery.caption = (
         f'{len(gallery.images)} of {len(dataset)} held-out images, predicted by '
-        f'{checkpoint.name} on the CPU. Left: truth, right: prediction. '
+        f'{checkpoint.name} on the CPU. Left: ground truth, right: prediction. '
     )
     if gallery.images:
         gallery.caption += gallery.images[0].note
 
 
 def _newest_checkpoint(work_dir: Path) -> tuple[Path | None, list[str]]:
-    """The valid checkpoint of the most iterations, and messages about invalid newer ones."""
+    """The valid checkpoint with the highest iteration, and messages about invalid newer ones."""
 
     def age(path: Path) -> tuple[int, float]:
         number = re.search(r'_(\d+)$', path.stem)

@@ -10,7 +10,7 @@ from mmfocalnet.datasets.label_maps import IGNORED
 
 
 def mean_iou(truth: Tensor, prediction: Tensor, num_classes: int) -> float:
-    """Mean IoU of the classes in one image's truth or prediction.
+    """Mean IoU of the classes in the ground truth or prediction of one image.
 
     Args:
         truth: Labels (1, H, W); 255 is ignored.

@@ -90,7 +90,7 @@ def prepare_image(image: np.ndarray, cfg: Config) -> tuple[np.ndarray, Tensor]:
 
     Raises:
         ConfigError: If the config has no test pipeline.
-        ImageError: If the image is so narrow that a side would be resized to no pixel.
+        ImageError: If the image is so narrow that a side would be resized to 0 pixels.
     """
     data = build_pipeline(cfg)(image)
     settings = cfg.model.get('data_preprocessor') or dict(type='BaseDataPreprocessor')
@@ -187,8 +187,8 @@ def level_kernels(
         model: Any module that contains a FocalNet.
         stage: Stage of the block. Defaults to the last one.
         block: Block in the stage. Defaults to the last one.
-        window: Kernel size at the first focal level in pretraining. Each kernel is cropped to its
-            size before it was padded to the model's window. Defaults to None: not cropped.
+        window: Kernel size at the first focal level in pretraining. Crops each kernel to the size
+            that it had before padding to the model's window. Defaults to None: not cropped.
 
     Returns:
         One array per level, float32 (C, k, k).
@@ -204,7 +204,7 @@ def level_kernels(
         size = weights[0].shape[-1]
         if not (1 <= window <= size and window % 2):
             raise UserError(
-                f'window={window} is not a kernel size of pretraining: specify an odd number from '
+                f'window={window} is invalid: specify an odd number from '
                 f'1 to {size}, the kernel size at the first focal level of stage {stage}.'
             )
         weights = [resize_kernel(weight, weight.shape[-1] - size + window) for weight in weights]

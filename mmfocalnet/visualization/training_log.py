@@ -17,7 +17,7 @@ Curve = tuple[list[float], list[float]]
 
 
 class Resumption(NamedTuple):
-    """The iteration and epoch (0: none) after which a run resumed an older one."""
+    """The iteration and epoch at which a run was resumed; epoch 0 if epochs are not counted."""
 
     iteration: int
     epoch: int
@@ -78,7 +78,7 @@ def read_history(work_dir: str | os.PathLike) -> History:
         entries, damaged = _read_entries(folder / 'vis_data/scalars.json')
         if any('iter' in entry for entry in entries):
             _append(history, folder, entries, damaged)
-    # Tests write folders without training entries, too.
+    # tools/test.py also writes such folders, without training entries.
     history.runs = history.runs or folders[-1:]
     return history
 

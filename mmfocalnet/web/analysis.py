@@ -111,7 +111,7 @@ def analyze(predictor: Predictor, image: np.ndarray) -> Analysis:
 
 
 def draw_prediction(analysis: Analysis, score_thr: float) -> np.ndarray:
-    """Draw the prediction, boxes of a minimum score only; RGB, uint8 (H, W, 3)."""
+    """Draw the prediction with the boxes above a minimum score: RGB, uint8 (H, W, 3)."""
     prediction = analysis.prediction.above(score_thr).enlarged(DRAWN_SIDE)
     return draw(prediction, prediction.image, score_thr)
 
@@ -156,7 +156,7 @@ def describe_run(predictor: Predictor, analysis: Analysis) -> str:
 
 
 def example_images(classes: list[str]) -> list[np.ndarray]:
-    """Validation images of the generated dataset, RGB; none for models of other classes."""
+    """Validation images of the generated dataset, RGB; empty for models with other classes."""
     if not set(classes) <= set(CLASSES):
         return []
     return [draw_image(index, 'val').image for index in range(EXAMPLES)]

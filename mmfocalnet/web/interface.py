@@ -28,7 +28,7 @@ from mmfocalnet.web.request_filter import MAX_MEGABYTES, log_failure
 from mmfocalnet.web.uploads import Uploads
 
 SCORE_THR = 0.3
-# Waiting calls. Further ones are rejected.
+# Maximum number of queued calls; further ones are rejected.
 MAX_QUEUE = 16
 
 CSS = """

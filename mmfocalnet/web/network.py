@@ -61,7 +61,7 @@ class AllowedHosts:
         self.names = {'localhost', host.lower(), *others}
 
     def __contains__(self, netloc: str) -> bool:
-        """Whether a Host header names this server. Any port is accepted: SSH tunnels change it."""
+        """Whether a Host header matches this server, with any port: SSH tunnels change it."""
         match = re.fullmatch(r'(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d{1,5})?', netloc.lower())
         if not match:
             return False

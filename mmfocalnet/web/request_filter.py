@@ -110,7 +110,7 @@ def read_password(path: str) -> str:
 
 
 def clean_call(body: bytes, functions: Mapping[int, int]) -> bytes:
-    """Reduce a call to what the page sends, without files for Gradio to open or download.
+    """Keep only the values of a call that the page sends, so that Gradio opens no files or URLs.
 
     Args:
         body: JSON of Gradio's queue.
@@ -238,7 +238,7 @@ class RequestFilter:
     def _check_sender(self, headers: Mapping[str, bytes]) -> None:
         host = headers.get('host', b'').decode('latin-1')
         if host not in self.hosts:
-            raise RequestError(403, 'The Host header does not name this server.')
+            raise RequestError(403, 'The Host header does not match this server.')
         origin = headers.get('origin')
         if origin is not None and origin.decode('latin-1') not in (
             f'http://{host}',

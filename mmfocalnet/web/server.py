@@ -98,7 +98,7 @@ def serve(predictor: Predictor, listener: socket.socket, host: str, password: st
 
 def _upload_route(uploads: Uploads) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
-        """Keep one file in memory. Gradio's route writes files, equal ones to one path."""
+        """Keep one file in memory. Gradio's route would write equal files to one path on disk."""
         parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=0)
         parser.spool_max_size = MAX_BYTES  # larger files would be written to disk
         try:

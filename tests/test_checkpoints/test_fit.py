@@ -163,6 +163,21 @@ def test_inserting_levels_needs_an_existing_level():
     fitted(source, focal_levels=1)
 
 
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(use_gates=False),
+        dict(use_gates=False, focal_levels=0),
+        dict(use_global_context=False),
+        dict(aggregate='top', focal_levels=3),
+    ],
+    ids=str,
+)
+def test_models_with_fewer_gates_are_refused_with_their_settings(settings):
+    with pytest.raises(CheckpointError, match=next(iter(settings))):
+        fitted(build(), **settings)
+
+
 @pytest.mark.parametrize('add_levels', [append_levels, insert_levels])
 def test_adding_levels_does_not_change_its_argument(add_levels):
     modulation = blocks(build())[0].modulation.state_dict()

@@ -249,7 +249,7 @@ def test_check_of_classifiers_fails_where_the_list_is_wrong(
 def test_check_prints_the_note_of_a_row(tool, monkeypatch, capsys):
     monkeypatch.setitem(tool.FIGURES, 'FLOPs (G)', lambda cfg: 0)
     tool.check(['mask_rcnn'])
-    assert 'focalnet_t_{1x,3x}`: both figures fit windows 7' in capsys.readouterr().out
+    assert 'focalnet_t_{1x,3x}`: both numbers match windows 7' in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -291,7 +291,7 @@ def test_figures_that_the_paper_does_not_state_are_dashes(tool, monkeypatch):
         '| `mask2former/focalnet_l_160k_ade20k_640` | 218 | 218.09 | 225.85 | - | - | 890.98 '
         '| - | - | 57.3 | 58.5 |'
     ) in lines
-    assert lines[-1].startswith('`mask2former/focalnet_l_160k_ade20k_640`: the 218 M leave out')
+    assert lines[-1].startswith("`mask2former/focalnet_l_160k_ade20k_640`: the paper's 218 M do")
 
 
 def test_markdown_replaces_the_tables_and_keeps_the_prose(copy, tool, main, monkeypatch):

@@ -111,7 +111,11 @@ def test_a_tool_with_a_closed_reader(tmp_path):
 
 def test_an_interrupt_during_the_imports_prints_no_traceback():
     command = [sys.executable, '-X', 'importtime', ROOT / 'tools/make_shapes.py', '--help']
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    # Shells start background jobs, such as `make test &`, with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    signal.signal(signal.SIGINT, before)
+    with process:
         for line in process.stderr:
             if line.endswith(' numpy\n'):
                 break

@@ -19,8 +19,8 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 train_dataloader = dict(
-    # Infinite, because the schedules count iterations: a resumed run continues without loading
-    # earlier samples. All images become square, so that no grouping by aspect ratio is needed.
+    # The schedules count iterations. With an infinite sampler, a resumed run does not load earlier
+    # samples. All images are square, so they are not grouped by aspect ratio.
     sampler=dict(type='SeededInfiniteSampler'),
     batch_sampler=None,
     dataset=dict(pipeline=train_pipeline),

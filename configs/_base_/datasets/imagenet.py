@@ -12,7 +12,7 @@ train_pipeline = [
     _base_.rand_augment,
     dict(
         type='RandomApply',
-        # Erases 2 to 33 % of the image. The published one fills with noise, mmdet's with the mean.
+        # Erases 2 to 34 % of the image with the mean colour; the published code fills with noise.
         transforms=[
             dict(
                 type='mmdet.RandomErasing',

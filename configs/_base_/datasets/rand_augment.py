@@ -4,8 +4,10 @@
 # same deviation.
 magnitudes = (0.813, 0.987)
 mean_bgr = (104, 116, 124)  # of ImageNet, fills the border
-to_either_side = dict(  # at magnitude 10; the shear angles correspond to a slope of 0.3
-    Rotate=30.0, ShearX=16.7, ShearY=16.7, TranslateX=0.45, TranslateY=0.45
+to_either_side = (
+    dict(  # in both directions, at magnitude 10; a shear of 16.7 degrees is a slope of 0.3
+        Rotate=30.0, ShearX=16.7, ShearY=16.7, TranslateX=0.45, TranslateY=0.45
+    )
 )
 weaker = dict(min_mag=1 - 0.9 * magnitudes[1], max_mag=1 - 0.9 * magnitudes[0])
 stronger = dict(min_mag=1 + 0.9 * magnitudes[0], max_mag=1 + 0.9 * magnitudes[1])
@@ -36,7 +38,7 @@ two_ways = [
 ]
 rand_augment = dict(
     type='mmdet.RandAugment',
-    # The operations of one direction are listed twice, because colour operations have two entries.
+    # Colour operations have two entries. The others are listed twice to be equally likely.
     aug_space=[[dict(**operation, prob=0.5)] for operation in one_way + one_way + two_ways],
     aug_num=2,
 )

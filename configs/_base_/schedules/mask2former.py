@@ -9,12 +9,13 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=0.1),
-            # MMEngine applies the longest key found in a name; it then ignores norm_decay_mult.
+            # MMEngine uses the longest matching key and then ignores norm_decay_mult, so norms are
+            # listed. A stage has at most 28 blocks.
             'backbone.patch_embed.norm': backbone_norm,
             'backbone.norm': backbone_norm,
             'downsample.norm': backbone_norm,
             'modulation.ln': backbone_norm,
-            **{f'blocks.{block}.norm': backbone_norm for block in range(28)},  # at most 28
+            **{f'blocks.{block}.norm': backbone_norm for block in range(28)},
             'query_embed': embedding,
             'query_feat': embedding,
             'level_embed': embedding,

@@ -2,7 +2,7 @@
 
 Without `mmcv._ext`, `import mmdet.models` fails. Our models call four of its ops: `nms` and
 `roi_align`, and on GPUs `sigmoid_focal_loss` and `ms_deform_attn`. They are implemented here, one
-module each, for any device. Any other op raises an error that names it.
+module each, for any device. Any other op raises an error with the name of the op.
 
 The provider is, in this order, a compiled mmcv, which is left untouched, torchvision for `nms` and
 `roi_align`, or plain PyTorch.

@@ -1,4 +1,4 @@
-"""What the ops share: which provider runs them, its log line, and the dtype of computation."""
+"""Shared code of the ops: their provider, its log line, and the dtype of computation."""
 
 from __future__ import annotations
 

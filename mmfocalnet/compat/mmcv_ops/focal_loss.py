@@ -2,11 +2,11 @@
 
 Called on GPUs only; on the CPU mmdet has a Python implementation. Half precision computes in
 float32. The results equal the compiled op's, except for the loss of a wrong class with a float32
-logit above 17: the compiled one is constant there, that of a logit of 87.
+logit above 17, for which the compiled op always returns the loss of a logit of 87.
 
 Let z be the logit of being right: x for the class of the target, -x for any other class. With
 q = sigmoid(-z), the probability of being wrong, the loss is -scale * q**gamma * log(1 - q). Its
-derivative by z is scale * q**gamma * (gamma * (1 - q) * log(1 - q) - q).
+derivative with respect to z is scale * q**gamma * (gamma * (1 - q) * log(1 - q) - q).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fill `grad_input` (N, C) with the derivative of each loss by its logit.
+    """Fill `grad_input` (N, C) with the derivative of each loss with respect to its logit.
 
     The other arguments are those of `sigmoid_focal_loss_forward`.
     """

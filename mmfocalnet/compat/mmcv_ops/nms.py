@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mmfocalnet.compat.mmcv_ops.common import compute_dtype, log_ops_provider
 
-# Boxes compared with each other at once. A long chain of overlaps takes as many passes over a
-# square of this side. It is small enough for one thread: starting several can take longer.
+# Number of boxes compared at once. A chain of n overlapping boxes takes n passes over a matrix of
+# this size. It is so small that one thread is faster than several.
 _BLOCK = 128
 
 

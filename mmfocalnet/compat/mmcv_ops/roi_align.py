@@ -144,7 +144,7 @@ class _Bags(NamedTuple):
 
 
 def _bags(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> Iterator[_Bags]:
-    """The bags of all rois (R, 5) on maps (H, W), joined to chunks of `_CHUNK_ELEMENTS`."""
+    """The bags of all rois (R, 5) on maps (H, W), in chunks of `_CHUNK_ELEMENTS`."""
     held: list[_Bags] = []
     for bags in _bags_of_groups(rois, size, pooling):
         held.append(bags)
@@ -167,7 +167,7 @@ def _bags_of_groups(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> I
         y = y + rois[group, 0].long()[:, None, None] * size[0]
         pixels = y[:, :, None, :, None] * size[1] + x[:, None, :, None, :]
         weights = wy[:, :, None, :, None] * wx[:, None, :, None, :]
-        # From the factors, as the counts are: their product may underflow.
+        # Not from `weights`, which may underflow to 0: the counts use the factors as well.
         rows, columns = wy != 0, wx != 0
         used = rows[:, :, None, :, None] & columns[:, None, :, None, :]
         used = used.flatten().nonzero().flatten()

@@ -150,7 +150,7 @@ class AnnotationFile:
     def complete_records(
         self, records: Sequence[Any], keys: dict[str, tuple], name: str
     ) -> Iterator[tuple[Place, dict]]:
-        """The records of a list that have some keys, with their places; others become findings."""
+        """Yield records that have all keys, with their places; add the others to the findings."""
         name = f'{self.path}: {name}'
         for index, record in enumerate(records):
             fault = _field_fault(record, keys)
@@ -232,7 +232,7 @@ class AnnotationFile:
             text = f'{len(self.images)} images, {len(kept)} with "annotations" of the classes'
             if self._filter:
                 text += f', filter_cfg={dict(self._filter)}'
-            # The usual cause are ids that differ in type, as 1 and "1".
+            # The usual cause is ids of different types, such as 1 and "1".
             for kind in (kinds.UNKNOWN_IMAGE, kinds.SKIPPED_CATEGORY):
                 text += ''.join(f'; {unknown}' for unknown in self.findings.shown(kind)[:1])
             self.findings.add(kinds.NO_SAMPLES, f'{self.path}: {text}')
@@ -364,7 +364,7 @@ def _read_text(path: str) -> str:
     if not content.startswith(codecs.BOM_UTF8) and b'\0' not in content[:4]:
         with suppress(UnicodeDecodeError):
             return content.decode()
-    raise DataError(f'{path} has another encoding than UTF-8: save it as UTF-8 without BOM.')
+    raise DataError(f'{path} is not encoded in UTF-8 without BOM: save it in that encoding.')
 
 
 def _add_duplicates(path: str, pairs: list, record: dict, findings: Findings) -> None:

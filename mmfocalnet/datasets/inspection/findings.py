@@ -64,12 +64,12 @@ LABEL_RANGE = Kind('labels without a class')
 NO_LABELS = Kind('datasets without labels to learn in their label maps')
 SEGMENT_NOT_LISTED = Kind('segments of a panoptic map that segments_info lacks')
 SEGMENT_NOT_DRAWN = Kind('segments in segments_info that the panoptic map lacks')
-EVALUATED_AREA = Kind('segments of another area in segments_info, which evaluation reads')
+EVALUATED_AREA = Kind('segments whose area differs from segments_info, which evaluation reads')
 
 POLYGON_LEFT_OUT = Kind(
-    'polygons under three points or of an odd number of coordinates', is_error=False
+    'polygons with fewer than three points or an odd number of coordinates', is_error=False
 )
-BOX_EMPTY = Kind('boxes without area (under a pixel)', is_error=False)
+BOX_EMPTY = Kind('boxes less than one pixel wide or high, or with area 0', is_error=False)
 BOX_OUTSIDE = Kind('boxes outside their image', is_error=False)
 BOX_OVER_BORDER = Kind('boxes that extend beyond their image', is_error=False)
 NO_ANNOTATIONS = Kind('images without annotations', is_error=False)
@@ -78,7 +78,7 @@ UNKNOWN_IMAGE = Kind('annotations of unknown images', is_error=False)
 SAME_FILE = Kind('files that belong to several images', is_error=False)
 UNUSED_CLASS = Kind('classes without annotations', is_error=False)
 UNUSED_CATEGORY = Kind('categories that are not classes of the config', is_error=False)
-SEGMENT_AREA = Kind('segments of another area than in segments_info', is_error=False)
+SEGMENT_AREA = Kind('segments whose area differs from segments_info', is_error=False)
 UNUSED_MAP = Kind('label maps without an image', is_error=False)
 DARK_IMAGE = Kind('images that are nearly black in 8 bits', is_error=False)
 

@@ -90,7 +90,7 @@ def check_annotations(dataset: dict, evaluator: Any = None) -> None:
 def find_evaluated_datasets(datasets: Sequence[dict], evaluator: Any) -> Iterator[dict]:
     """Find annotation files in COCO's format that only metrics read.
 
-    Such as the file of boxes and masks of a panoptic model.
+    An example is the file of boxes and masks with which a panoptic model is evaluated.
 
     Args:
         datasets: Configs of the datasets of a split.

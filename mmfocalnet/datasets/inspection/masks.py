@@ -69,7 +69,7 @@ def rle_fault(mask: dict, height: int, width: int) -> str | None:
     counts = mask['counts']
     runs = decode_runs(counts) if isinstance(counts, str) else counts
     if runs is None or not set(map(type, runs)) <= {int} or min(runs, default=0) < 0:
-        return 'has run lengths that are not integers from 0'
+        return 'has run lengths that are not non-negative integers'
     if sum(runs) != height * width:
         return f'has runs of {short(sum(runs))} pixels, expected {height * width}'
     return None
@@ -92,7 +92,7 @@ def decode_runs(text: str) -> list[int] | None:
             continue
         if code & 0x10:
             value -= 1 << shift
-        # From the fourth run on, the difference to the last but one is stored.
+        # From the fourth run on, the difference to the run two before is stored.
         runs.append(value + runs[-2] if len(runs) > 2 else value)
         value = shift = 0
     return None if shift else runs

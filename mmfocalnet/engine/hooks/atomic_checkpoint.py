@@ -1,4 +1,4 @@
-"""Checkpoints from which a run that ended at any moment can be resumed."""
+"""Checkpoint hook for runs that may be killed at any moment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BACKEND = 'mmfocalnet.atomic'
 # MMEngine's file that contains the path of the newest checkpoint.
 LAST_CHECKPOINT = 'last_checkpoint'
 GRADIENTS = 'accumulated_gradients'
-# What the message hub, which is part of every checkpoint, keeps of this hook.
+# Keys of this hook in the message hub, which is saved in every checkpoint.
 VALIDATED, OUTDATED = 'validated', 'outdated_ckpts'
 
 
@@ -136,7 +136,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """Save the best checkpoint.
 
         Raises:
-            ConfigError: If ``save_best`` names a metric that the validation does not measure.
+            ConfigError: If ``save_best`` specifies a metric that the validation does not measure.
         """
         metrics = dict(self._metrics)
         for name in self.key_indicators if self.save_best and metrics else ():
@@ -150,7 +150,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the gradients of an unfinished accumulation and the early-stopping counters."""
-        # MMEngine's runner for strategies takes every saving for one before the validation.
+        # FlexibleRunner stores epoch + 1, as if every checkpoint were saved before validation.
         checkpoint['meta'].update(self._saved_at)
         if self._gradients:
             checkpoint[GRADIENTS] = self._gradients
@@ -182,7 +182,7 @@ class AtomicCheckpointHook(CheckpointHook):
         return runner._resume and Path(runner._load_from).parent.resolve() == here
 
     def _find_best(self, here: bool) -> None:
-        """Use the best checkpoints of this folder, which may have been moved.
+        """Update the paths of the best checkpoints, whose folder may have been moved.
 
         Checkpoints of another folder belong to another run.
         """
@@ -226,7 +226,7 @@ class AtomicCheckpointHook(CheckpointHook):
         super()._save_best_checkpoint(runner, metrics)
         self._saved_at = {}
         if self.save_best:
-            self._remove_outdated()  # where no newest one was saved after it
+            self._remove_outdated()  # if no regular checkpoint is saved after the best one
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save, then remove outdated checkpoints; MMEngine removes first."""
@@ -326,7 +326,7 @@ def _accumulated_gradients(runner: Runner) -> list[dict[str, Tensor]] | None:
     """The gradients of an unfinished accumulation, per process; None after a step."""
     # A step sets all gradients to None.
     gradients = {
-        name: weight.grad.cpu().clone()  # not a view of a shard, all of which would be saved
+        name: weight.grad.cpu().clone()  # a view would save the complete shard
         for name, weight in _bare(runner.model).named_parameters()
         if weight.grad is not None
     }

@@ -19,19 +19,19 @@ from mmfocalnet.text import join_keys
 
 LOOK = 'check these images and their labels'
 GRADIENT_NORM = 'The norm of the gradients'
-# A dynamic loss scale starts at 2**16 and is halved at each iteration whose gradients overflow;
-# below this they would have to be greater than 10**9.
+# A dynamic loss scale starts at 2**16 and is halved when gradients overflow. Below this minimum,
+# only gradients greater than 10**9 overflow in float16.
 SCALE, MIN_SCALE = 'The loss scale, halved where gradients are NaN or infinite,', 2.0**-14
 
 
 @register(HOOKS)
 class CheckLossesHook(Hook):
-    """Stop a run at the first loss that is NaN or infinite, before it is saved or averaged.
+    """Stop a run at the first NaN or infinite loss, before weights are saved or averaged (EMA).
 
     Every iteration is checked. This adds no GPU synchronization, because MMEngine reads every
     loss for its log anyway. In a launch the processes exchange the result, so that all of them
-    end at the same iteration. Infinite gradients under a dynamic loss scale are an error only
-    once the scale is below 2**-14, since the step is skipped.
+    end at the same iteration. With a dynamic loss scale, steps with infinite gradients are skipped;
+    they are an error only if the scale is below 2**-14.
     """
 
     priority = 'ABOVE_NORMAL'  # after the loggers, before EMA and checkpoints
@@ -53,8 +53,8 @@ class CheckLossesHook(Hook):
         """Check the losses of an iteration.
 
         Raises:
-            UserError: If one is NaN or infinite in any process; it names the loss, the
-                iteration, the images and the last good checkpoint.
+            UserError: If one is NaN or infinite in any process. The message contains the loss, the
+                iteration, the images and the last checkpoint.
         """
         bad = _bad_value(runner, outputs)
         found = '' if bad is None else f'{bad[0]} is {bad[1]} {self._position(runner)}'

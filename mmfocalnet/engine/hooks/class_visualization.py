@@ -21,11 +21,11 @@ class ClassVisualizationHook(Hook):
     """Draw the test images of a classifier with the predicted class and score.
 
     Args:
-        draw: Whether to draw anything, as the hooks of mmdet and mmseg. Defaults to False.
+        draw: Whether to draw predictions, as in the hooks of mmdet and mmseg. Defaults to False.
         interval: Draw the images of every ``interval``-th batch. Defaults to 1.
         show: Show them in a window instead of writing them through the visualizer. Defaults
             to False.
-        wait_time: Seconds that the window stays. Defaults to 0: until a key is pressed.
+        wait_time: Seconds to show each image. Defaults to 0: until a key is pressed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ def _draw_label(
     text = f'{classes[label]} {sample.pred_scores[label]:.0%}'
     right = 'gt_label' not in sample or int(sample.gt_label) == label
     if not right:
-        text += f' (is {classes[int(sample.gt_label)]})'
+        text += f' (truth: {classes[int(sample.gt_label)]})'
     visualizer.set_image(image)
     visualizer.draw_texts(
         text,

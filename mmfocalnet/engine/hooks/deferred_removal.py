@@ -57,6 +57,6 @@ class DeferredRemovalStorage:
                 self.storage.rmtree(path)
 
     def scheduled_except(self, keep: list[str | None]) -> list[str]:
-        """The scheduled names, without paths that have been written again since."""
+        """The scheduled names, except the paths in `keep`."""
         kept = [os.path.relpath(path, self.folder) for path in keep if path]
         return [name for name in self.names if name not in kept]

@@ -12,7 +12,7 @@ SETTINGS = ('monitor', 'rule', 'min_delta', 'patience', 'stopping_threshold', 'c
 
 
 def save_patience(runner: Runner, checkpoint: dict) -> None:
-    """Save the patience counters of all ``EarlyStoppingHook`` in a checkpoint.
+    """Save the patience counters of each ``EarlyStoppingHook`` in a checkpoint.
 
     Args:
         runner: The runner.

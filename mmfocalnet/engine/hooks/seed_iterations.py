@@ -1,4 +1,4 @@
-"""A seed per iteration."""
+"""Hook that seeds each training iteration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmfocalnet.registry import register
 
 @register(HOOKS)
 class SeedIterationsHook(Hook):
-    """Seed each iteration: drop path, sampling of proposals and whatever else a model draws.
+    """Seed each iteration, so that drop path and sampled proposals are reproducible.
 
     The seed is that of (seed of the run, iteration, rank of the process).
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class TolerantParamSchedulerHook(ParamSchedulerHook):
     """MMEngine's ``ParamSchedulerHook`` that tolerates a validation without the monitored metric.
 
-    mmdet's ``CocoMetric`` measures nothing if nothing was detected, as is common early in a
+    mmdet's ``CocoMetric`` measures nothing if nothing was detected, as is common early in
     training. ``ReduceOnPlateauLR`` then keeps its state instead of ending the run.
     """
 
@@ -73,12 +73,12 @@ def find_metric(
     prefix = name.rpartition('/')[0]
     others = any(other.rpartition('/')[0] == prefix for other in metrics)
     prefixes = [metric.prefix or '' for metric in runner.val_evaluator.metrics]
-    # Several datasets have a prefix each before that of their metric.
+    # With several datasets, the prefix of the dataset precedes that of the metric.
     known = any(f'/{prefix}'.endswith(f'/{one}') for one in prefixes)
     if value is None and (others or not known):
+        measured = f'use one of {", ".join(sorted(metrics))}' if metrics else 'correct it'
         raise ConfigError(
-            f'{owner} is {name!r}, which the validation does not measure: use one of '
-            f'{", ".join(sorted(metrics))}.'
+            f'{owner} is {name!r}, which the validation does not measure: {measured}.'
         )
     print_log(
         f'{name} was not measured, as when nothing is detected: {owner} ignores this validation.',

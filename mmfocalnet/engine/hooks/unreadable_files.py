@@ -28,7 +28,7 @@ class UnreadableFilesHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Set the number of samples."""
+        """Set the number of samples, which `SkipUnreadable` compares with its count."""
         dataset = runner.train_dataloader.dataset
         for transform in find_skipping(dataset):
             transform.total = count_samples(dataset)

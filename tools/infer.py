@@ -11,7 +11,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmfocalnet.cli import add_cfg_options, integer_flag, print_error, print_lines, report_errors
 from mmfocalnet.errors import UserError
-from mmfocalnet.files import make_folder
+from mmfocalnet.files import check_folder, make_folder
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.inference.file_predictor import FilePredictor
 from mmfocalnet.inference.sources import find_sources
@@ -78,8 +78,9 @@ def main():
     if not sources:
         raise UserError(' '.join(problems))
     check_output_folder(args.out, sources)
-    make_folder('--out', args.out)
+    check_folder('--out', args.out)
     predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    make_folder('--out', args.out)
     predict = FilePredictor(predictor, args.out, args.score_thr, args.batch_size)
     written = predict(sources)
     problems += predict.problems

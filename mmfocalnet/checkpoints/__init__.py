@@ -24,7 +24,7 @@ from mmfocalnet.checkpoints.resize import (
     resize_kernel,
     resize_patch_embedding,
 )
-from mmfocalnet.checkpoints.safe_load import check_sums, load_file
+from mmfocalnet.checkpoints.safe_load import load_file
 from mmfocalnet.errors import CheckpointError
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     'cached_reads',
     'check_finite',
     'check_has_weights',
-    'check_sums',
     'describe',
     'fetch',
     'fit_checkpoint',

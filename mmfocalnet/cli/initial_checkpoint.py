@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmfocalnet.arguments import is_integer
-from mmfocalnet.checkpoints import check_has_weights, check_sums, load_once
+from mmfocalnet.checkpoints import check_has_weights, load_once
 from mmfocalnet.cli.error_handling import print_error
 from mmfocalnet.config import is_first_process
 from mmfocalnet.engine.hooks.atomic_checkpoint import LAST_CHECKPOINT
@@ -26,8 +26,9 @@ def load_initial_checkpoint(cfg: Config) -> None:
 
     Args:
         cfg: The config. ``load_from`` is set to a local path: the given checkpoint, or when
-            resuming without one, the newest complete checkpoint of the work dir. To resume,
-            ``randomness.seed`` is set to the seed of the checkpoint.
+            resuming without one, the newest complete checkpoint of the work dir; if there is none,
+            ``resume`` is set to False. To resume, ``randomness.seed`` is set to the seed of the
+            checkpoint.
 
     Raises:
         CheckpointError: If it is missing, cannot be downloaded or read, or cannot be resumed.
@@ -40,6 +41,9 @@ def load_initial_checkpoint(cfg: Config) -> None:
         cfg.load_from = str(path)
     elif resume:
         cfg.load_from, content = _find_checkpoint(cfg)
+        cfg.resume = cfg.load_from is not None
+        if not cfg.resume and is_first_process(cfg):
+            print_error(f'{cfg.work_dir} has no checkpoint to resume: this is a new run.')
     if cfg.get('load_from'):
         check_has_weights(cfg.load_from, content)
         _check_ema(cfg, content)
@@ -75,7 +79,6 @@ def _find_checkpoint(cfg: Config) -> tuple[str | None, Any]:
                     f'{pointer} points to {str(path)!r}, which does not exist: specify another '
                     f'checkpoint as --resume PATH, or delete {pointer} to start anew.'
                 )
-            check_sums(path)
             content = load_once(path).content
         except CheckpointError as error:
             problems.append(error)

@@ -6,14 +6,31 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, Registry, root
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    HOOKS,
+    MODELS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    Registry,
+    root,
+)
 
 from mmfocalnet.config import find_dicts
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import type_name
 
+REGISTRIES = {
+    'model.backbone': MODELS,
+    'optim_wrapper.optimizer': OPTIMIZERS,
+    'param_scheduler': PARAM_SCHEDULERS,
+    'default_hooks': HOOKS,
+    'custom_hooks': HOOKS,
+    'train_dataloader.sampler': DATA_SAMPLERS,
+}
 _UNREGISTERED = re.compile(r"""['"]?(\S+) is not in the (.+?) registry""")
 _UNEXPECTED = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
 
@@ -46,23 +63,37 @@ def find_misspelling(cfg: Config, error: Exception) -> str | None:
     return None
 
 
-def check_backbone_name(cfg: Config) -> None:
-    """Check that the backbone of the model is registered.
+def check_names(cfg: Config, *parts: str) -> None:
+    """Check that the classes of some parts of a config are registered.
+
+    Args:
+        cfg: The config.
+        *parts: Keys of `REGISTRIES`.
 
     Raises:
-        ConfigError: If it is not; with the most similar name that is.
+        ConfigError: If one is not; with the most similar name that is.
     """
-    backbone = cfg.model.get('backbone')
-    name = backbone.get('type') if isinstance(backbone, dict) else None
-    if isinstance(name, str):
-        scope = cfg.get('default_scope')
-        with MODELS.switch_scope_and_registry(scope) as registry:
-            if registry.get(name) is None:
-                near = _nearest(name.rpartition('.')[2], _registered())
-                raise ConfigError(
-                    f'{cfg.filename} has model.backbone.type={name!r}, which is not registered'
-                    f'{near}'
-                )
+    for part in parts:
+        registry = REGISTRIES[part]
+        with registry.switch_scope_and_registry(cfg.get('default_scope')) as scoped:
+            for node in _nodes(cfg, part):
+                name = node.get('type')
+                if isinstance(name, str) and scoped.get(name) is None:
+                    near = _nearest(name.rpartition('.')[2], _registered())
+                    raise ConfigError(
+                        f'{cfg.filename} has type={name!r} in {part}, which is not registered{near}'
+                    )
+
+
+def _nodes(cfg: Config, part: str) -> list[dict]:
+    """The dict of a config under a dotted key, or the dicts of a list."""
+    found: Any = cfg
+    for key in part.split('.'):
+        found = found.get(key) if isinstance(found, (Config, dict)) else None
+    if part == 'default_hooks' and isinstance(found, dict):
+        found = list(found.values())
+    nodes = found if isinstance(found, (list, tuple)) else [found]
+    return [node for node in nodes if isinstance(node, dict)]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmfocalnet.arguments import finite_number
 from mmfocalnet.checkpoints import fit_checkpoint
-from mmfocalnet.cli.misspellings import check_backbone_name, find_misspelling
+from mmfocalnet.cli.misspellings import check_names, find_misspelling
 from mmfocalnet.cli.run_errors import run_errors
 from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.log_filters import filter_log
@@ -38,13 +38,13 @@ def check_model(cfg: Config) -> None:
     downloaded once.
 
     Raises:
-        ConfigError: If the backbone is not registered, FocalNet does not accept its arguments, or
+        ConfigError: If a name is not registered, FocalNet does not accept its arguments, or
             necks or heads expect a different number of channels.
         CheckpointError: If a pretrained checkpoint cannot be read, or does not fit.
     """
     if not is_first_process(cfg):
         return
-    check_backbone_name(cfg)
+    check_names(cfg, 'model.backbone', 'default_hooks', 'custom_hooks')
     warn_if_shadowed()  # packages imported after ours may have registered a FocalNet
     for part in find_dicts(cfg.model):
         if type_name(part) not in ('FocalNet', 'FocalNetClassifier'):
@@ -92,6 +92,7 @@ def train(cfg: Config) -> None:
         RunError: If training fails for another reason.
         UserError: If a loss or weight is NaN or infinite, or a checkpoint cannot be written.
     """
+    check_names(cfg, 'optim_wrapper.optimizer', 'param_scheduler', 'train_dataloader.sampler')
     _check_clipping(cfg)
     runner = build_runner(cfg)
     _warn_if_unseeded(cfg)

@@ -13,6 +13,8 @@ WARNINGS = (
     'faster_coco_eval is not installed',  # mmdet: a metric that our configs do not use
     'DeprecationWarning: `num_anchors` is deprecated',  # mmdet's ATSS reads its own property
     'The draw is False, it means that the hook',  # mmseg's default
+    'Warning: The bbox is out of bounds',  # MMEngine's visualizer, of boxes at the border
+    'Warning: The polygon is out of bounds',
     'torch.meshgrid: in an upcoming release',  # mmdet's Mask2Former
 )
 # The forks print this debug message on import; OneDL is a commercial data platform.
@@ -20,8 +22,11 @@ PRINTED = (
     'Could not import OneDL. Skipping OneDL datasets.',  # mmdet
     'Could not import OneDL',  # mmseg
 )
-# MMEngine logs these about its own CheckpointHook.
-LOGGED = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
+LOGGED = (
+    '"FileClient" will be deprecated',  # MMEngine, about its own CheckpointHook
+    '"HardDiskBackend" is the alias',
+    'The prefix is not set in metric class',  # MMEngine, about mmseg's IoUMetric
+)
 
 
 def import_datasets(scope: str | None) -> None:

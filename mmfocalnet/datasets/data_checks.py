@@ -97,7 +97,8 @@ def check_paths(cfg: Config, part: str) -> None:
         if not is_url(path) and not Path(path).exists():
             raise ConfigError(
                 f'{path} is missing ({part} of {cfg.filename}): copy or link the data there, or '
-                'change data_root in a config that inherits from this one.'
+                'set data_root of the datasets and ann_file of the evaluators in a config that '
+                'inherits from this one.'
             )
 
 

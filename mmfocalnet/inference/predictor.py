@@ -261,6 +261,5 @@ def move_to(model: nn.Module, device: str) -> None:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f'The device {device!r} is unavailable ({reason}). Choose one of this machine, such as '
-            'cpu or cuda:0.'
+            f'The device {device!r} is unavailable ({reason}). Specify another, such as cpu.'
         ) from error

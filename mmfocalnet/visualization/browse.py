@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,17 +125,15 @@ def _draw(
         if 'gt_sem_seg' in sample:
             # mmdet would draw the stuff over the boxes.
             image = _draw_stuff(visualizer, image, sample)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*out of bounds')  # of cropped objects
-        visualizer.add_datasample(
-            path.stem,
-            image,
-            sample.numpy(),
-            draw_pred=False,
-            show=show_interval is not None,
-            wait_time=show_interval or 0,
-            out_file=str(path),
-        )
+    visualizer.add_datasample(
+        path.stem,
+        image,
+        sample.numpy(),
+        draw_pred=False,
+        show=show_interval is not None,
+        wait_time=show_interval or 0,
+        out_file=str(path),
+    )
 
 
 def _prepare_instances(instances: InstanceData) -> None:

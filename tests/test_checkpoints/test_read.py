@@ -55,6 +55,27 @@ def test_truncated_safetensors(net, tmp_path, length):
         open_checkpoint(tmp_path / 'short.safetensors')
 
 
+def test_changed_weights_are_found_by_their_checksum(net, tmp_path):
+    path = tmp_path / 'net.pth'
+    torch.save(net.state_dict(), path)
+    content = bytearray(path.read_bytes())
+    weight = net.patch_embed.proj.weight.detach().numpy().tobytes()
+    content[content.index(weight)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r'net\.pth is damaged'):
+        open_checkpoint(path)
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, 'set_crc32_options'), reason='PyTorch 2.6')
+def test_checksums_are_optional(net, tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(net.state_dict(), tmp_path / 'net.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert equal(open_checkpoint(tmp_path / 'net.pth').state, net.state_dict())
+
+
 @pytest.mark.fuzz
 def test_damaged_safetensors_raise_one_line_errors(net, tmp_path):
     content = safetensors_torch.save(net.state_dict())

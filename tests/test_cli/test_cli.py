@@ -57,8 +57,10 @@ def test_the_last_checkpoint_is_resumed(work_dir, capsys):
     assert not capsys.readouterr().err
 
 
-def test_nothing_saved_yet(tmp_path):
-    assert resumed(tmp_path).load_from is None
+def test_nothing_saved_yet(tmp_path, capsys):
+    cfg = resumed(tmp_path)
+    assert cfg.load_from is None and not cfg.resume
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_damaged_and_missing_checkpoints_are_skipped(work_dir, capsys):

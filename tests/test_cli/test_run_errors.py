@@ -86,6 +86,28 @@ def test_misspelt_names_are_reported_with_the_nearest(work_dir, settings, name, 
     assert repr(name) in str(error.value) and repr(nearest) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('settings', 'name', 'nearest'),
+    [
+        (scheduler(type='MultStepLR'), 'MultStepLR', 'MultiStepLR'),
+        (dict(optim_wrapper=dict(optimizer=dict(type='AdamWW'))), 'AdamWW', 'AdamW'),
+        (
+            dict(train_dataloader=dict(sampler=dict(type='SeededSampl'))),
+            'SeededSampl',
+            'SeededSampler',
+        ),
+    ],
+    ids=['scheduler', 'optimizer', 'sampler'],
+)
+def test_misspelt_names_are_reported_before_anything_is_written(work_dir, settings, name, nearest):
+    cfg = toy_config(work_dir)
+    cfg.merge_from_dict(settings)
+    with pytest.raises(ConfigError) as error:
+        train(cfg)
+    assert repr(name) in str(error.value) and repr(nearest) in str(error.value)
+    assert not work_dir.exists()
+
+
 def test_a_metric_that_is_not_measured(work_dir):
     checkpoint = dict(type='AtomicCheckpointHook', save_best='eror', rule='less')
     with pytest.raises(UserError, match=r'save_best.*eror.*error'):

@@ -59,3 +59,17 @@ def test_user_errors(tool, tmp_path, images, flags, token):
         'infer', tmp_path / images, 'config.py', 'none.pth', '--out', tmp_path, *flags
     )
     assert code == 2 and token in stderr and 'Traceback' not in stderr
+
+
+def test_nothing_is_written_without_a_model(tool, tmp_path):
+    Image.new('RGB', (32, 32)).save(tmp_path / 'good.jpg')
+    arguments = [
+        tmp_path / 'good.jpg',
+        'configs/demo/mask_rcnn.py',
+        'none.pth',
+        '--out',
+        tmp_path / 'out',
+    ]
+    code, _, stderr = tool('infer', *arguments)
+    assert code == 2 and 'none.pth' in stderr
+    assert not (tmp_path / 'out').exists()

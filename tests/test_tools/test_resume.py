@@ -90,7 +90,7 @@ def log(work_dir):
 
 def error_message(work_dir):
     """The last line of a training run."""
-    (line,) = re.findall('^train.py: .*$', log(work_dir), re.MULTILINE)
+    *_, line = re.findall('^train.py: .*$', log(work_dir), re.MULTILINE)
     return line
 
 

@@ -35,7 +35,7 @@ register_schemes()
 warn_if_shadowed()
 
 if find_spec('mmengine._strategy'):  # MMEngine 0.8 and later
-    import mmfocalnet.engine.strategies  # noqa: F401
+    import mmfocalnet.engine.fsdp  # noqa: F401
 
 __all__ = [
     'AtomicCheckpointHook',

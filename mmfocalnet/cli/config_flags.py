@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmfocalnet.cli.strategy_checks import FSDP_STRATEGIES, strategy_type
 from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import find_dicts, read_model_config
+from mmfocalnet.engine.cpu_amp import CpuAmpOptimWrapper
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import type_name
 from mmfocalnet.text import short_repr
@@ -62,7 +63,7 @@ def use_amp(cfg: Config) -> None:
         # The scale must follow the gradients of all shards, not those of one process.
         wrapper.use_fsdp = strategy_type(cfg) in FSDP_STRATEGIES
     else:
-        wrapper.type = 'CpuAmpOptimWrapper'
+        wrapper.type = CpuAmpOptimWrapper.__name__
         for gpu_setting in ('loss_scale', 'dtype'):
             wrapper.pop(gpu_setting, None)
 

@@ -16,11 +16,11 @@ from mmfocalnet.arguments import finite_number
 from mmfocalnet.checkpoints import fit_checkpoint
 from mmfocalnet.cli.misspellings import check_names, find_misspelling
 from mmfocalnet.cli.run_errors import run_errors
-from mmfocalnet.compat.cpu import init_cpu_processes
 from mmfocalnet.compat.log_filters import filter_log
 from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.config import find_dicts, is_first_process
 from mmfocalnet.datasets.dataset_configs import find_datasets
+from mmfocalnet.engine.ddp import init_cpu_processes
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet, FocalNetClassifier

@@ -1,4 +1,4 @@
-"""Replacements for missing parts of dependencies, log filters, and training on the CPU.
+"""Replacements for missing parts of dependencies, and log filters.
 
 `ensure_mmcv_ops` makes mmcv without compiled ops importable; `ensure_panopticapi` makes mmdet load
 and score panoptic data.

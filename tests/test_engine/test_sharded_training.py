@@ -13,7 +13,7 @@ from torch.distributed.fsdp.wrap import _recursive_wrap
 
 from mmfocalnet import FocalNet, cli
 from mmfocalnet.cli import strategy_checks
-from mmfocalnet.engine.strategies import FocalNetFSDPStrategy, focalnet_blocks
+from mmfocalnet.engine.fsdp import FocalNetFSDPStrategy, focalnet_blocks
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models import FocalNetBlock
 

@@ -1,34 +1,14 @@
-"""Distributed training and mixed precision on the CPU, which MMEngine supports on GPUs only."""
+"""DistributedDataParallel on the CPU; on GPUs, MMEngine's runner sets it up."""
 
 from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
-from torch import nn
 
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.registry import register
-
-
-@register(OPTIM_WRAPPERS)
-class CpuAmpOptimWrapper(OptimWrapper):
-    """Mixed precision on the CPU: bfloat16 autocast, which needs no loss scale.
-
-    MMEngine's ``AmpOptimWrapper`` requires a GPU.
-    """
-
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Run the forward pass in bfloat16 where autocast allows it."""
-        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
-            yield
 
 
 def init_cpu_processes(cfg: Config) -> None:

@@ -69,7 +69,7 @@ def rle_fault(mask: dict, height: int, width: int) -> str | None:
     counts = mask['counts']
     runs = decode_runs(counts) if isinstance(counts, str) else counts
     if runs is None or not set(map(type, runs)) <= {int} or min(runs, default=0) < 0:
-        return 'has run lengths that are not non-negative integers'
+        return 'has run lengths that are negative or not integers'
     if sum(runs) != height * width:
         return f'has runs of {short(sum(runs))} pixels, expected {height * width}'
     return None

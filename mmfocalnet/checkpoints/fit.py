@@ -213,13 +213,7 @@ def _fit_levels(
         old, new = count_levels(theirs), count_levels(ours)
         if old == new:
             continue
-        place = f'{report.checkpoint}, {block.removesuffix(".modulation.")}'
-        if new < 0 or f'focal_layers.{new}.0.weight' in ours:
-            raise CheckpointError(
-                f'{place} has a gate for each context, which the model lacks: leave '
-                'use_global_context, aggregate and use_gates at their defaults.'
-            )
-        _check_levels(theirs, old, new, place)
+        _check_levels(theirs, ours, f'{report.checkpoint}, {block.removesuffix(".modulation.")}')
         start = max(old - 1, 0) if keep_function else old
         sizes = [
             ours[f'focal_layers.{level}.0.weight'].shape[-1]
@@ -350,7 +344,14 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _check_levels(modulation: State, old: int, new: int, place: str) -> None:
+def _check_levels(theirs: State, ours: State, place: str) -> None:
+    """Check that a modulation of the checkpoint can get the levels of the model's."""
+    old, new = count_levels(theirs), count_levels(ours)
+    if new < 0 or f'focal_layers.{new}.0.weight' in ours:
+        raise CheckpointError(
+            f'{place} has a gate for each context, which the model lacks: leave '
+            'use_global_context, aggregate and use_gates at their defaults.'
+        )
     if old > new:
         raise CheckpointError(
             f'{place} has {old} focal levels and the model {new}, and levels cannot be removed. '
@@ -358,7 +359,7 @@ def _check_levels(modulation: State, old: int, new: int, place: str) -> None:
             f'with {new} levels.'
         )
     kernels = {f'focal_layers.{level}.0.weight' for level in range(old)}
-    if {key for key in modulation if key.startswith('focal_layers.')} != kernels:
+    if {key for key in theirs if key.startswith('focal_layers.')} != kernels:
         raise CheckpointError(
             f'{place} has gates for {old} focal levels, but kernels of other levels: the '
             'checkpoint is damaged.'

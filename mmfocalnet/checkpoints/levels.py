@@ -16,8 +16,8 @@ from torch import Tensor
 from mmfocalnet.checkpoints.layouts import State
 from mmfocalnet.errors import CheckpointError
 
-# So small that GELU(u) equals u / 2 in float32, and up to 1e-12 in float64; a power of two, so that
-# scaling by it and back rounds nothing.
+# So small that GELU(u) equals u / 2 in float32, and within 1e-12 in float64; a power of two, so
+# that scaling by it and back rounds nothing.
 _SMALL = 2.0**-40
 
 
@@ -80,8 +80,8 @@ def insert_levels(
     levels = count_levels(modulation)
     if not levels:
         raise CheckpointError(
-            f'{name} has no focal level, before which levels could be inserted that keep the '
-            'function. Omit --keep-function.'
+            f'{name} has no focal level, and levels that keep the function are inserted before '
+            'the last one. Add them without keep_function (--keep-function).'
         )
     added = _add_gates(modulation, levels, len(sizes), normalize_modulator, before=1)
     last = modulation[_kernel(levels - 1)]

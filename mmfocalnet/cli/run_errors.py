@@ -16,7 +16,7 @@ from mmfocalnet.errors import ConfigError, UserError
 
 
 class RunError(Exception):
-    """A run failed by its ``__cause__``; the message contains the log file and the config."""
+    """A run failed. ``__cause__`` is the cause; the message has the log file and the config."""
 
 
 @contextmanager

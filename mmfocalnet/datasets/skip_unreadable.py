@@ -84,10 +84,14 @@ class SkipUnreadable(BaseTransform):
     def _stop_if_many(self, path: str, fault: str) -> None:
         worker = get_worker_info()
         total = count_samples(worker.dataset) if worker else self.total
-        if total is not None and self.count > max(1, MAX_UNREADABLE * total):
+        if total is None:
+            return
+        allowed = max(1, int(MAX_UNREADABLE * total))
+        if self.count > allowed:
+            # Not the count: meanwhile, other workers may find more.
             raise DataError(
-                f'{self.count} of {total} training samples have unreadable files, more than '
-                f'{MAX_UNREADABLE:.0%}. The last one is {path}, which {fault}. List them with '
+                f'At least {allowed + 1} of {total} training samples have unreadable files, more '
+                f'than {MAX_UNREADABLE:.0%}. The last one is {path}, which {fault}. List them with '
                 'python tools/check_dataset.py CONFIG, then repair or remove them.'
             )
 

@@ -64,8 +64,7 @@ def test_many_damaged_files_stop_the_training(data, train, workers):
         f'train_dataloader.persistent_workers={bool(workers)}',
     ]
     out = train('mask_rcnn', *narrow_models.MASK_RCNN, *options, code=2)
-    # Another worker may find a third file before the run stops.
-    assert re.search(rf'train\.py: {"[2-9]" if workers else 2} of 24 training samples', out)
+    assert 'train.py: At least 2 of 24 training samples' in out
     assert 'Traceback' not in out
 
 

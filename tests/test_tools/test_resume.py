@@ -89,8 +89,9 @@ def log(work_dir):
 
 
 def error_message(work_dir):
-    """The last line of a training run."""
-    *_, line = re.findall('^train.py: .*$', log(work_dir), re.MULTILINE)
+    """The only error message of a run, which may have been started with --resume."""
+    lines = re.findall('^train.py: .*$', log(work_dir), re.MULTILINE)
+    (line,) = [line for line in lines if 'no checkpoint to resume' not in line]
     return line
 
 

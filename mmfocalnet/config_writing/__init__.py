@@ -1,0 +1,1 @@
+"""Writing configs: a detector with FocalNet as its backbone, and a recipe for other data."""

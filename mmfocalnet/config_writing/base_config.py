@@ -1,0 +1,74 @@
+"""Finding the config that a written config inherits."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmfocalnet.config import read_model_config
+from mmfocalnet.errors import ConfigError
+from mmfocalnet.text import short_repr
+
+
+def read_base(name: str) -> Config:
+    """Read a config by its path, or by package and path, as in ``_base_``.
+
+    Args:
+        name: A path, or for example ``'mmdet::atss/atss_r50_fpn_1x_coco.py'``.
+
+    Returns:
+        The config, with the path of its file as ``filename``.
+
+    Raises:
+        ConfigError: If there is no such config, it cannot be read, it has no model, or it is one
+            of MMEngine's pure Python configs, from which other configs cannot inherit by path.
+    """
+    cfg = read_model_config(_find(name) if '::' in name else name)
+    if 'read_base()' in Path(cfg.filename).read_text(encoding='utf-8'):
+        raise ConfigError(
+            f'{name} is a pure Python config (read_base): specify one with _base_, such as those '
+            "of 'mmdet::'."
+        )
+    return cfg
+
+
+def base_reference(name: str, out: str) -> str:
+    """The value of ``_base_`` in a config that inherits another one.
+
+    Args:
+        name: As for `read_base`.
+        out: Path of the config to be written.
+
+    Returns:
+        A ``package::`` name as it is, except for mmseg, whose forked package MMEngine does not
+        find; else the path from the folder of ``out``.
+    """
+    package, separator, _ = name.partition('::')
+    if separator and package != 'mmseg':
+        return name
+    path = os.path.abspath(_find(name) if separator else name)
+    if 'site-packages' in path:
+        return path
+    return Path(os.path.relpath(path, Path(out).absolute().parent)).as_posix()
+
+
+def _find(name: str) -> str:
+    package, _, path = name.partition('::')
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f'{short_repr(name)} needs the package {package}, which is not installed: install it, '
+            'or specify the path of a config.'
+        )
+    folder = Path(spec.submodule_search_locations[0], '.mim', 'configs')
+    path = path if path.endswith(('.py', '.json', '.yaml', '.yml')) else f'{path}.py'
+    if not (folder / path).is_file():
+        names = [file.relative_to(folder).as_posix() for file in folder.glob('*/*.py')]
+        similar = difflib.get_close_matches(path, names, n=3)
+        hint = f'did you mean {" or ".join(similar)}?' if similar else f'see {folder}.'
+        raise ConfigError(f'There is no config {short_repr(name)}: {hint}')
+    return str(folder / path)

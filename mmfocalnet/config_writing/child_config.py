@@ -1,0 +1,154 @@
+"""The text of a config that inherits another one and states only what differs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+WIDTH = 100  # characters per line
+
+
+def child_config(base: str, old: Mapping, new: Mapping, notes: Mapping[str, str]) -> str:
+    """Write a config that turns another one into a changed copy of it.
+
+    A list of dicts that keeps its types is changed element by element, any other list is written
+    in full.
+
+    Args:
+        base: The value of ``_base_``.
+        old: The config that ``base`` resolves to.
+        new: The changed copy.
+        notes: Comments by the dotted key of the setting that they explain.
+
+    Returns:
+        Python code of the config.
+    """
+    lines = [f'_base_ = {base!r}']
+    for key in sorted(new, key=lambda key: key != 'custom_imports'):  # first, the others in order
+        value = new[key]
+        if key not in old or old[key] != value:
+            edits: list[str] = []
+            changes = _changes(old, new, key, key, edits)
+            lines += [*edits, *_item(key, changes, key, notes, indent=0)]
+    return '\n'.join(lines) + '\n'
+
+
+class _Code(str):
+    """An expression of the config, such as the name of a variable."""
+
+
+def _changes(old: Mapping, new: Mapping, key: str, path: str, edits: list[str]) -> Any:
+    """What the child config has to state for a key, with the statements before it in ``edits``."""
+    before, after = old.get(key), new[key]
+    if isinstance(after, Mapping):
+        if not isinstance(before, Mapping):
+            # MMEngine merges a dict into another value only if told to replace it.
+            return {'_delete_': True, **after} if key in old else dict(after)
+        if not set(before) <= set(after) or before.get('type') != after.get('type'):
+            return {'_delete_': True, **after}
+        return {
+            k: _changes(before, after, k, f'{path}.{k}', edits)
+            for k, value in after.items()
+            if k not in before or before[k] != value
+        }
+    if _can_edit(before, after):
+        edits += _list_edits(key, before, after, path)
+        return _Code(key)
+    return after
+
+
+def _can_edit(before: Any, after: Any) -> bool:
+    """Whether one list of dicts becomes the other by setting keys."""
+    return (
+        isinstance(before, list)
+        and isinstance(after, list)
+        and len(before) == len(after)
+        and all(
+            isinstance(b, Mapping) and isinstance(a, Mapping) and set(b) <= set(a)
+            for b, a in zip(before, after, strict=True)
+        )
+    )
+
+
+def _list_edits(name: str, before: list, after: list, path: str) -> Iterator[str]:
+    yield f'{name} = _base_.{path}'
+    edits = [list(_assignments(b, a)) for b, a in zip(before, after, strict=True)]
+    if len(edits) > 1 and all(edit == edits[0] for edit in edits):
+        yield f'for part in {name}:'
+        yield from (f'    part{edit}' for edit in edits[0])
+    else:
+        yield from (f'{name}[{i}]{edit}' for i, part in enumerate(edits) for edit in part)
+
+
+def _assignments(before: Mapping, after: Mapping) -> Iterator[str]:
+    """Assignments that turn one dict into another, from the point after its name."""
+    for key, value in after.items():
+        old = before.get(key)
+        if key in before and old == value:
+            continue
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and set(old) <= set(value):
+            yield from (f'.{key}{edit}' for edit in _assignments(old, value))
+        elif _can_edit(old, value):
+            for i, (b, a) in enumerate(zip(old, value, strict=True)):
+                yield from (f'.{key}[{i}]{edit}' for edit in _assignments(b, a))
+        else:
+            yield f'.{key} = {format_value(value)}'
+
+
+def _item(key: str, value: Any, path: str, notes: Mapping[str, str], indent: int) -> Iterator[str]:
+    """The lines of ``key=value`` in a dict, or of an assignment at the top level."""
+    pad = ' ' * indent
+    start, end = (f'{pad}{key} = ', '') if indent == 0 else (f'{pad}{key}=', ',')
+    note = f'  # {notes[path]}' if path in notes else ''
+    line = f'{start}{format_value(value)}{end}'
+    commented = any(other.startswith(f'{path}.') for other in notes)
+    if not commented and len(line + note) <= WIDTH:
+        yield line + note
+    elif isinstance(value, Mapping) and all(str(k).isidentifier() for k in value):
+        if note:
+            yield f'{pad}#{note[3:]}'
+        yield f'{start}dict('
+        for k, v in value.items():
+            yield from _item(k, v, f'{path}.{k}', notes, indent + 4)
+        yield f'{pad}){end}'
+    else:
+        if note:
+            yield f'{pad}#{note[3:]}'
+        yield from _long_item(start, value, end, pad)
+
+
+def _long_item(start: str, value: Any, end: str, pad: str) -> Iterator[str]:
+    if isinstance(value, list) and value:
+        yield f'{start}['
+        for element in value:
+            yield f'{pad}    {format_value(element)},'
+        yield f'{pad}]{end}'
+    else:
+        yield f'{start}{format_value(value)}{end}'
+
+
+def format_value(value: Any) -> str:
+    """Format a value of a config as Python code in one line."""
+    if isinstance(value, _Code):
+        return str(value)
+    if isinstance(value, Mapping):
+        items = {k: format_value(v) for k, v in value.items() if k != '_scope_'}
+        if all(isinstance(k, str) and k.isidentifier() for k in items):
+            return f'dict({", ".join(f"{k}={v}" for k, v in items.items())})'
+        return '{' + ', '.join(f'{k!r}: {v}' for k, v in items.items()) + '}'
+    if isinstance(value, list):
+        return _format_runs(value) or f'[{", ".join(map(format_value, value))}]'
+    if isinstance(value, tuple):
+        return f'({", ".join(map(format_value, value))}{"," if len(value) == 1 else ""})'
+    return repr(value)
+
+
+def _format_runs(values: list) -> str:
+    """A long list of equal numbers as ``[1.0] * 80 + [0.1]``; empty for others."""
+    runs = [(value, len(list(group))) for value, group in itertools.groupby(values)]
+    if len(values) <= 2 * len(runs) or not all(isinstance(v, (int, float)) for v in values):
+        return ''
+    return ' + '.join(
+        f'[{value!r}] * {count}' if count > 1 else f'[{value!r}]' for value, count in runs
+    )

@@ -61,6 +61,21 @@ ARCHS: dict[str, dict[str, Any]] = {
     'base_iso': dict(embed_dim=768, use_layerscale=True, use_postln=True, **_ISO),
 }
 
+_RELEASE = 'https://github.com/microsoft/FocalNet/releases/download/v1.0.0'
+CHECKPOINTS: dict[str, str] = {
+    'tiny_srf': f'{_RELEASE}/focalnet_tiny_srf.pth',
+    'tiny_lrf': f'{_RELEASE}/focalnet_tiny_lrf.pth',
+    'small_srf': f'{_RELEASE}/focalnet_small_srf.pth',
+    'small_lrf': f'{_RELEASE}/focalnet_small_lrf.pth',
+    'base_srf': f'{_RELEASE}/focalnet_base_srf.pth',
+    'base_lrf': f'{_RELEASE}/focalnet_base_lrf.pth',
+    'large_fl3': f'{_RELEASE}/focalnet_large_lrf_384.pth',
+    'large_fl4': f'{_RELEASE}/focalnet_large_lrf_384_fl4.pth',
+    'xlarge_fl3': f'{_RELEASE}/focalnet_xlarge_lrf_384.pth',
+    'xlarge_fl4': f'{_RELEASE}/focalnet_xlarge_lrf_384_fl4.pth',
+}
+"""Released ImageNet checkpoints of the architectures."""
+
 # Defaults of the arguments that an architecture may set. In the signature they are None.
 DEFAULTS: dict[str, Any] = dict(
     patch_size=4,

@@ -59,8 +59,12 @@ def _count_nodes(node: Any, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
-def read_config(path: str) -> Config:
+def read_config(path: str, import_modules: bool = True) -> Config:
     """Read a config file.
+
+    Args:
+        path: The file.
+        import_modules: Import the modules of its ``custom_imports``. Defaults to True.
 
     Raises:
         ConfigError: If it, or a file it inherits from, is missing or cannot be read.
@@ -71,7 +75,7 @@ def read_config(path: str) -> Config:
             'configs/mask_rcnn/focalnet_t_1x.py.'
         )
     try:
-        cfg = Config.fromfile(path)
+        cfg = Config.fromfile(path, import_custom_modules=import_modules)
         _find_hidden_classes(cfg)
     except RecursionError as error:
         raise ConfigError(
@@ -92,12 +96,15 @@ def read_config(path: str) -> Config:
     return cfg
 
 
-def read_model_config(path: str, options: dict[str, Any] | None = None) -> Config:
+def read_model_config(
+    path: str, options: dict[str, Any] | None = None, import_modules: bool = True
+) -> Config:
     """Read the config of a model.
 
     Args:
         path: The file.
         options: Values to override, by dotted key. Defaults to None: none.
+        import_modules: As for `read_config`.
 
     Returns:
         The config, with a ``model`` that is a dict with a ``type``.
@@ -105,7 +112,7 @@ def read_model_config(path: str, options: dict[str, Any] | None = None) -> Confi
     Raises:
         ConfigError: As `read_config`, or if an override does not fit or there is no such model.
     """
-    cfg = read_config(path)
+    cfg = read_config(path, import_modules)
     override(cfg, options)
     if 'model' not in cfg:
         raise ConfigError(

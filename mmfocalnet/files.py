@@ -100,6 +100,13 @@ def check_file(flag: str, path: str | os.PathLike) -> None:
             raise IsADirectoryError(errno.EISDIR, 'it is a folder')
 
 
+def check_new_file(flag: str, path: str | os.PathLike) -> None:
+    """Check that a file can be written and does not exist; raises as `check_file`."""
+    check_file(flag, path)
+    if os.path.lexists(path):
+        raise UserError(f'{flag} {path} exists already: remove it, or specify another path.')
+
+
 @contextmanager
 def _naming_path(flag: str, path: str | os.PathLike) -> Iterator[None]:
     try:

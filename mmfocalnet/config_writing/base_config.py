@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 
+from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import read_model_config
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.text import short_repr
@@ -27,12 +30,16 @@ def read_base(name: str) -> Config:
         ConfigError: If there is no such config, it cannot be read, it has no model, or it is one
             of MMEngine's pure Python configs, from which other configs cannot inherit by path.
     """
-    cfg = read_model_config(_find(name) if '::' in name else name)
+    # Packages that only the old backbone needs may be missing.
+    cfg = read_model_config(_find(name) if '::' in name else name, import_modules=False)
     if 'read_base()' in Path(cfg.filename).read_text(encoding='utf-8'):
         raise ConfigError(
             f'{name} is a pure Python config (read_base): specify one with _base_, such as those '
             "of 'mmdet::'."
         )
+    with suppress(ImportError):
+        import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
+    import_datasets(cfg.get('default_scope'))
     return cfg
 
 

@@ -102,19 +102,17 @@ def _item(key: str, value: Any, path: str, notes: Mapping[str, str], indent: int
     start, end = (f'{pad}{key} = ', '') if indent == 0 else (f'{pad}{key}=', ',')
     note = f'  # {notes[path]}' if path in notes else ''
     line = f'{start}{format_value(value)}{end}'
-    commented = any(other.startswith(f'{path}.') for other in notes)
-    if not commented and len(line + note) <= WIDTH:
-        yield line + note
-    elif isinstance(value, Mapping) and all(str(k).isidentifier() for k in value):
-        if note:
-            yield f'{pad}#{note[3:]}'
+    if not any(other.startswith(f'{path}.') for other in notes) and len(line) <= WIDTH:
+        yield from [line + note] if len(line + note) <= WIDTH else [pad + note[2:], line]
+        return
+    if note:
+        yield pad + note[2:]
+    if isinstance(value, Mapping) and all(str(k).isidentifier() for k in value):
         yield f'{start}dict('
         for k, v in value.items():
             yield from _item(k, v, f'{path}.{k}', notes, indent + 4)
         yield f'{pad}){end}'
     else:
-        if note:
-            yield f'{pad}#{note[3:]}'
         yield from _long_item(start, value, end, pad)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
+
+from mmengine.logging import print_log
 
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models.focalnet import FocalNet
@@ -12,10 +15,14 @@ from mmfocalnet.registry import type_name
 # Heads that may follow a backbone directly; those of mmseg select features by `in_index`.
 _HEADS = ('panoptic_head', 'decode_head', 'auxiliary_head')
 _DENSE_HEADS = ('rpn_head', 'bbox_head')
+# Necks known to read the features in order and to give `out_channels` at each level.
+_KNOWN_NECKS = ('ChannelMapper', 'FPN', 'PAFPN', 'SimpleFeaturePyramid')
 
 
 def check_channels(model: dict, backbone: FocalNet) -> None:
     """Compare ``in_channels`` of the modules after the backbone with the widths of its stages.
+
+    Logs a warning where the channels differ but the type of the neck does not determine them.
 
     Args:
         model: Config of the detector or segmentor. The neck and the RPN or dense head after it are
@@ -32,12 +39,19 @@ def check_channels(model: dict, backbone: FocalNet) -> None:
     widths = [backbone.num_features[stage] for stage in backbone.out_indices]
     for key, module in _modules_after_backbone(model):
         expected = _expected_channels(key, module, widths)
-        if expected is not None and _as_list(module['in_channels']) != expected:
-            raise ConfigError(
-                f'model.{key}.in_channels is {module["in_channels"]}, but the backbone gives '
-                f'{expected} channels (stages {list(backbone.out_indices)}, embed_dim '
-                f'{backbone.num_features[0]}): set it to {expected}.'
-            )
+        given = _as_list(module.get('in_channels'))
+        # Some necks read the features from the coarsest to the finest, such as YOLOV3Neck.
+        if expected is None or given in (expected, widths[::-1]):
+            continue
+        message = (
+            f'model.{key}.in_channels is {module["in_channels"]}, but the backbone gives '
+            f'{expected} channels (stages {list(backbone.out_indices)}, embed_dim '
+            f'{backbone.num_features[0]})'
+        )
+        if key.startswith('neck') and type_name(module) not in _KNOWN_NECKS:
+            print_log(f'{message}.', logger='current', level=logging.WARNING)
+        else:
+            raise ConfigError(f'{message}: set it to {expected}.')
     _check_heads_after_neck(model)
 
 
@@ -105,7 +119,7 @@ def _as_list(value: Any) -> Any:
 
 def _check_heads_after_neck(model: dict) -> None:
     neck = model.get('neck')
-    output = neck.get('out_channels') if isinstance(neck, dict) else None
+    output = neck.get('out_channels') if type_name(neck) in _KNOWN_NECKS else None
     for key in _DENSE_HEADS:
         head = model.get(key)
         channels = head.get('in_channels') if isinstance(head, dict) else None

@@ -296,8 +296,8 @@ class FocalNet(BaseModule):
                 right and bottom to a multiple of its stride.
 
         Returns:
-            One feature map (B, C_i, H_i, W_i) per output, in channels-last memory; with the
-            default four stages of strides 4, 8, 16 and 32.
+            One contiguous feature map (B, C_i, H_i, W_i) per output; with the default four stages
+            of strides 4, 8, 16 and 32.
 
         Raises:
             ValueError: If ``x`` does not have 4 dimensions.
@@ -310,9 +310,12 @@ class FocalNet(BaseModule):
             x = stage(x)
             if i in self.out_indices:
                 out = getattr(self, f'norm{i}')(x)
-                outs.append(out.permute(0, 3, 1, 2))  # [B, H, W, C] -> [B, C, H, W]
+                # Contiguous, because some heads call `.view`, and on CPUs heads train faster.
+                outs.append(out.permute(0, 3, 1, 2).contiguous())  # [B, H, W, C] -> [B, C, H, W]
             if stage.downsample is not None:
                 x = stage.downsample(x.permute(0, 3, 1, 2))
+        if self.training and torch.is_grad_enabled() and _is_distributed():
+            return _JoinedOutputs.apply(*outs)
         return tuple(outs)
 
     def init_weights(self) -> None:
@@ -344,6 +347,28 @@ class FocalNet(BaseModule):
         if self.frozen_stages < 0:
             return []
         return [self.patch_embed, self.pos_drop, *self.layers[: self.frozen_stages]]
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class _JoinedOutputs(torch.autograd.Function):
+    """Identity whose backward pass reaches all outputs if it reaches one.
+
+    DistributedDataParallel waits for the gradient of every parameter in every iteration. Here,
+    the norms of outputs that no neck or head reads, such as those below ``start_level`` of an FPN,
+    report that they have none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *outs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # no computation with gradients of zero
+        return outs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return grads
 
 
 def _build_stages(args: FocalNetArguments) -> Iterator[Stage]:

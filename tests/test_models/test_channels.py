@@ -39,8 +39,16 @@ def test_fitting_models_pass(model, backbone):
 @pytest.mark.parametrize(
     ('model', 'key', 'expected'),
     [
-        (dict(neck=dict(in_channels=[8, 16, 32, 64])), 'model.neck.in_channels', '[16, 32, 64]'),
-        (dict(neck=[dict(in_channels=[1])]), 'model.neck.0.in_channels', '[16, 32, 64]'),
+        (
+            dict(neck=dict(type='FPN', in_channels=[8, 16, 32, 64])),
+            'model.neck.in_channels',
+            '[16, 32, 64]',
+        ),
+        (
+            dict(neck=[dict(type='mmdet.FPN', in_channels=[1])]),
+            'model.neck.0.in_channels',
+            '[16, 32, 64]',
+        ),
         (dict(panoptic_head=dict(in_channels=[16])), 'model.panoptic_head.', '[16, 32, 64]'),
         (
             dict(decode_head=dict(in_channels=[16, 32], in_index=[0, 2])),
@@ -59,7 +67,10 @@ def test_fitting_models_pass(model, backbone):
         (dict(decode_head=dict(in_channels=64, in_index=7)), 'model.decode_head.in_index', '2'),
         (dict(decode_head=dict(in_channels=[16, 32], in_index=[0])), 'decode_head.', '[16]'),
         (
-            dict(neck=dict(in_channels=[16, 32, 64], out_channels=8), rpn_head=dict(in_channels=4)),
+            dict(
+                neck=dict(type='FPN', in_channels=[16, 32, 64], out_channels=8),
+                rpn_head=dict(in_channels=4),
+            ),
             'model.rpn_head.in_channels',
             '8',
         ),
@@ -71,6 +82,15 @@ def test_other_channels_raise(model, key, expected, backbone):
         check_channels(model, backbone)
     assert key in str(error.value)
     assert str(error.value).endswith(f' {expected}.')
+
+
+def test_channels_of_unknown_necks_warn(backbone, capsys):
+    check_channels(dict(neck=dict(type='YOLOV3Neck', in_channels=[64, 32, 16])), backbone)
+    model = dict(neck=dict(type='Mixer', out_channels=8), rpn_head=dict(in_channels=4))
+    check_channels(model, backbone)
+    assert not ''.join(capsys.readouterr())
+    check_channels(dict(neck=dict(type='Mixer', in_channels=[64, 16, 32])), backbone)
+    assert 'model.neck.in_channels' in ''.join(capsys.readouterr())
 
 
 PYRAMID = dict(neck=dict(type='SimpleFeaturePyramid', in_channels=[8]))

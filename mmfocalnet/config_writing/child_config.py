@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 WIDTH = 100  # characters per line
@@ -29,8 +30,10 @@ def child_config(base: str, old: Mapping, new: Mapping, notes: Mapping[str, str]
         value = new[key]
         if key not in old or old[key] != value:
             edits: list[str] = []
-            changes = _changes(old, new, key, key, edits)
-            lines += [*edits, *_item(key, changes, key, notes, indent=0)]
+            changes = _Changes(old, edits).of(old, new, key, key)
+            lines += edits
+            if changes != key:  # the edits of a list at the top level are complete
+                lines += _item(key, changes, key, notes, indent=0)
     return '\n'.join(lines) + '\n'
 
 
@@ -38,24 +41,38 @@ class _Code(str):
     """An expression of the config, such as the name of a variable."""
 
 
-def _changes(old: Mapping, new: Mapping, key: str, path: str, edits: list[str]) -> Any:
-    """What the child config has to state for a key, with the statements before it in ``edits``."""
-    before, after = old.get(key), new[key]
-    if isinstance(after, Mapping):
-        if not isinstance(before, Mapping):
-            # MMEngine merges a dict into another value only if told to replace it.
-            return {'_delete_': True, **after} if key in old else dict(after)
-        if not set(before) <= set(after) or before.get('type') != after.get('type'):
-            return {'_delete_': True, **after}
-        return {
-            k: _changes(before, after, k, f'{path}.{k}', edits)
-            for k, value in after.items()
-            if k not in before or before[k] != value
-        }
-    if _can_edit(before, after):
-        edits += _list_edits(key, before, after, path)
-        return _Code(key)
-    return after
+@dataclass
+class _Changes:
+    """Finds what the child config has to state.
+
+    Attributes:
+        config: The base config.
+        edits: Statements that must precede the changes, filled by `of`.
+    """
+
+    config: Mapping
+    edits: list[str]
+
+    def of(self, old: Mapping, new: Mapping, key: str, path: str) -> Any:
+        """The changes of a key, which is at ``path`` in the config."""
+        before, after = old.get(key), new[key]
+        if isinstance(after, Mapping):
+            if not isinstance(before, Mapping):
+                # MMEngine merges a dict into another value only if told to replace it.
+                return {'_delete_': True, **after} if key in old else dict(after)
+            if not set(before) <= set(after) or before.get('type') != after.get('type'):
+                return {'_delete_': True, **after}
+            return {
+                k: self.of(before, after, k, f'{path}.{k}')
+                for k, value in after.items()
+                if k not in before or before[k] != value
+            }
+        if not _can_edit(before, after):
+            return after
+        # A setting of the base config must keep its value.
+        name = f'new_{key}' if key in self.config and key != path else key
+        self.edits += _list_edits(name, before, after, path)
+        return _Code(name)
 
 
 def _can_edit(before: Any, after: Any) -> bool:

@@ -1,0 +1,88 @@
+"""Try FocalNet in every family of mmdet and mmseg: python tools/try_detectors.py mmdet mmseg"""
+
+import argparse
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import warnings
+from collections import Counter
+from pathlib import Path
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
+
+import torch
+
+from mmfocalnet.cli import check_model, integer_flag, print_lines, report_errors
+from mmfocalnet.config_writing.families import find_families, try_family
+
+LIMIT = 600  # seconds per family
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description='Replace the backbone of one config of each family by a narrow FocalNet, and '
+        'compute a loss, gradients and a prediction on random images'
+    )
+    parser.add_argument('package', nargs='+', choices=['mmdet', 'mmseg', 'mmpretrain'])
+    parser.add_argument('--build', action='store_true', help='only build the models')
+    parser.add_argument('--only', nargs='+', metavar='FAMILY', help='names of config folders')
+    parser.add_argument('--jobs', type=integer_flag(1), default=os.cpu_count(), metavar='N')
+    parser.add_argument(
+        '--out', metavar='FILE.md', help='replace the table of each package in this file'
+    )
+    return parser.parse_args()
+
+
+@report_errors
+def main():
+    args = parse_args()
+    os.environ.update(HF_HUB_OFFLINE='1')  # no repeated requests for language models
+    failed = False
+    for package in args.package:
+        families = find_families(package)
+        chosen = args.only or families
+        jobs = [(f, files, args.build) for f, files in families.items() if f in chosen]
+        results = []
+        # New processes after a few models, because allocated memory grows.
+        with multiprocessing.get_context('spawn').Pool(args.jobs, maxtasksperchild=8) as pool:
+            for result in pool.imap(run, jobs):
+                print_lines(f'{package} {result.family}: {result.state} {result.reason}'.strip())
+                results.append(result)
+        count = Counter(result.state for result in results)
+        print_lines(f'{package}: {count["works"]} of {len(results) - count["not exchangeable"]}')
+        failed = failed or count['works'] + count['not exchangeable'] < len(results)
+        if args.out:
+            replace_table(Path(args.out), package, results)
+    if failed:
+        raise SystemExit(1)
+
+
+def run(job):
+    family, files, build_only = job
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore')
+    logging.disable(logging.WARNING)
+    signal.signal(signal.SIGALRM, time_out)
+    signal.alarm(LIMIT)
+    return try_family(family, files, check_model, build_only)
+
+
+def time_out(*_):
+    raise TimeoutError(f'not finished after {LIMIT} s')
+
+
+def replace_table(path, package, results):
+    """Replace the table that follows the heading ``## PACKAGE``."""
+    rows = [f'| {r.family} | {r.config} | {r.state} | {r.reason} |' for r in results]
+    table = '\n'.join(['| family | config | state | reason |', '|---|---|---|---|', *rows])
+    text = path.read_text()
+    path.write_text(
+        re.sub(rf'(## {package}\n.*?\n)\|.*?\n\n', rf'\1{table}\n\n', text, flags=re.DOTALL)
+    )
+
+
+if __name__ == '__main__':
+    main()

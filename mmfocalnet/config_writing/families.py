@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +27,8 @@ class Result:
     Attributes:
         family: Name of its folder.
         config: The config that was tried.
-        state: ``'works'``, ``'not exchangeable'`` if the backbone cannot be replaced, or the step
-            that failed: ``'read'``, ``'build'`` or ``'run'``.
+        state: ``'works'``, ``'not exchangeable'`` if the backbone cannot be replaced, ``'stack'``
+            if the model fails with its own backbone as well, else ``'fails'``.
         reason: The error; empty if it works.
     """
 
@@ -70,25 +71,35 @@ def try_family(
         if result.state == 'works':
             return result
         results.append(result)
-    # Prefer one whose backbone was replaced.
-    return min(results, key=lambda r: r.state in ('read', 'not exchangeable'))
+    return min(results, key=lambda r: ('fails', 'stack', 'not exchangeable').index(r.state))
 
 
 def _try_config(
     family: str, file: Path, check: Callable[[Config], None], build_only: bool
 ) -> Result:
-    state = 'read'
-    try:
-        cfg = read_base(str(file))
-        state = 'not exchangeable'
-        cfg = swap_backbone(cfg, **NARROW).cfg
-        state = 'build'
-        check(cfg)
+    def use(cfg: Config) -> None:
         model = build_model(cfg)
-        state = 'run'
         if not build_only:
             try_model(cfg, model)
+
+    state = 'stack'
+    try:
+        original = read_base(str(file))
+        state = 'not exchangeable'
+        cfg = swap_backbone(original, **NARROW).cfg
+        state = 'fails'
+        check(cfg)
+        use(cfg)
     except Exception as error:
-        name = '' if isinstance(error, ConfigError) else f'{type(error).__name__}: '
-        return Result(family, file.name, state, short_text(name + ' '.join(str(error).split())))
+        if state == 'fails':
+            with suppress(Exception):
+                use(original)
+                return Result(family, file.name, state, _reason(error))
+            state = 'stack'
+        return Result(family, file.name, state, _reason(error))
     return Result(family, file.name, 'works')
+
+
+def _reason(error: Exception) -> str:
+    name = '' if isinstance(error, ConfigError) else f'{type(error).__name__}: '
+    return short_text(name + ' '.join(str(error).split()))

@@ -69,6 +69,7 @@ def swap_backbone(cfg: Config, **backbone: Any) -> Swap:
     channels = _Channels([c for c, _ in levels], widths, swap.notes)
     for path, module in host.readers():
         channels.replace(module, path)
+    _pass_channels_through(host, channels)
     for owner in (swap.cfg.model, host.part):
         if owner.get('pretrained'):
             owner.pretrained = None
@@ -258,6 +259,21 @@ class _Channels:
         if isinstance(index, int):
             return self.new[index]
         return dict(zip(self.old, self.new, strict=True)).get(value, value)
+
+
+def _pass_channels_through(host: _Host, channels: _Channels) -> None:
+    """Adapt a neck that passes the features on and adds levels (SSDNeck), and its head."""
+    neck, head = host.part.get('neck'), host.part.get('bbox_head')
+    outputs = neck.get('out_channels') if isinstance(neck, dict) else None
+    count = len(channels.old)
+    if not isinstance(outputs, tuple) or list(outputs[:count]) != channels.old:
+        return
+    for module, key in ((neck, 'out_channels'), (head, 'in_channels')):
+        if module[key] == outputs:
+            channels.notes[f'{host.path}.{"neck" if module is neck else "bbox_head"}.{key}'] = (
+                f'was {outputs}'
+            )
+            module[key] = (*channels.new, *outputs[count:])
 
 
 def _normalize_images(swap: Swap) -> None:

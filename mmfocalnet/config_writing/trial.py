@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
@@ -20,15 +21,22 @@ _BOXES = [[8.0, 8.0, 72.0, 56.0], [40.0, 48.0, 120.0, 120.0], [90.0, 4.0, 110.0,
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """Build the model of a config with random weights, from a copy of its config."""
+    """Build the model of a config with random weights, from a copy of its config.
+
+    It has the batch norm of one process: mmcv's synchronized one needs compiled ops.
+    """
+    torch.manual_seed(0)
     model = copy.deepcopy(cfg.model)
     if 'data_preprocessor' in cfg and 'data_preprocessor' not in model:
         model.data_preprocessor = copy.deepcopy(cfg.data_preprocessor)
     for part in find_dicts(model):
+        if type_name(part) == 'MMSyncBN':
+            part['type'] = 'BN'
         if type_name(part.get('init_cfg')) == 'Pretrained':
             part['init_cfg'] = None
-        if isinstance(part.get('pretrained'), str):
-            part['pretrained'] = None
+        for key in ('pretrained', 'teacher_ckpt'):
+            if isinstance(part.get(key), str):
+                part[key] = None
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = MODELS.build(model)
         model.init_weights()
@@ -36,7 +44,7 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def try_model(cfg: Config, model: nn.Module) -> None:
-    """Compute a loss with its gradients and a prediction for two random images.
+    """Compute a loss with its gradients and a prediction for random images.
 
     Args:
         cfg: The config.
@@ -46,68 +54,120 @@ def try_model(cfg: Config, model: nn.Module) -> None:
         Exception: Whatever the model raises.
         ArithmeticError: If the loss is NaN or infinite.
     """
+    compute_gradients(cfg, model)
+    model.eval()
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), torch.no_grad():
+        model(**model.data_preprocessor(_batch(cfg, training=False), False), mode='predict')
+
+
+def compute_gradients(cfg: Config, model: nn.Module) -> None:
+    """Compute the loss of two random images and its gradients; raises as `try_model`."""
     torch.manual_seed(0)
-    scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
-    with scope:
-        MessageHub.get_current_instance().update_info('iter', 0)  # some losses warm up
-        model.train()
-        data = model.data_preprocessor(_batch(cfg), True)
+    MessageHub.get_current_instance().update_info('iter', 0)  # some losses warm up
+    model.train()
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        data = model.data_preprocessor(_batch(cfg, training=True), True)
         loss, _ = model.parse_losses(model(**data, mode='loss'))
-        if not torch.isfinite(loss):
-            raise ArithmeticError(f'the loss is {loss.item()}')
-        loss.backward()
-        model.eval()
-        with torch.no_grad():
-            model(**model.data_preprocessor(_batch(cfg), False), mode='predict')
+    if not torch.isfinite(loss):
+        raise ArithmeticError(f'the loss is {loss.item()}')
+    loss.backward()
 
 
-def _batch(cfg: Config) -> dict[str, Any]:
-    # Two-stage DETRs select 900 proposals, so they need as many positions.
-    size = 256 if cfg.model.get('as_two_stage') else 128
+def _batch(cfg: Config, training: bool) -> dict[str, Any]:
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    if type_name(preprocessor) == 'TrackDataPreprocessor':
+        return _videos(cfg, training)
+    if type_name(preprocessor) == 'MultiBranchDataPreprocessor' and training:
+        return _branches(cfg)
+    size = _image_size(cfg)
     samples = dict(mmseg=_segmentation_sample, mmpretrain=_classification_sample)
     make = samples.get(cfg.get('default_scope'), _detection_sample)
     images = [torch.randint(256, (3, size, size), dtype=torch.uint8) for _ in range(2)]
-    return dict(inputs=images, data_samples=[make(size) for _ in images])
+    return dict(inputs=images, data_samples=[make(cfg, size) for _ in images])
+
+
+def _image_size(cfg: Config) -> int:
+    if cfg.model.get('as_two_stage'):
+        return 256  # two-stage DETRs select 900 proposals, so they need as many positions
+    return 320 if type_name(cfg.model.get('neck')) == 'SSDNeck' else 128
+
+
+def _branches(cfg: Config) -> dict[str, Any]:
+    """Images with labels, and two views of images without, for semi-supervised training."""
+    branches = ('sup', 'unsup_teacher', 'unsup_student')
+    return dict(
+        inputs={b: list(torch.randint(256, (2, 3, 128, 128), dtype=torch.uint8)) for b in branches},
+        data_samples={b: [_detection_sample(cfg, 128) for _ in range(2)] for b in branches},
+    )
 
 
 def _metainfo(size: int) -> dict[str, Any]:
-    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (size, size))
-    return dict(shapes, scale_factor=(1.0, 1.0), flip=False, border=[0, size, 0, size], img_id=0)
+    shapes = dict.fromkeys(
+        ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (size, size)
+    )
+    return dict(
+        shapes,
+        scale_factor=(1.0, 1.0),
+        flip=False,
+        border=[0, size, 0, size],
+        img_id=0,
+        frame_id=0,
+        homography_matrix=np.eye(3, dtype=np.float32),
+    )
 
 
 def _label_map(size: int) -> Tensor:
     return torch.randint(2, (1, size, size))
 
 
-def _segmentation_sample(size: int) -> Any:
+def _segmentation_sample(cfg: Config, size: int) -> Any:
     from mmseg.structures import SegDataSample
 
-    return SegDataSample(gt_sem_seg=PixelData(data=_label_map(size)), metainfo=_metainfo(size))
+    fields = dict(gt_sem_seg=PixelData(data=_label_map(size)), metainfo=_metainfo(size))
+    return SegDataSample(gt_edge_map=PixelData(data=_label_map(size)), **fields)
 
 
-def _classification_sample(size: int) -> Any:
+def _classification_sample(cfg: Config, size: int) -> Any:
     from mmpretrain.structures import DataSample
 
     return DataSample(metainfo=_metainfo(size)).set_gt_label(0)
 
 
-def _detection_sample(size: int) -> Any:
+def _detection_sample(cfg: Config, size: int) -> Any:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
     boxes = torch.tensor(_BOXES)
-    masks = torch.zeros(len(boxes), size, size, dtype=torch.uint8)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[y1:y2, x1:x2] = 1
-    objects = dict(
+    objects = InstanceData(
         bboxes=boxes,
         labels=torch.zeros(len(boxes), dtype=torch.long),
-        masks=BitmapMasks(masks.numpy(), size, size),
+        instances_ids=torch.arange(len(boxes)),
     )
-    return DetDataSample(
-        gt_instances=InstanceData(**objects),
+    if any(part.get('with_mask') for part in find_dicts(cfg.get('train_dataloader') or {})):
+        masks = torch.zeros(len(boxes), size, size, dtype=torch.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = 1
+        objects.masks = BitmapMasks(masks.numpy(), size, size)
+    sample = DetDataSample(
+        gt_instances=objects,
         ignored_instances=InstanceData(bboxes=torch.zeros(0, 4)),
         gt_sem_seg=PixelData(sem_seg=_label_map(size)),
-        proposals=InstanceData(bboxes=boxes),
         metainfo=_metainfo(size),
     )
+    if 'rpn_head' not in cfg.model:  # Fast R-CNN
+        sample.proposals = InstanceData(bboxes=boxes)
+    return sample
+
+
+def _videos(cfg: Config, training: bool) -> dict[str, Any]:
+    """Two videos of a key frame and a reference frame, or one of one frame for a prediction."""
+    from mmdet.structures import TrackDataSample
+
+    size, frames, videos = 128, 1 + training, 1 + training
+    samples = []
+    for _ in range(videos):
+        sample = TrackDataSample(metainfo=dict(key_frames_inds=[0], ref_frames_inds=[1]))
+        sample.video_data_samples = [_detection_sample(cfg, size) for _ in range(frames)]
+        samples.append(sample)
+    images = torch.randint(256, (videos, frames, 3, size, size), dtype=torch.uint8)
+    return dict(inputs=list(images), data_samples=samples)

@@ -131,7 +131,14 @@ def test_pretrained_backbones(arch):
 def test_tool_writes_a_config_that_resolves_to_the_swap(tmp_path):
     name = 'mmdet::atss/atss_r50_fpn_1x_coco.py'
     done = run(
-        'swap_backbone', name, '--arch', 'tiny_srf', '--out', 'new.py', folder=tmp_path, cwd=tmp_path
+        'swap_backbone',
+        name,
+        '--arch',
+        'tiny_srf',
+        '--out',
+        'new.py',
+        folder=tmp_path,
+        cwd=tmp_path,
     )
     assert 'new.py' in done.stdout
     expected = swap_backbone(read_base(name), **pretrained_backbone('tiny_srf')).cfg

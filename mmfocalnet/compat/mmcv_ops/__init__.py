@@ -20,13 +20,24 @@ from typing import Any
 
 import torch
 
-from mmfocalnet.compat.mmcv_ops import focal_loss, multi_scale_deform_attn, nms, roi_align
+from mmfocalnet.compat.mmcv_ops import (
+    deform_conv,
+    focal_loss,
+    multi_scale_deform_attn,
+    nms,
+    roi_align,
+)
 from mmfocalnet.compat.mmcv_ops.common import EXT, log_ops_provider, ops_provider
 from mmfocalnet.compat.module_finder import ModuleFinder
 
 __all__ = ['OPS', 'ensure_mmcv_ops', 'log_ops_provider', 'ops_provider']
 
 _PYTORCH_OPS = dict(
+    deform_conv_forward=deform_conv.deform_conv_forward,
+    deform_conv_backward_input=deform_conv.deform_conv_backward_input,
+    deform_conv_backward_parameters=deform_conv.deform_conv_backward_parameters,
+    modulated_deform_conv_forward=deform_conv.modulated_deform_conv_forward,
+    modulated_deform_conv_backward=deform_conv.modulated_deform_conv_backward,
     nms=nms.nms,
     roi_align_forward=roi_align.roi_align_forward,
     roi_align_backward=roi_align.roi_align_backward,

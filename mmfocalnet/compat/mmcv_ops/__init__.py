@@ -25,27 +25,34 @@ from mmfocalnet.compat.mmcv_ops import (
     focal_loss,
     multi_scale_deform_attn,
     nms,
+    nms_match,
     roi_align,
+    soft_nms,
 )
 from mmfocalnet.compat.mmcv_ops.common import EXT, log_ops_provider, ops_provider
 from mmfocalnet.compat.module_finder import ModuleFinder
 
 __all__ = ['OPS', 'ensure_mmcv_ops', 'log_ops_provider', 'ops_provider']
 
-_PYTORCH_OPS = dict(
-    deform_conv_forward=deform_conv.deform_conv_forward,
-    deform_conv_backward_input=deform_conv.deform_conv_backward_input,
-    deform_conv_backward_parameters=deform_conv.deform_conv_backward_parameters,
-    modulated_deform_conv_forward=deform_conv.modulated_deform_conv_forward,
-    modulated_deform_conv_backward=deform_conv.modulated_deform_conv_backward,
-    nms=nms.nms,
-    roi_align_forward=roi_align.roi_align_forward,
-    roi_align_backward=roi_align.roi_align_backward,
-    sigmoid_focal_loss_forward=focal_loss.sigmoid_focal_loss_forward,
-    sigmoid_focal_loss_backward=focal_loss.sigmoid_focal_loss_backward,
-    ms_deform_attn_forward=multi_scale_deform_attn.ms_deform_attn_forward,
-    ms_deform_attn_backward=multi_scale_deform_attn.ms_deform_attn_backward,
-)
+_PYTORCH_OPS = {
+    op.__name__: op
+    for op in (
+        deform_conv.deform_conv_forward,
+        deform_conv.deform_conv_backward_input,
+        deform_conv.deform_conv_backward_parameters,
+        deform_conv.modulated_deform_conv_forward,
+        deform_conv.modulated_deform_conv_backward,
+        focal_loss.sigmoid_focal_loss_forward,
+        focal_loss.sigmoid_focal_loss_backward,
+        multi_scale_deform_attn.ms_deform_attn_forward,
+        multi_scale_deform_attn.ms_deform_attn_backward,
+        nms.nms,
+        nms_match.nms_match,
+        roi_align.roi_align_forward,
+        roi_align.roi_align_backward,
+        soft_nms.softnms,
+    )
+}
 # Ops by provider and by their name in `mmcv._ext`.
 OPS: dict[str, dict[str, Callable]] = dict(
     pytorch=_PYTORCH_OPS,

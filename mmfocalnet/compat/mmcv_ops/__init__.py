@@ -44,6 +44,8 @@ _PYTORCH_OPS = {
         deform_conv.modulated_deform_conv_backward,
         focal_loss.sigmoid_focal_loss_forward,
         focal_loss.sigmoid_focal_loss_backward,
+        focal_loss.softmax_focal_loss_forward,
+        focal_loss.softmax_focal_loss_backward,
         multi_scale_deform_attn.ms_deform_attn_forward,
         multi_scale_deform_attn.ms_deform_attn_backward,
         nms.nms,

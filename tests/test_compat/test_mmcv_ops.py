@@ -380,7 +380,8 @@ def no_ext(monkeypatch):
 
 def hide_ext(monkeypatch, finder=None):
     importlib.import_module('mmcv')
-    finders = [f for f in sys.meta_path if not isinstance(f, mmcv_ops.ExtFinder)]
+    ours = (mmcv_ops.ExtFinder, mmcv_ops.RoIAlignFinder)
+    finders = [f for f in sys.meta_path if not isinstance(f, ours)]
     missing = ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext')
     monkeypatch.setattr(sys, 'meta_path', [finder or RaisingFinder(missing), *finders])
     monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
@@ -404,6 +405,24 @@ def test_pytorch_provides_missing_ops(no_ext):
     assert sys.modules['mmcv._ext'] is ext and sys.meta_path == finders
     assert importlib.import_module('mmcv')._ext is ext
     assert ext.nms is nms.nms
+
+
+@pytest.mark.parametrize('provider', ['pytorch', 'torchvision'])
+def test_roi_align_with_use_torchvision(monkeypatch, fake_torchvision, provider):
+    importlib.import_module('mmcv.ops')
+    hide_ext(monkeypatch)
+    if provider == 'pytorch':
+        monkeypatch.setitem(sys.modules, 'torchvision', None)
+    assert ensure_mmcv_ops() == provider
+    monkeypatch.delitem(sys.modules, 'mmcv.ops.roi_align')
+    spec = importlib.util.find_spec('mmcv.ops.roi_align')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pool = module.RoIAlign((4, 6), SCALE, 2, use_torchvision=True)
+    assert pool.use_torchvision == (provider == 'torchvision')
+    if provider == 'pytorch':
+        x, rois = torch.randn(2, 3, 24, 36), random_rois(10)
+        assert torch.equal(pool(x, rois), module.roi_align(x, rois, (4, 6), SCALE, 2))
 
 
 def test_replacement_reloads_and_its_ops_pickle(no_ext):

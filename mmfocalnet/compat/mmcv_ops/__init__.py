@@ -15,6 +15,8 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -86,6 +88,8 @@ def ensure_mmcv_ops() -> str:
         provider = 'torchvision' if _torchvision_imports() else 'pytorch'
         # First, because a compiled file that does not load still has a finder.
         sys.meta_path.insert(0, ExtFinder(provider))
+        if provider == 'pytorch':
+            sys.meta_path.insert(0, RoIAlignFinder())
         importlib.import_module(EXT)
     return ops_provider()
 
@@ -147,6 +151,30 @@ class ExtFinder(ModuleFinder):
             get_compiling_cuda_version=lambda: not_compiled,
             __getattr__=_missing_op,
         )
+
+
+class RoIAlignFinder(MetaPathFinder):
+    """Lets `mmcv.ops.RoIAlign(use_torchvision=True)`, as in CrowdDet, run without torchvision.
+
+    It changes the class when mmcv.ops is imported, which `import mmfocalnet` does not do.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return mmcv's spec of `mmcv.ops.roi_align` with an extended loader."""
+        if fullname != 'mmcv.ops.roi_align':
+            return None
+        spec: Any = PathFinder.find_spec(fullname, path)
+        exec_module = spec.loader.exec_module
+
+        def exec_and_change(module: Any) -> None:
+            exec_module(module)
+            # Assignments in __init__ have no effect: `forward` calls the op.
+            module.RoIAlign.use_torchvision = property(lambda self: False, lambda self, value: None)
+
+        spec.loader.exec_module = exec_and_change
+        return spec
 
 
 def _missing_op(name: str) -> Callable:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from mmfocalnet.compat.mmcv_ops import (
+    carafe,
     deform_conv,
     focal_loss,
     multi_scale_deform_attn,
@@ -39,6 +40,10 @@ __all__ = ['OPS', 'ensure_mmcv_ops', 'log_ops_provider', 'ops_provider']
 _PYTORCH_OPS = {
     op.__name__: op
     for op in (
+        carafe.carafe_forward,
+        carafe.carafe_backward,
+        carafe.carafe_naive_forward,
+        carafe.carafe_naive_backward,
         deform_conv.deform_conv_forward,
         deform_conv.deform_conv_backward_input,
         deform_conv.deform_conv_backward_parameters,

@@ -26,10 +26,13 @@ from mmfocalnet.compat.mmcv_ops import (
     carafe,
     deform_conv,
     focal_loss,
+    masked_conv,
     multi_scale_deform_attn,
     nms,
     nms_match,
+    psa_mask,
     roi_align,
+    roi_pool,
     soft_nms,
 )
 from mmfocalnet.compat.mmcv_ops.common import EXT, log_ops_provider, ops_provider
@@ -53,12 +56,18 @@ _PYTORCH_OPS = {
         focal_loss.sigmoid_focal_loss_backward,
         focal_loss.softmax_focal_loss_forward,
         focal_loss.softmax_focal_loss_backward,
+        masked_conv.masked_im2col_forward,
+        masked_conv.masked_col2im_forward,
         multi_scale_deform_attn.ms_deform_attn_forward,
         multi_scale_deform_attn.ms_deform_attn_backward,
         nms.nms,
         nms_match.nms_match,
+        psa_mask.psamask_forward,
+        psa_mask.psamask_backward,
         roi_align.roi_align_forward,
         roi_align.roi_align_backward,
+        roi_pool.roi_pool_forward,
+        roi_pool.roi_pool_backward,
         soft_nms.softnms,
     )
 }

@@ -95,7 +95,9 @@ def _axes(rois: Tensor, pooling: _Pooling) -> tuple[_Axis, _Axis]:
     return axis(y1, y2, pooling.bins[0]), axis(x1, x2, pooling.bins[1])
 
 
-def _groups(taps: tuple[Tensor, Tensor], bins: tuple[int, int], width: int) -> Iterator[Tensor]:
+def groups_by_size(
+    taps: tuple[Tensor, Tensor], bins: tuple[int, int], width: int
+) -> Iterator[Tensor]:
     """Group RoI indices by numbers (R,) of taps per bin, in chunks of `_CHUNK_ELEMENTS`.
 
     A group is padded to its longest bin of either axis, so that the numbers in it differ by less
@@ -146,7 +148,7 @@ class _Bags(NamedTuple):
 def _bags(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> Iterator[_Bags]:
     """The bags of all rois (R, 5) on maps (H, W), in chunks of `_CHUNK_ELEMENTS`."""
     held: list[_Bags] = []
-    for bags in _bags_of_groups(rois, size, pooling):
+    for bags in _bags_ofgroups_by_size(rois, size, pooling):
         held.append(bags)
         if sum(len(b.pixels) for b in held) > _CHUNK_ELEMENTS:
             yield _Bags(*map(torch.cat, zip(*held, strict=True)))
@@ -155,11 +157,13 @@ def _bags(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> Iterator[_B
         yield _Bags(*map(torch.cat, zip(*held, strict=True)))
 
 
-def _bags_of_groups(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> Iterator[_Bags]:
+def _bags_ofgroups_by_size(
+    rois: Tensor, size: tuple[int, int], pooling: _Pooling
+) -> Iterator[_Bags]:
     axes = _axes(rois, pooling)
     adaptive = pooling.sampling_ratio <= 0
     taps = [torch.where(a.grid > 0, a.grid + 1, 0) if adaptive else 2 * a.grid for a in axes]
-    for group in _groups(taps, pooling.bins, width=1):
+    for group in groups_by_size(taps, pooling.bins, width=1):
         (y, wy), (x, wx) = (
             axis.select(group).taps(bins, pixels, adaptive)
             for axis, bins, pixels in zip(axes, pooling.bins, size, strict=True)
@@ -180,7 +184,7 @@ def _largest_samples(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """RoI indices (n,), and value, row and column (n, h, w, C) of each bin's largest sample."""
     axes = _axes(rois, pooling)
-    for group in _groups([a.grid for a in axes], pooling.bins, width=table.shape[1]):
+    for group in groups_by_size([a.grid for a in axes], pooling.bins, width=table.shape[1]):
         samples = [a.select(group).samples(b) for a, b in zip(axes, pooling.bins, strict=True)]
         (y, y_exists), (x, x_exists) = samples
         values = _sample_values(table, rois[group, 0].long(), y, x, size)
@@ -269,7 +273,7 @@ def roi_align_forward(
     log_ops_provider()
     pooling = _Pooling((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
     rois = _proper_rois(rois, compute_dtype(input))
-    table = _channels_last(input).to(rois.dtype)
+    table = channels_last(input).to(rois.dtype)
     if pool_mode == 0:
         output.fill_(_MAX_START)
         argmax_y.fill_(-1)
@@ -317,7 +321,7 @@ def roi_align_backward(
         return
     batch, channels, height, width = grad_input.shape
     for bags in _bags(rois, (height, width), pooling):
-        grad = _channels_last(grad_output[bags.rois])
+        grad = channels_last(grad_output[bags.rois])
         grad = bags.spread(grad, batch * height * width).view(batch, height, width, channels)
         grad_input.add_(grad.permute(0, 3, 1, 2))
 
@@ -332,7 +336,7 @@ def _proper_rois(rois: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([image, low, torch.maximum(low, high)], dim=1)
 
 
-def _channels_last(features: Tensor) -> Tensor:
+def channels_last(features: Tensor) -> Tensor:
     """(B, C, H, W) -> (B*H*W, C)."""
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 

@@ -185,3 +185,16 @@ def test_channels_last(convs):
     torch.testing.assert_close(*outputs)
     grads = (torch.autograd.grad(y.sum(), t)[0] for y, t in zip(outputs, (x, strided), strict=True))
     torch.testing.assert_close(*grads)
+
+
+def test_v2_uses_the_first_elements_of_larger_offsets(convs):
+    # DyHead passes the offsets of one level of the pyramid with the features of the next.
+    x, _, _, weight, _ = random_inputs((3, 4), *CASES[0])
+    offset = torch.randn(2, 18, 6, 8, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(2, 9, 6, 8, dtype=torch.float64, requires_grad=True)
+    first = [t.flatten(1)[:, : t[0].numel() // 4].view(2, -1, 3, 4) for t in (offset, mask)]
+    y = convs.v2(x, offset, mask, weight, None, padding=1)
+    expected = convs.v2(x, *first, weight, None, padding=1)
+    assert_equal_with_grads(y, expected, [x, offset, mask, weight])
+    with pytest.raises(ValueError, match=r'\(6, 8\).*\(3, 4\)'):
+        convs.v1(x, offset, weight, padding=1)

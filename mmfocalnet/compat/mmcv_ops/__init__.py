@@ -1,8 +1,7 @@
 """Replacements for the ops of `mmcv._ext`, which `pip install mmcv` does not compile.
 
-Without `mmcv._ext`, `import mmdet.models` fails. Our models call four of its ops: `nms` and
-`roi_align`, and on GPUs `sigmoid_focal_loss` and `ms_deform_attn`. They are implemented here, one
-module each, for any device. Any other op raises an error with the name of the op.
+Without `mmcv._ext`, `import mmdet.models` fails. The ops that models of mmdet and mmseg call are
+implemented here, for any device. Any other op raises an error with its name.
 
 The provider is, in this order, a compiled mmcv, which is left untouched, torchvision for `nms` and
 `roi_align`, or plain PyTorch.
@@ -25,6 +24,7 @@ import torch
 from mmfocalnet.compat.mmcv_ops import (
     carafe,
     deform_conv,
+    deform_roi_pool,
     focal_loss,
     masked_conv,
     multi_scale_deform_attn,
@@ -52,6 +52,8 @@ _PYTORCH_OPS = {
         deform_conv.deform_conv_backward_parameters,
         deform_conv.modulated_deform_conv_forward,
         deform_conv.modulated_deform_conv_backward,
+        deform_roi_pool.deform_roi_pool_forward,
+        deform_roi_pool.deform_roi_pool_backward,
         focal_loss.sigmoid_focal_loss_forward,
         focal_loss.sigmoid_focal_loss_backward,
         focal_loss.softmax_focal_loss_forward,

@@ -15,6 +15,7 @@ right, and at -1 it is 0, as in the compiled op.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -65,7 +66,15 @@ def deform_conv_forward(
         ones: Not used, likewise.
         settings: dH and dW (stride), padH, padW, dilationH, dilationW, group, deformable_group.
             kH, kW and im2col_step are not used.
+
+    Raises:
+        ValueError: If offsets and output differ in size.
     """
+    if offset.shape[2:] != output.shape[2:]:
+        raise ValueError(
+            f'deform_conv: the offsets are of size {tuple(offset.shape[2:])}, expected '
+            f'{tuple(output.shape[2:])}, the size of the output'
+        )
     _forward(_convolution(_V1, settings), (input, offset, _no_mask(offset), weight), output)
 
 
@@ -130,8 +139,9 @@ def modulated_deform_conv_forward(
         weight: Shape (D, C / group, kH, kW).
         bias: Shape (D,).
         ones: Not used: a buffer of the compiled op.
-        offset: Offsets (y, x) in pixels, shape (B, deformable_group * kH * kW * 2, h, w).
-        mask: Factors, shape (B, deformable_group * kH * kW, h, w).
+        offset: Offsets (y, x) in pixels, shape (B, deformable_group * kH * kW * 2, h, w). If h and
+            w are larger, the first elements of each image are used, in the order of memory.
+        mask: Factors, shape (B, deformable_group * kH * kW, h, w), likewise.
         output: Filled with the results (B, D, h, w).
         columns: Not used, like `ones`.
         with_bias: Add the bias.
@@ -228,32 +238,38 @@ def _convolve(
 ) -> Tensor:
     """Convolve one image, without bias: (C, H, W) -> (D, h, w)."""
     height, width = x.shape[1:]
-    out_size, kernel = offset.shape[1:], weight.shape[2:]
-    grid = (
-        torch.arange(n, device=x.device) * s + (torch.arange(k, device=x.device) * d - p)[:, None]
-        for n, k, s, p, d in zip(out_size, kernel, stride, padding, dilation, strict=True)
+    kernel = weight.shape[2:]
+    axes = zip((height, width), kernel, stride, padding, dilation, strict=True)
+    grid_y, grid_x = (  # (kH, h), (kW, w)
+        torch.arange(0, n + 2 * p - d * (k - 1), s, device=x.device)
+        + (torch.arange(k, device=x.device) * d - p)[:, None]
+        for n, k, s, p, d in axes
     )
-    grid_y, grid_x = grid  # (kH, h), (kW, w)
-    offset_y, offset_x = offset.view(deform_groups, *kernel, 2, *out_size).unbind(3)
-    y = offset_y + grid_y[:, None, :, None]  # (G, kH, kW, h, w) for G deform_groups
+    points = (deform_groups, *kernel, grid_y.shape[1], grid_x.shape[1])
+    # The first elements, because DyHead passes offsets and masks of a map of twice the size, which
+    # the compiled op reads in this way.
+    offset = offset.flatten()[: 2 * math.prod(points)].view(*points[:3], 2, *points[3:])
+    mask = mask.flatten()[: math.prod(points)].view(points)
+    offset_y, offset_x = offset.unbind(3)
+    y = offset_y + grid_y[:, None, :, None]  # as `points`
     x_at = offset_x + grid_x[:, None]
     inside = (y > -1) & (y < height) & (x_at > -1) & (x_at < width)
-    i, weight_y = _taps(y.where(inside, -2), height)
-    j, weight_x = _taps(x_at.where(inside, -2), width)
+    i, weight_y = bilinear_taps(y.where(inside, -2), height)
+    j, weight_x = bilinear_taps(x_at.where(inside, -2), width)
     part = torch.arange(deform_groups, device=x.device)[:, None, None, None, None, None]
     pixels = ((part * height + i) * width)[..., :, None] + j[..., None, :]
-    shares = weight_y[..., :, None] * weight_x[..., None, :] * mask.view_as(y)[..., None, None]
+    shares = weight_y[..., :, None] * weight_x[..., None, :] * mask[..., None, None]
     # Rows are pixels of a part of the channels.
     table = x.reshape(deform_groups, -1, height * width).transpose(1, 2).flatten(0, 1)
     samples = F.embedding_bag(
         pixels.view(-1, 4), table, mode='sum', per_sample_weights=shares.view(-1, 4)
     )
-    samples = samples.view(deform_groups, kernel.numel(), out_size.numel(), -1)
-    samples = samples.permute(0, 3, 1, 2).reshape(groups, -1, out_size.numel())
-    return (weight.reshape(groups, -1, samples.shape[1]) @ samples).view(-1, *out_size)
+    samples = samples.view(deform_groups, kernel.numel(), math.prod(points[3:]), -1)
+    samples = samples.permute(0, 3, 1, 2).reshape(groups, -1, samples.shape[2])
+    return (weight.reshape(groups, -1, samples.shape[1]) @ samples).view(-1, *points[3:])
 
 
-def _taps(at: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def bilinear_taps(at: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The two pixels (..., 2) around each coordinate and their weights, zero outside the map."""
     low = at.floor()
     pixels = torch.stack([low, low + 1], dim=-1)

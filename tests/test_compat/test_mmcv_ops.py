@@ -380,7 +380,8 @@ def no_ext(monkeypatch):
 
 def hide_ext(monkeypatch, finder=None):
     importlib.import_module('mmcv')
-    finders = [f for f in sys.meta_path if not isinstance(f, mmcv_ops.ExtFinder)]
+    ours = (mmcv_ops.ExtFinder, mmcv_ops.RoIAlignFinder)
+    finders = [f for f in sys.meta_path if not isinstance(f, ours)]
     missing = ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext')
     monkeypatch.setattr(sys, 'meta_path', [finder or RaisingFinder(missing), *finders])
     monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
@@ -406,20 +407,38 @@ def test_pytorch_provides_missing_ops(no_ext):
     assert ext.nms is nms.nms
 
 
+@pytest.mark.parametrize('provider', ['pytorch', 'torchvision'])
+def test_roi_align_with_use_torchvision(monkeypatch, fake_torchvision, provider):
+    importlib.import_module('mmcv.ops')
+    hide_ext(monkeypatch)
+    if provider == 'pytorch':
+        monkeypatch.setitem(sys.modules, 'torchvision', None)
+    assert ensure_mmcv_ops() == provider
+    monkeypatch.delitem(sys.modules, 'mmcv.ops.roi_align')
+    spec = importlib.util.find_spec('mmcv.ops.roi_align')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pool = module.RoIAlign((4, 6), SCALE, 2, use_torchvision=True)
+    assert pool.use_torchvision == (provider == 'torchvision')
+    if provider == 'pytorch':
+        x, rois = torch.randn(2, 3, 24, 36), random_rois(10)
+        assert torch.equal(pool(x, rois), module.roi_align(x, rois, (4, 6), SCALE, 2))
+
+
 def test_replacement_reloads_and_its_ops_pickle(no_ext):
     ensure_mmcv_ops()
     ext = sys.modules['mmcv._ext']
     assert importlib.util.find_spec('mmcv._ext') is ext.__spec__
     assert importlib.reload(ext) is ext and ensure_mmcv_ops() == 'pytorch'
     assert pickle.loads(pickle.dumps(ext.nms)) is ext.nms
-    pickle.loads(pickle.dumps(ext.softnms))
+    pickle.loads(pickle.dumps(ext.nms_rotated))
     assert not hasattr(ext, '__path__')
 
 
 def test_other_ops_raise_with_their_name(no_ext):
     ensure_mmcv_ops()
-    with pytest.raises(NotImplementedError, match='softnms'):
-        sys.modules['mmcv._ext'].softnms(torch.zeros(1, 4))
+    with pytest.raises(NotImplementedError, match='nms_rotated'):
+        sys.modules['mmcv._ext'].nms_rotated(torch.zeros(1, 5))
 
 
 def test_torchvision_provides_missing_ops(monkeypatch, fake_torchvision):
@@ -514,11 +533,8 @@ def test_new_process_imports_mmdet_and_raises_on_missing_ops():
     from mmcv.utils import collect_env
     assert collect_env()['MMCV Compiler'].startswith('not compiled')
     assert collect_env()['MMCV CUDA Compiler'].startswith('not compiled')
-    with pytest.raises(NotImplementedError, match='softnms'):
-        mmcv.ops.soft_nms(torch.zeros(1, 4), torch.zeros(1))
-    with pytest.raises(NotImplementedError, match='deform_conv_forward'):
-        weight = torch.zeros(1, 1, 3, 3)
-        mmcv.ops.deform_conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 18, 6, 6), weight)
+    with pytest.raises(NotImplementedError, match='nms_rotated'):
+        mmcv.ops.nms_rotated(torch.zeros(1, 5), torch.zeros(1), 0.5)
     print('to here')
     for _ in range(2):
         mmcv.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)

@@ -1,8 +1,7 @@
 """Replacements for the ops of `mmcv._ext`, which `pip install mmcv` does not compile.
 
-Without `mmcv._ext`, `import mmdet.models` fails. Our models call four of its ops: `nms` and
-`roi_align`, and on GPUs `sigmoid_focal_loss` and `ms_deform_attn`. They are implemented here, one
-module each, for any device. Any other op raises an error with the name of the op.
+Without `mmcv._ext`, `import mmdet.models` fails. The ops that models of mmdet and mmseg call are
+implemented here, for any device. Any other op raises an error with its name.
 
 The provider is, in this order, a compiled mmcv, which is left untouched, torchvision for `nms` and
 `roi_align`, or plain PyTorch.
@@ -15,26 +14,65 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from mmfocalnet.compat.mmcv_ops import focal_loss, multi_scale_deform_attn, nms, roi_align
+from mmfocalnet.compat.mmcv_ops import (
+    carafe,
+    deform_conv,
+    deform_roi_pool,
+    focal_loss,
+    masked_conv,
+    multi_scale_deform_attn,
+    nms,
+    nms_match,
+    psa_mask,
+    roi_align,
+    roi_pool,
+    soft_nms,
+)
 from mmfocalnet.compat.mmcv_ops.common import EXT, log_ops_provider, ops_provider
 from mmfocalnet.compat.module_finder import ModuleFinder
 
 __all__ = ['OPS', 'ensure_mmcv_ops', 'log_ops_provider', 'ops_provider']
 
-_PYTORCH_OPS = dict(
-    nms=nms.nms,
-    roi_align_forward=roi_align.roi_align_forward,
-    roi_align_backward=roi_align.roi_align_backward,
-    sigmoid_focal_loss_forward=focal_loss.sigmoid_focal_loss_forward,
-    sigmoid_focal_loss_backward=focal_loss.sigmoid_focal_loss_backward,
-    ms_deform_attn_forward=multi_scale_deform_attn.ms_deform_attn_forward,
-    ms_deform_attn_backward=multi_scale_deform_attn.ms_deform_attn_backward,
-)
+_PYTORCH_OPS = {
+    op.__name__: op
+    for op in (
+        carafe.carafe_forward,
+        carafe.carafe_backward,
+        carafe.carafe_naive_forward,
+        carafe.carafe_naive_backward,
+        deform_conv.deform_conv_forward,
+        deform_conv.deform_conv_backward_input,
+        deform_conv.deform_conv_backward_parameters,
+        deform_conv.modulated_deform_conv_forward,
+        deform_conv.modulated_deform_conv_backward,
+        deform_roi_pool.deform_roi_pool_forward,
+        deform_roi_pool.deform_roi_pool_backward,
+        focal_loss.sigmoid_focal_loss_forward,
+        focal_loss.sigmoid_focal_loss_backward,
+        focal_loss.softmax_focal_loss_forward,
+        focal_loss.softmax_focal_loss_backward,
+        masked_conv.masked_im2col_forward,
+        masked_conv.masked_col2im_forward,
+        multi_scale_deform_attn.ms_deform_attn_forward,
+        multi_scale_deform_attn.ms_deform_attn_backward,
+        nms.nms,
+        nms_match.nms_match,
+        psa_mask.psamask_forward,
+        psa_mask.psamask_backward,
+        roi_align.roi_align_forward,
+        roi_align.roi_align_backward,
+        roi_pool.roi_pool_forward,
+        roi_pool.roi_pool_backward,
+        soft_nms.softnms,
+    )
+}
 # Ops by provider and by their name in `mmcv._ext`.
 OPS: dict[str, dict[str, Callable]] = dict(
     pytorch=_PYTORCH_OPS,
@@ -66,6 +104,8 @@ def ensure_mmcv_ops() -> str:
         provider = 'torchvision' if _torchvision_imports() else 'pytorch'
         # First, because a compiled file that does not load still has a finder.
         sys.meta_path.insert(0, ExtFinder(provider))
+        if provider == 'pytorch':
+            sys.meta_path.insert(0, RoIAlignFinder())
         importlib.import_module(EXT)
     return ops_provider()
 
@@ -127,6 +167,30 @@ class ExtFinder(ModuleFinder):
             get_compiling_cuda_version=lambda: not_compiled,
             __getattr__=_missing_op,
         )
+
+
+class RoIAlignFinder(MetaPathFinder):
+    """Lets `mmcv.ops.RoIAlign(use_torchvision=True)`, as in CrowdDet, run without torchvision.
+
+    It changes the class when mmcv.ops is imported, which `import mmfocalnet` does not do.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return mmcv's spec of `mmcv.ops.roi_align` with an extended loader."""
+        if fullname != 'mmcv.ops.roi_align':
+            return None
+        spec: Any = PathFinder.find_spec(fullname, path)
+        exec_module = spec.loader.exec_module
+
+        def exec_and_change(module: Any) -> None:
+            exec_module(module)
+            # Assignments in __init__ have no effect: `forward` calls the op.
+            module.RoIAlign.use_torchvision = property(lambda self: False, lambda self, value: None)
+
+        spec.loader.exec_module = exec_and_change
+        return spec
 
 
 def _missing_op(name: str) -> Callable:

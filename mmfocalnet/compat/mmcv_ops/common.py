@@ -1,10 +1,11 @@
-"""Shared code of the ops: their provider, its log line, and the dtype of computation."""
+"""Shared code of the ops: their provider, its log line, and gradients in single precision."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import logging
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,10 +14,9 @@ EXT = 'mmcv._ext'
 
 _MESSAGES = {
     'mmcv': 'mmcv ops: compiled.',
-    'torchvision': 'mmcv ops: mmcv is not compiled. nms and roi_align run on torchvision, focal '
-    'loss and deformable attention in plain PyTorch.',
-    'pytorch': 'mmcv ops: mmcv is not compiled. nms, roi_align, focal loss and deformable '
-    'attention run in plain PyTorch.',
+    'torchvision': 'mmcv ops: mmcv is not compiled. nms and roi_align run on torchvision, other '
+    'ops in plain PyTorch.',
+    'pytorch': 'mmcv ops: mmcv is not compiled. Its ops run in plain PyTorch.',
 }
 
 
@@ -48,3 +48,28 @@ def log_ops_provider() -> None:
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Return float32 for half precision, else the dtype of the tensor."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def add_gradients(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    grad_output: Tensor,
+) -> None:
+    """Add to `grads` the gradients of `function(*inputs)`, by running it with autograd.
+
+    Half precision computes in float32, also under autocast. An entry of None in `grads` is for an
+    input whose gradient is not needed.
+    """
+    dtype = compute_dtype(grad_output)
+    leaves = [
+        tensor.detach().to(dtype).requires_grad_(grad is not None)
+        for tensor, grad in zip(inputs, grads, strict=True)
+    ]
+    with torch.enable_grad(), torch.autocast(grad_output.device.type, enabled=False):
+        output = function(*leaves)
+    needed = [leaf for leaf in leaves if leaf.requires_grad]
+    values = iter(torch.autograd.grad(output, needed, grad_output.to(dtype)))
+    for grad in grads:
+        if grad is not None:
+            grad.add_(next(values))

@@ -34,11 +34,11 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     # that no box is compared with one that is already removed.
     while len(remaining):
         block, remaining = remaining[:_BLOCK], remaining[_BLOCK:]
-        suppresses = _iou(boxes[block], boxes[block], offset) > iou_threshold
+        suppresses = iou_matrix(boxes[block], boxes[block], offset) > iou_threshold
         block = block[_greedy_keep(suppresses)]
         kept.append(block)
         if len(remaining):
-            suppressed = _iou(boxes[block], boxes[remaining], offset) > iou_threshold
+            suppressed = iou_matrix(boxes[block], boxes[remaining], offset) > iou_threshold
             remaining = remaining[~suppressed.any(0)]
     return torch.cat(kept)
 
@@ -59,7 +59,7 @@ def _greedy_keep(suppresses: Tensor) -> Tensor:
         keep = update
 
 
-def _iou(boxes: Tensor, others: Tensor, offset: int) -> Tensor:
+def iou_matrix(boxes: Tensor, others: Tensor, offset: int) -> Tensor:
     """IoU (N, M) of boxes (N, 4) and others (M, 4); 0 / 0 is NaN, which suppresses nothing."""
     x1, y1, x2, y2 = boxes.t().unsqueeze(-1)
     others_x1, others_y1, others_x2, others_y2 = others.t().contiguous()

@@ -28,7 +28,7 @@ _CHUNK_ELEMENTS = 2**22
 _MAX_START = -10000.0
 
 
-class _Pooling(NamedTuple):
+class Pooling(NamedTuple):
     """How RoIs are divided into bins and samples; the names are mmcv's."""
 
     bins: tuple[int, int]
@@ -58,7 +58,7 @@ class _Axis(NamedTuple):
     def taps(self, bins: int, size: int, adaptive: bool) -> tuple[Tensor, Tensor]:
         """Pixels (R, bins, K) of each bin and their weights, which sum to 1 inside the map."""
         at, exists = self.samples(bins)
-        counts = exists & _inside(at, size)
+        counts = exists & inside_map(at, size)
         at = at.clamp(0, size - 1)
         if adaptive:
             # Samples are at most a pixel apart, so that G of them cover G + 1 pixels, not 2 * G.
@@ -68,7 +68,7 @@ class _Axis(NamedTuple):
         return pixels.flatten(2), weights.flatten(2) / self.grid[:, None, None]
 
 
-def _inside(at: Tensor, size: int) -> Tensor:
+def inside_map(at: Tensor, size: int) -> Tensor:
     """Mask of coordinates with a value: up to a pixel beyond the border, which is repeated."""
     return (at >= -1) & (at <= size)
 
@@ -81,7 +81,7 @@ def _hat_weights(at: Tensor, counts: Tensor, width: int) -> tuple[Tensor, Tensor
     return pixels.long(), (weights * counts[..., None, :]).sum(-1)
 
 
-def _axes(rois: Tensor, pooling: _Pooling) -> tuple[_Axis, _Axis]:
+def axes_of_rois(rois: Tensor, pooling: Pooling) -> tuple[_Axis, _Axis]:
     """The vertical and the horizontal axis of rois (R, 5)."""
     x1, y1, x2, y2 = (rois[:, 1:] * pooling.spatial_scale - 0.5 * pooling.aligned).unbind(1)
 
@@ -95,7 +95,9 @@ def _axes(rois: Tensor, pooling: _Pooling) -> tuple[_Axis, _Axis]:
     return axis(y1, y2, pooling.bins[0]), axis(x1, x2, pooling.bins[1])
 
 
-def _groups(taps: tuple[Tensor, Tensor], bins: tuple[int, int], width: int) -> Iterator[Tensor]:
+def groups_by_size(
+    taps: tuple[Tensor, Tensor], bins: tuple[int, int], width: int
+) -> Iterator[Tensor]:
     """Group RoI indices by numbers (R,) of taps per bin, in chunks of `_CHUNK_ELEMENTS`.
 
     A group is padded to its longest bin of either axis, so that the numbers in it differ by less
@@ -143,10 +145,10 @@ class _Bags(NamedTuple):
         )
 
 
-def _bags(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> Iterator[_Bags]:
+def _bags(rois: Tensor, size: tuple[int, int], pooling: Pooling) -> Iterator[_Bags]:
     """The bags of all rois (R, 5) on maps (H, W), in chunks of `_CHUNK_ELEMENTS`."""
     held: list[_Bags] = []
-    for bags in _bags_of_groups(rois, size, pooling):
+    for bags in _bags_ofgroups_by_size(rois, size, pooling):
         held.append(bags)
         if sum(len(b.pixels) for b in held) > _CHUNK_ELEMENTS:
             yield _Bags(*map(torch.cat, zip(*held, strict=True)))
@@ -155,11 +157,13 @@ def _bags(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> Iterator[_B
         yield _Bags(*map(torch.cat, zip(*held, strict=True)))
 
 
-def _bags_of_groups(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> Iterator[_Bags]:
-    axes = _axes(rois, pooling)
+def _bags_ofgroups_by_size(
+    rois: Tensor, size: tuple[int, int], pooling: Pooling
+) -> Iterator[_Bags]:
+    axes = axes_of_rois(rois, pooling)
     adaptive = pooling.sampling_ratio <= 0
     taps = [torch.where(a.grid > 0, a.grid + 1, 0) if adaptive else 2 * a.grid for a in axes]
-    for group in _groups(taps, pooling.bins, width=1):
+    for group in groups_by_size(taps, pooling.bins, width=1):
         (y, wy), (x, wx) = (
             axis.select(group).taps(bins, pixels, adaptive)
             for axis, bins, pixels in zip(axes, pooling.bins, size, strict=True)
@@ -176,11 +180,11 @@ def _bags_of_groups(rois: Tensor, size: tuple[int, int], pooling: _Pooling) -> I
 
 
 def _largest_samples(
-    table: Tensor, rois: Tensor, size: tuple[int, int], pooling: _Pooling
+    table: Tensor, rois: Tensor, size: tuple[int, int], pooling: Pooling
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """RoI indices (n,), and value, row and column (n, h, w, C) of each bin's largest sample."""
-    axes = _axes(rois, pooling)
-    for group in _groups([a.grid for a in axes], pooling.bins, width=table.shape[1]):
+    axes = axes_of_rois(rois, pooling)
+    for group in groups_by_size([a.grid for a in axes], pooling.bins, width=table.shape[1]):
         samples = [a.select(group).samples(b) for a, b in zip(axes, pooling.bins, strict=True)]
         (y, y_exists), (x, x_exists) = samples
         values = _sample_values(table, rois[group, 0].long(), y, x, size)
@@ -215,7 +219,7 @@ def _sample_values(
 def _point_taps(at: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The two pixels (..., 2) around each coordinate and their weights, zero outside the map."""
     pixels, weights = _hat_weights(
-        at.clamp(0, size - 1)[..., None], _inside(at, size)[..., None], width=2
+        at.clamp(0, size - 1)[..., None], inside_map(at, size)[..., None], width=2
     )
     return pixels.clamp(0, size - 1), weights
 
@@ -267,9 +271,9 @@ def roi_align_forward(
             RoIs be smaller than a pixel.
     """
     log_ops_provider()
-    pooling = _Pooling((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
-    rois = _proper_rois(rois, compute_dtype(input))
-    table = _channels_last(input).to(rois.dtype)
+    pooling = Pooling((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
+    rois = proper_rois(rois, compute_dtype(input))
+    table = channels_last(input).to(rois.dtype)
     if pool_mode == 0:
         output.fill_(_MAX_START)
         argmax_y.fill_(-1)
@@ -303,9 +307,9 @@ def roi_align_backward(
     `grad_output` (R, C, h, w) is the gradient of the pooled features; the other arguments are
     those of `roi_align_forward`, `argmax_y` and `argmax_x` as it filled them.
     """
-    pooling = _Pooling((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
+    pooling = Pooling((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
     dtype = compute_dtype(grad_output)
-    rois, grad_output = _proper_rois(rois, dtype), grad_output.to(dtype)
+    rois, grad_output = proper_rois(rois, dtype), grad_output.to(dtype)
     if pool_mode == 0:
         grad = torch.zeros_like(grad_input, dtype=dtype, memory_format=torch.contiguous_format)
         y, x = argmax_y.to(dtype), argmax_x.to(dtype)
@@ -317,12 +321,12 @@ def roi_align_backward(
         return
     batch, channels, height, width = grad_input.shape
     for bags in _bags(rois, (height, width), pooling):
-        grad = _channels_last(grad_output[bags.rois])
+        grad = channels_last(grad_output[bags.rois])
         grad = bags.spread(grad, batch * height * width).view(batch, height, width, channels)
         grad_input.add_(grad.permute(0, 3, 1, 2))
 
 
-def _proper_rois(rois: Tensor, dtype: torch.dtype) -> Tensor:
+def proper_rois(rois: Tensor, dtype: torch.dtype) -> Tensor:
     """The rois (R, 5), where those of negative size or without finite corners become empty.
 
     Such RoIs make the compiled ops raise or take endless samples, depending on the device.
@@ -332,7 +336,7 @@ def _proper_rois(rois: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([image, low, torch.maximum(low, high)], dim=1)
 
 
-def _channels_last(features: Tensor) -> Tensor:
+def channels_last(features: Tensor) -> Tensor:
     """(B, C, H, W) -> (B*H*W, C)."""
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
@@ -354,7 +358,7 @@ def torchvision_roi_align_forward(
     output.copy_(
         torch.ops.torchvision.roi_align(
             input.to(dtype),
-            _proper_rois(rois, dtype),
+            proper_rois(rois, dtype),
             pooling['spatial_scale'],
             pooling['aligned_height'],
             pooling['aligned_width'],
@@ -380,7 +384,7 @@ def torchvision_roi_align_backward(
     grad_input.add_(
         torch.ops.torchvision._roi_align_backward(
             grad_output.to(dtype),
-            _proper_rois(rois, dtype),
+            proper_rois(rois, dtype),
             pooling['spatial_scale'],
             pooling['aligned_height'],
             pooling['aligned_width'],

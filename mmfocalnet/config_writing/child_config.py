@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 WIDTH = 100  # characters per line
 
 
-def child_config(base: str, old: Mapping, new: Mapping, notes: Mapping[str, str]) -> str:
+def child_config(
+    base: str,
+    old: Mapping,
+    new: Mapping,
+    notes: Mapping[str, str],
+    variables: Sequence[str] = (),
+) -> str:
     """Write a config that turns another one into a changed copy of it.
 
     A list of dicts that keeps its types is changed element by element, any other list is written
@@ -21,16 +26,26 @@ def child_config(base: str, old: Mapping, new: Mapping, notes: Mapping[str, str]
         old: The config that ``base`` resolves to.
         new: The changed copy.
         notes: Comments by the dotted key of the setting that they explain.
+        variables: Settings at the top level that settings of the same name and value refer to.
 
     Returns:
         Python code of the config.
     """
     lines = [f'_base_ = {base!r}']
+    for name in variables:
+        lines += _item(name, new[name], name, notes, indent=0)
+    changed = _Changes(old, {name: new[name] for name in variables})
+    new = {k: v if k in variables else _refer(v, new, variables) for k, v in new.items()}
+    written: dict[str, str] = {}
     for key in sorted(new, key=lambda key: key != 'custom_imports'):  # first, the others in order
         value = new[key]
-        if key not in old or old[key] != value:
+        if key not in variables and (key not in old or old[key] != value):
             edits: list[str] = []
-            changes = _Changes(old, edits).of(old, new, key, key)
+            changes = changed.of(old, new, key, key, edits)
+            same = written.setdefault(format_value([changes, *edits]), key)
+            if same != key and isinstance(changes, Mapping):
+                lines.append(f'{key} = {same}')
+                continue
             lines += edits
             if changes != key:  # the edits of a list at the top level are complete
                 lines += _item(key, changes, key, notes, indent=0)
@@ -41,20 +56,33 @@ class _Code(str):
     """An expression of the config, such as the name of a variable."""
 
 
-@dataclass
+def _refer(node: Any, config: Mapping, variables: Sequence[str], key: str = '') -> Any:
+    """A copy of a part of the config with the names of variables instead of their values."""
+    if key in variables and node == config[key]:
+        return _Code(key)
+    if isinstance(node, Mapping):
+        return {k: _refer(v, config, variables, k) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_refer(v, config, variables) for v in node]
+    for name in variables if isinstance(node, str) else ():
+        if isinstance(config[name], str) and node.startswith(config[name]):
+            return _Code(f'{name} + {node[len(config[name]) :]!r}')
+    return node
+
+
 class _Changes:
     """Finds what the child config has to state.
 
-    Attributes:
+    Args:
         config: The base config.
-        edits: Statements that must precede the changes, filled by `of`.
+        variables: Values of the variables of the child config.
     """
 
-    config: Mapping
-    edits: list[str]
+    def __init__(self, config: Mapping, variables: Mapping[str, Any]) -> None:
+        self.config, self.variables = config, dict(variables)
 
-    def of(self, old: Mapping, new: Mapping, key: str, path: str) -> Any:
-        """The changes of a key, which is at ``path`` in the config."""
+    def of(self, old: Mapping, new: Mapping, key: str, path: str, edits: list[str]) -> Any:
+        """The changes of a key at a path of the config; statements before it go to ``edits``."""
         before, after = old.get(key), new[key]
         if isinstance(after, Mapping):
             if not isinstance(before, Mapping):
@@ -63,15 +91,20 @@ class _Changes:
             if not set(before) <= set(after) or before.get('type') != after.get('type'):
                 return {'_delete_': True, **after}
             return {
-                k: self.of(before, after, k, f'{path}.{k}')
+                k: self.of(before, after, k, f'{path}.{k}', edits)
                 for k, value in after.items()
                 if k not in before or before[k] != value
             }
+        if isinstance(before, Mapping) and isinstance(self.variables.get(after), Mapping):
+            if not set(before) <= set(self.variables[after]):
+                return _Code(f'dict(_delete_=True, **{after})')
         if not _can_edit(before, after):
             return after
         # A setting of the base config must keep its value.
         name = f'new_{key}' if key in self.config and key != path else key
-        self.edits += _list_edits(name, before, after, path)
+        if self.variables.get(name) != after:
+            edits += _list_edits(name, before, after, path)
+        self.variables[name] = after
         return _Code(name)
 
 

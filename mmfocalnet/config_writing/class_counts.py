@@ -1,0 +1,78 @@
+"""The number of classes, in every place of a model that has it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from mmfocalnet.config import find_dicts
+from mmfocalnet.config_writing.labels import Labels
+from mmfocalnet.datasets.category_names import class_names
+from mmfocalnet.datasets.dataset_configs import find_datasets
+from mmfocalnet.errors import ConfigError
+
+
+def set_class_counts(cfg: Config, labels: Labels) -> None:
+    """Set the number of classes and the weights of classes in the model.
+
+    Args:
+        cfg: The recipe, whose model is changed.
+        labels: The data.
+
+    Raises:
+        ConfigError: If the model has no number of classes.
+    """
+    parts = list(_parts(cfg.model))
+    old = _old_count(cfg, parts)
+    total = len(labels.classes)
+    things = total - labels.stuff
+    for part in parts:
+        if 'num_things_classes' in part:
+            part.update(num_things_classes=things)
+        if 'num_stuff_classes' in part:
+            part.update(num_stuff_classes=labels.stuff)
+        if part.get('num_classes') == old:
+            part.num_classes = things
+        weights = part.get('class_weight')
+        if isinstance(weights, (list, tuple)) and len(weights) in (
+            old,
+            old + 1,
+            old + labels.stuff,
+        ):
+            part.class_weight = _resize(list(weights), old, total)
+        elif isinstance(weights, (list, tuple)) and len(weights) > 2:
+            part.class_weight = _resize(list(weights), len(weights) - 1, total)
+
+
+def _parts(model: dict) -> Iterator[dict]:
+    """The parts of a model that may have a number of classes, without region proposals."""
+    for key, value in model.items():
+        if key not in ('backbone', 'neck', 'rpn_head', 'data_preprocessor'):
+            yield from find_dicts(value)
+
+
+def _old_count(cfg: Config, parts: list[dict]) -> int:
+    """Number of classes of the recipe: that of its dataset, or the most frequent one."""
+    counts = Counter(
+        part['num_classes'] for part in parts if isinstance(part.get('num_classes'), int)
+    )
+    counts.update(part['num_things_classes'] for part in parts if 'num_things_classes' in part)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        for dataset in find_datasets((cfg.get('train_dataloader') or {}).get('dataset')):
+            if (count := len(class_names(dataset or {}))) in counts:
+                return count
+    if not counts:
+        raise ConfigError(
+            f'The model of {cfg.filename} has no num_classes: specify another recipe.'
+        )
+    return counts.most_common(1)[0][0]
+
+
+def _resize(weights: list[float], old: int, new: int) -> list[float]:
+    """Weights of the new classes, and the old ones of "no object" or background after them."""
+    classes, rest = weights[:old], weights[old:]
+    weight = classes[0] if len(set(classes)) == 1 else 1.0
+    return [weight] * new + rest

@@ -107,16 +107,12 @@ def _groups(
     rois = proper_rois(rois, dtype)
     axes = axes_of_rois(rois, pooling)
     for group in groups_by_size((axes[0].grid, axes[1].grid), pooling.bins, width=4):
-        samples = [
-            a.select(group).samples(bins) for a, bins in zip(axes, pooling.bins, strict=True)
-        ]
-        grids = [axis.grid[group] for axis in axes]
-        # Of the RoI per unit of offset; offsets are x first.
-        shifts = [
-            gamma * bins * axis.step[group] for axis, bins in zip(axes, pooling.bins, strict=True)
-        ]
-        images = rois[group, 0].long()
-        yield group, functools.partial(_pool, images, samples, shifts, 1 / (grids[0] * grids[1]))
+        selected = [axis.select(group) for axis in axes]
+        pairs = list(zip(selected, pooling.bins, strict=True))
+        samples = [axis.samples(bins) for axis, bins in pairs]
+        shifts = [gamma * bins * axis.step for axis, bins in pairs]
+        share = 1 / (selected[0].grid * selected[1].grid).to(dtype)
+        yield group, functools.partial(_pool, rois[group, 0].long(), samples, shifts, share)
 
 
 def _pool(
@@ -130,15 +126,14 @@ def _pool(
     """Pool n RoIs: (B, C, H, W) and offsets (n, 2, h, w) -> (n, C, h, w).
 
     `samples` are coordinates (n, bins, G) and masks (n, 1, G) of those used, vertical and
-    horizontal; `share` (n,) is the weight of a sample.
+    horizontal; `shifts` (n,) are pixels per unit of offset, likewise; `share` (n,) is the weight of
+    a sample.
     """
     height, width = x.shape[2:]
     (y, y_used), (x_at, x_used) = samples
-    shift_y, shift_x = (
-        s[:, None, None] * o for s, o in zip(shifts, offset.flip(1).unbind(1), strict=True)
-    )
-    y = y[:, :, None] + shift_y[..., None]  # (n, h, w, G)
-    x_at = x_at[:, None] + shift_x[..., None]
+    shift_y, shift_x = (shift[:, None, None, None] for shift in shifts)
+    y = y[:, :, None] + shift_y * offset[:, 1, ..., None]  # (n, h, w, G)
+    x_at = x_at[:, None] + shift_x * offset[:, 0, ..., None]
     y_used = (y_used[:, :, None] & inside_map(y, height))[..., :, None]
     x_used = (x_used[:, None] & inside_map(x_at, width))[..., None, :]
     i, weight_y = bilinear_taps(y.clamp(0, height - 1), height)

@@ -34,21 +34,21 @@ def child_config(
     lines = [f'_base_ = {base!r}']
     for name in variables:
         lines += _item(name, new[name], name, notes, indent=0)
-    changed = _Changes(old, {name: new[name] for name in variables})
-    new = {k: v if k in variables else _refer(v, new, variables) for k, v in new.items()}
+    edited = _EditedLists(old)
     written: dict[str, str] = {}
     for key in sorted(new, key=lambda key: key != 'custom_imports'):  # first, the others in order
-        value = new[key]
-        if key not in variables and (key not in old or old[key] != value):
-            edits: list[str] = []
-            changes = changed.of(old, new, key, key, edits)
-            same = written.setdefault(format_value([changes, *edits]), key)
-            if same != key and isinstance(changes, Mapping):
-                lines.append(f'{key} = {same}')
-                continue
-            lines += edits
-            if changes != key:  # the edits of a list at the top level are complete
-                lines += _item(key, changes, key, notes, indent=0)
+        if key in variables or (key in old and old[key] == new[key]):
+            continue
+        edits: list[str] = []
+        changes = _changes(old, new, key, key, edits, edited)
+        same = written.setdefault(format_value([changes, *edits]), key)
+        if same != key and isinstance(changes, Mapping):
+            lines.append(f'{key} = {same}')
+            continue
+        lines += edits
+        if changes != key:  # the edits of a list at the top level are complete
+            changes = _refer(changes, new, variables, key)
+            lines += _item(key, changes, key, notes, indent=0)
     return '\n'.join(lines) + '\n'
 
 
@@ -56,94 +56,96 @@ class _Code(str):
     """An expression of the config, such as the name of a variable."""
 
 
-def _refer(node: Any, config: Mapping, variables: Sequence[str], key: str = '') -> Any:
+def _refer(node: Any, config: Mapping, variables: Sequence[str], key: str) -> Any:
     """A copy of a part of the config with the names of variables instead of their values."""
     if key in variables and node == config[key]:
         return _Code(key)
     if isinstance(node, Mapping):
+        if key in variables and node == {'_delete_': True, **config[key]}:
+            return _Code(f'dict(_delete_=True, **{key})')
         return {k: _refer(v, config, variables, k) for k, v in node.items()}
     if isinstance(node, list):
-        return [_refer(v, config, variables) for v in node]
+        return [_refer(v, config, variables, '') for v in node]
     for name in variables if isinstance(node, str) else ():
         if isinstance(config[name], str) and node.startswith(config[name]):
             return _Code(f'{name} + {node[len(config[name]) :]!r}')
     return node
 
 
-class _Changes:
-    """Finds what the child config has to state.
+def _changes(
+    old: Mapping, new: Mapping, key: str, path: str, edits: list[str], edited: _EditedLists
+) -> Any:
+    """The changes of a key at a path of the config; statements before it go to ``edits``."""
+    before, after = old.get(key), new[key]
+    if isinstance(after, Mapping):
+        if not isinstance(before, Mapping):
+            # MMEngine merges a dict into another value only if told to replace it.
+            return {'_delete_': True, **after} if key in old else dict(after)
+        if not set(before) <= set(after) or before.get('type') != after.get('type'):
+            return {'_delete_': True, **after}
+        return {
+            k: _changes(before, after, k, f'{path}.{k}', edits, edited)
+            for k, value in after.items()
+            if k not in before or before[k] != value
+        }
+    assignments = _assignments(before, after) if isinstance(after, list) else None
+    if assignments is None:
+        return after
+    name, statements = edited.edit(key, path, after, assignments)
+    edits += statements
+    return _Code(name)
+
+
+class _EditedLists:
+    """Variables of the child config that hold lists of the base config with changes.
 
     Args:
         config: The base config.
-        variables: Values of the variables of the child config.
     """
 
-    def __init__(self, config: Mapping, variables: Mapping[str, Any]) -> None:
-        self.config, self.variables = config, dict(variables)
+    def __init__(self, config: Mapping) -> None:
+        self.config = config
+        self.values: dict[str, list] = {}
 
-    def of(self, old: Mapping, new: Mapping, key: str, path: str, edits: list[str]) -> Any:
-        """The changes of a key at a path of the config; statements before it go to ``edits``."""
-        before, after = old.get(key), new[key]
-        if isinstance(after, Mapping):
-            if not isinstance(before, Mapping):
-                # MMEngine merges a dict into another value only if told to replace it.
-                return {'_delete_': True, **after} if key in old else dict(after)
-            if not set(before) <= set(after) or before.get('type') != after.get('type'):
-                return {'_delete_': True, **after}
-            return {
-                k: self.of(before, after, k, f'{path}.{k}', edits)
-                for k, value in after.items()
-                if k not in before or before[k] != value
-            }
-        if isinstance(before, Mapping) and isinstance(self.variables.get(after), Mapping):
-            if not set(before) <= set(self.variables[after]):
-                return _Code(f'dict(_delete_=True, **{after})')
-        if not _can_edit(before, after):
-            return after
+    def edit(
+        self, key: str, path: str, value: list, assignments: list[str]
+    ) -> tuple[str, list[str]]:
+        """The variable with the changed list, and the statements that set it."""
         # A setting of the base config must keep its value.
         name = f'new_{key}' if key in self.config and key != path else key
-        if self.variables.get(name) != after:
-            edits += _list_edits(name, before, after, path)
-        self.variables[name] = after
-        return _Code(name)
+        if self.values.get(name) == value:
+            return name, []
+        self.values[name] = value
+        statements = [f'{name} = _base_.{path}']
+        count = len(assignments) // len(value)
+        each = [a.removeprefix('[0]') for a in assignments[:count]]
+        if len(value) > 1 and assignments == [f'[{i}]{a}' for i in range(len(value)) for a in each]:
+            return name, [*statements, f'for part in {name}:', *(f'    part{a}' for a in each)]
+        return name, [*statements, *(f'{name}{a}' for a in assignments)]
 
 
-def _can_edit(before: Any, after: Any) -> bool:
-    """Whether one list of dicts becomes the other by setting keys."""
-    return (
-        isinstance(before, list)
-        and isinstance(after, list)
-        and len(before) == len(after)
-        and all(
-            isinstance(b, Mapping) and isinstance(a, Mapping) and set(b) <= set(a)
-            for b, a in zip(before, after, strict=True)
-        )
-    )
+def _assignments(before: Any, after: Any) -> list[str] | None:
+    """Assignments that turn one value into another, from the point after its name.
 
-
-def _list_edits(name: str, before: list, after: list, path: str) -> Iterator[str]:
-    yield f'{name} = _base_.{path}'
-    edits = [list(_assignments(b, a)) for b, a in zip(before, after, strict=True)]
-    if len(edits) > 1 and all(edit == edits[0] for edit in edits):
-        yield f'for part in {name}:'
-        yield from (f'    part{edit}' for edit in edits[0])
+    None if they do not suffice, as for numbers, or for lists of different lengths.
+    """
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        if not set(before) <= set(after) or before.get('type') != after.get('type'):
+            return None
+        pairs = [(f'.{k}', before.get(k), v) for k, v in after.items()]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = [(f'[{i}]', b, a) for i, (b, a) in enumerate(zip(before, after, strict=True))]
     else:
-        yield from (f'{name}[{i}]{edit}' for i, part in enumerate(edits) for edit in part)
-
-
-def _assignments(before: Mapping, after: Mapping) -> Iterator[str]:
-    """Assignments that turn one dict into another, from the point after its name."""
-    for key, value in after.items():
-        old = before.get(key)
-        if key in before and old == value:
+        return None
+    found = []
+    for name, old, new in pairs:
+        if old == new and type(old) is type(new):
             continue
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and set(old) <= set(value):
-            yield from (f'.{key}{edit}' for edit in _assignments(old, value))
-        elif _can_edit(old, value):
-            for i, (b, a) in enumerate(zip(old, value, strict=True)):
-                yield from (f'.{key}[{i}]{edit}' for edit in _assignments(b, a))
-        else:
-            yield f'.{key} = {format_value(value)}'
+        inner = _assignments(old, new)
+        if inner is None and isinstance(after, list):
+            return None
+        found += [f'{name} = {format_value(new)}'] if inner is None else [name + i for i in inner]
+    return found
 
 
 def _item(key: str, value: Any, path: str, notes: Mapping[str, str], indent: int) -> Iterator[str]:

@@ -77,19 +77,22 @@ def _set_dataset(cfg: Config, dataset: ConfigDict, labels: Labels, split: Split)
         return dataset
     kind = _DATASETS[labels.kind]
     if type_name(dataset) != kind:
-        dataset = ConfigDict({key: dataset[key] for key in _KEPT if key in dataset})
-    dataset.update(type=kind, data_root=cfg.data_root, metainfo=cfg.metainfo)
+        kept = {key: dataset[key] for key in _KEPT if key in dataset}
+        dataset = ConfigDict(type=kind, **kept)
+    settings = dict(data_root=cfg.data_root, metainfo=cfg.metainfo)
     if labels.kind == 'semantic':
-        prefix = dict(img_path=split.images, seg_map_path=split.maps)
-        suffixes = dict(zip(('img_suffix', 'seg_map_suffix'), labels.suffixes, strict=True))
-        dataset.update(reduce_zero_label=labels.reduce_zero_label, **suffixes)
         dataset.pop('ann_file', None)
+        settings.update(
+            data_prefix=dict(img_path=split.images, seg_map_path=split.maps),
+            reduce_zero_label=labels.reduce_zero_label,
+            img_suffix=labels.suffixes[0],
+            seg_map_suffix=labels.suffixes[1],
+        )
     else:
-        prefix = dict(img=f'{split.images}/')
-        if split.maps:
-            prefix['seg'] = f'{split.maps}/'
-        dataset.update(ann_file=split.ann_file)
-    dataset.data_prefix = ConfigDict(prefix)
+        maps = dict(seg=f'{split.maps}/') if split.maps else {}
+        settings.update(ann_file=split.ann_file, data_prefix=dict(img=f'{split.images}/', **maps))
+    for key, value in settings.items():
+        dataset[key] = value  # `update` would merge dicts
     return dataset
 
 

@@ -52,7 +52,7 @@ def test_trains_evaluates_saves_resumes_and_tests(name, forked_tool, home):
 
     first = forked_tool('train', config, '--amp', '--auto-scale-lr', *options, cwd=home).stdout
     assert 'AmpOptimWrapper' in first
-    assert 'Scaling the original LR by 0.125' in first
+    assert 'Scaling the original LR by 0.25' in first
     assert re.search(rf'Iter\(val\).* {metric}: +\d', first)
 
     resume = ('train', config, '--resume', 'auto', *options, 'train_cfg.max_iters=3')

@@ -17,4 +17,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters, eta_min=1e-6),
 ]
+auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)

@@ -13,3 +13,4 @@ max_iters = 700
 train_cfg = dict(max_iters=max_iters, val_interval=100)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].end = max_iters
+auto_scale_lr = dict(base_batch_size=64)

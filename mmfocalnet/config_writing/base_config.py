@@ -55,9 +55,9 @@ def base_reference(name: str, out: str) -> str:
         find; else the path from the folder of ``out``.
     """
     package, separator, _ = name.partition('::')
-    if separator and package != 'mmseg':
-        return name
     path = os.path.abspath(_find(name) if separator else name)
+    if separator and package != 'mmseg':
+        return name if name.endswith(Path(path).suffix) else f'{name}.py'
     if 'site-packages' in path:
         return path
     return Path(os.path.relpath(path, Path(out).absolute().parent)).as_posix()

@@ -153,7 +153,8 @@ def test_tool_writes_a_config_that_resolves_to_the_swap(tmp_path):
 
 
 def test_base_of_a_written_config(tmp_path):
-    assert base_reference('mmdet::atss/x.py', 'new.py') == 'mmdet::atss/x.py'
+    name = 'mmdet::atss/atss_r50_fpn_1x_coco'
+    assert base_reference(name, 'new.py') == f'{name}.py'
     (tmp_path / 'base.py').touch()
     assert base_reference(str(tmp_path / 'base.py'), str(tmp_path / 'out/new.py')) == '../base.py'
     # MMEngine does not find the forked mmseg.

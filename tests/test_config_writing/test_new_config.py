@@ -1,0 +1,304 @@
+"""Recipes for other data: every number of classes, files, pipelines, metrics and schedules."""
+
+import json
+import shutil
+
+import narrow_models
+import pytest
+import torch
+from forked_tools import ROOT, run
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner
+
+from mmfocalnet.config import find_dicts
+from mmfocalnet.config_writing.base_config import base_reference, read_base
+from mmfocalnet.config_writing.child_config import child_config
+from mmfocalnet.config_writing.data_settings import label_kind
+from mmfocalnet.config_writing.labels import read_labels
+from mmfocalnet.config_writing.new_config import new_config
+from mmfocalnet.config_writing.schedule import MIN_ITERATIONS
+from mmfocalnet.datasets import make_shapes
+from mmfocalnet.datasets.data_checks import check_data
+from mmfocalnet.errors import ConfigError, DataError
+
+RECIPES = {
+    'mask_rcnn': narrow_models.MASK_RCNN,
+    'cascade_rcnn': narrow_models.CASCADE_RCNN,
+    'atss': narrow_models.ATSS,
+    'sparse_rcnn': narrow_models.SPARSE_RCNN,
+    'mask2former': narrow_models.MASK2FORMER,
+    'upernet': narrow_models.UPERNET,
+    'mask2former_semantic': narrow_models.MASK2FORMER_SEMANTIC,
+}
+BOX_RECIPES = ('mask_rcnn', 'cascade_rcnn', 'atss', 'sparse_rcnn')
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return make_shapes(tmp_path_factory.mktemp('data') / 'shapes', 4, 2, size=64)
+
+
+@pytest.fixture
+def coco(shapes, tmp_path):
+    """A copy of the COCO part whose files tests may change."""
+    return shutil.copytree(shapes / 'coco', tmp_path / 'my coco')
+
+
+def change_files(root, change):
+    for path in (root / 'annotations').glob('*.json'):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+
+def boxes_only(content):
+    for record in content['annotations']:
+        record.pop('segmentation', None)
+
+
+def one_class(content):
+    kept = content['categories'][0]
+    content['categories'] = [kept]
+    for record in content['annotations']:
+        record['category_id'] = kept['id']
+
+
+def write(recipe, root, folder, **settings):
+    """Write a config for data and read it back."""
+    base = read_base(str(recipe))
+    labels = read_labels(root, label_kind(base), {})
+    cfg = new_config(base, labels, **settings)
+    out = folder / 'new.py'
+    names = ('data_root', 'metainfo')
+    out.write_text(child_config(base_reference(str(recipe), str(out)), base, cfg, {}, names))
+    found = Config.fromfile(out)
+    for key, value in cfg.items():
+        assert without_scope(found[key]) == without_scope(value), key
+    return found
+
+
+def without_scope(node):
+    if isinstance(node, dict):
+        return {k: without_scope(v) for k, v in node.items() if k != '_scope_'}
+    return [without_scope(v) for v in node] if isinstance(node, (list, tuple)) else node
+
+
+def first_loss(cfg, options):
+    """The loss of the first batch of two images."""
+    pairs = (option.split('=', 1) for option in options)
+    values = {k: v if k.endswith('type') else json.loads(v) for k, v in pairs}
+    cfg.merge_from_dict({**values, 'train_dataloader.batch_size': 2})
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        loader = Runner.build_dataloader(cfg.train_dataloader)
+        model = MODELS.build(cfg.model)
+        data = model.data_preprocessor(next(iter(loader)), True)
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+    return loss
+
+
+def demo(name):
+    return ROOT / f'configs/demo/{name}.py'
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_family_trains_on_its_labels(name, shapes, tmp_path):
+    semantic = name in ('upernet', 'mask2former_semantic')
+    cfg = write(demo(name), shapes / ('ade' if semantic else 'coco'), tmp_path)
+    check_data(cfg, ('train', 'val', 'test'))
+    assert torch.isfinite(first_loss(cfg, RECIPES[name]))
+
+
+@pytest.mark.parametrize('change', [boxes_only, one_class])
+@pytest.mark.parametrize('name', BOX_RECIPES)
+def test_detectors_train_on_boxes_and_on_one_class(name, change, coco, tmp_path):
+    change_files(coco, change)
+    cfg = write(demo(name), coco, tmp_path)
+    check_data(cfg, ('train', 'val', 'test'))
+    classes = ('circle',) if change is one_class else ('circle', 'square', 'triangle', 'star')
+    assert cfg.train_dataloader.dataset.metainfo.classes == classes
+    counts = {
+        p.num_classes for p in find_dicts(cfg.model.get('roi_head') or {}) if 'num_classes' in p
+    }
+    assert counts <= {len(classes)}
+    with_masks = any(step.get('with_mask') for step in find_dicts(cfg.train_dataloader))
+    assert not (change is boxes_only and with_masks)
+    options = [o for o in RECIPES[name] if change is not boxes_only or 'mask_' not in o]
+    assert torch.isfinite(first_loss(cfg, options))
+
+
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco',
+        'mmdet::yolox/yolox_tiny_8xb8-300e_coco',
+        'mmdet::dino/dino-4scale_r50_8xb2-12e_coco',
+        'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco',
+        'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712',
+        'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1',
+        'mmdet::htc/htc-without-semantic_r50_fpn_1x_coco',
+        ROOT / 'configs/mask_rcnn/focalnet_t_1x.py',
+        ROOT / 'configs/cascade_rcnn/focalnet_t_3x.py',
+        ROOT / 'configs/sparse_rcnn/focalnet_t_3x.py',
+        ROOT / 'configs/mask2former/focalnet_t_coco_instance.py',
+    ],
+    ids=str,
+)
+def test_published_recipes_for_four_classes(recipe, shapes, tmp_path):
+    cfg = write(recipe, shapes / 'coco', tmp_path)
+    check_data(cfg, ('train', 'val', 'test'))
+    assert_counts(cfg, 4)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        assert len(dataset) >= 4
+        assert dataset[0]['data_samples'].gt_instances.labels.max() < 4
+
+
+def assert_counts(cfg, count):
+    """No number of classes of the recipe is left."""
+    for part in find_dicts({k: v for k, v in cfg.model.items() if k != 'rpn_head'}):
+        if 'num_classes' in part:
+            assert part.num_classes == count
+        if isinstance(part.get('class_weight'), list):
+            assert len(part.class_weight) == count + 1
+        assert part.get('num_things_classes', count) == count
+
+
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024',
+        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512',
+        ROOT / 'configs/upernet/focalnet_t_160k_ade20k.py',
+        ROOT / 'configs/mask2former/focalnet_t_160k_ade20k_640.py',
+    ],
+    ids=str,
+)
+def test_segmentation_recipes_for_seven_classes(recipe, shapes, tmp_path):
+    cfg = write(recipe, shapes / 'ade', tmp_path)
+    check_data(cfg, ('train', 'val', 'test'))
+    assert_counts(cfg, 7)
+    assert cfg.train_dataloader.dataset.reduce_zero_label is True  # the maps have no 0
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
+    labels = sample['data_samples'].gt_sem_seg.data.unique().tolist()
+    assert set(labels) <= {*range(7), 255}
+
+
+def test_names_of_semantic_classes(shapes, tmp_path):
+    root = shutil.copytree(shapes / 'ade', tmp_path / 'ade')
+    (root / 'classes.txt').write_text('a\nb\nc\nd\ne\nf\ng\nh\n')
+    labels = read_labels(root, 'semantic', {})
+    assert labels.classes == tuple('abcdefgh')
+    assert not labels.reduce_zero_label  # eight classes from 0 to 7
+
+
+def test_boxes_do_not_train_recipes_that_need_masks(coco, tmp_path):
+    change_files(coco, boxes_only)
+    with pytest.raises(ConfigError, match='masks'):
+        write(ROOT / 'configs/mask2former/focalnet_t_coco_instance.py', coco, tmp_path)
+
+
+def test_schedules_of_few_images(shapes, tmp_path):
+    recipe = ROOT / 'configs/mask_rcnn/focalnet_t_1x.py'
+    cfg = write(recipe, shapes / 'coco', tmp_path)
+    epochs = cfg.train_cfg.max_epochs
+    assert epochs == MIN_ITERATIONS // 2, 'two iterations of two images per epoch'
+    warm_up, steps = cfg.param_scheduler
+    assert warm_up.end == MIN_ITERATIONS // 10
+    assert steps.milestones == [epochs * 9 // 12, epochs * 11 // 12] and steps.end == epochs
+    assert cfg.train_cfg.val_interval == epochs // 12
+
+    cfg = write(recipe, shapes / 'coco', tmp_path, epochs=24, batch=4)
+    assert cfg.train_dataloader.batch_size == 4
+    assert cfg.param_scheduler[1].milestones == [18, 22]
+    cfg = write(demo('atss'), shapes / 'coco', tmp_path)
+    assert cfg.train_cfg == read_base(str(demo('atss'))).train_cfg, 'counted in iterations'
+
+
+@pytest.mark.parametrize(
+    ('size', 'recipe', 'expected'),
+    [
+        (640, 'mask_rcnn/focalnet_t_1x.py', (1333, 800)),
+        (320, 'mask_rcnn/focalnet_t_1x.py', (666, 400)),
+        (640, 'demo/mask_rcnn.py', (320, 320)),
+        (100, 'demo/mask_rcnn.py', (100, 100)),
+    ],
+)
+def test_image_scale(size, recipe, expected, coco, tmp_path):
+    change_files(
+        coco, lambda content: [i.update(width=size, height=size) for i in content['images']]
+    )
+    cfg = write(ROOT / 'configs' / recipe, coco, tmp_path)
+    assert cfg.test_dataloader.dataset.pipeline[1].scale == expected
+
+
+def test_folders_of_other_tools(coco, tmp_path):
+    """As Roboflow exports them: a JSON file among the images of each split."""
+    for split, name in (('train', 'train'), ('val', 'valid')):
+        images = coco / f'{split}2017'
+        images = images.rename(coco / name)
+        file = coco / f'annotations/instances_{split}2017.json'
+        file.rename(images / '_annotations.coco.json')
+    shutil.rmtree(coco / 'annotations')
+    cfg = write(demo('atss'), coco, tmp_path)
+    check_data(cfg, ('train', 'val'))
+    assert cfg.val_dataloader.dataset.ann_file == 'valid/_annotations.coco.json'
+
+
+def test_faults_of_the_data(coco, tmp_path):
+    def fault(**settings):
+        with pytest.raises(DataError) as error:
+            write(demo('atss'), **dict(dict(root=coco, folder=tmp_path), **settings))
+        return str(error.value)
+
+    assert 'nowhere' in fault(root=tmp_path / 'nowhere')
+    file = coco / 'annotations/instances_val2017.json'
+    content = file.read_text()
+    file.write_text('{')
+    assert str(file) in fault()
+    file.write_text('{"images": [], "annotations": []}')
+    assert 'categories' in fault()
+    file.unlink()
+    assert 'val' in fault()
+    file.write_text(content)
+    (coco / 'val2017').rename(coco / 'elsewhere')
+    assert str(file) in fault()
+
+
+def test_tool_writes_nothing_for_faulty_data(coco, tmp_path):
+    change_files(coco, lambda content: content['annotations'][0].update(bbox=[1, 2, 'x', 4]))
+    flags = (coco, '--recipe', demo('atss'), '--out', 'new.py')
+    done = run('new_config', *flags, folder=tmp_path, cwd=tmp_path, code=2)
+    assert "[1, 2, 'x', 4]" in done.stderr
+    assert not list(tmp_path.glob('*new.py'))
+
+
+def test_a_swapped_detector_trains_on_own_data_in_two_processes(shapes, tmp_path):
+    """mmdet's ATSS, whose neck does not read the first output of the backbone."""
+    from forked_tools import end, start_two_trainings
+
+    def tool(name, *flags):
+        return run(name, *flags, folder=tmp_path, cwd=tmp_path).stdout
+
+    tool('swap_backbone', 'mmdet::atss/atss_r50_fpn_1x_coco.py', '--out', 'atss.py')
+    out = tool('new_config', shapes / 'coco', '--recipe', 'atss.py', '--out', 'mine.py')
+    assert 'tools/train.py mine.py' in out
+    options = [
+        'model.backbone.init_cfg=None',
+        'model.backbone.embed_dim=8',
+        'model.backbone.depths=[1,1,1,1]',
+        'model.neck.in_channels=[8,16,32,64]',
+        'train_cfg.max_epochs=2',
+        'train_dataloader.dataset.indices=4',
+        'train_dataloader.batch_size=1',
+        'default_hooks.logger.interval=1',
+    ]
+    both = start_two_trainings(
+        tmp_path / 'mine.py', tmp_path / 'work', options=options, cwd=tmp_path
+    )
+    codes = [end(process) for process in both]
+    log = (tmp_path / 'work.log').read_text()
+    assert codes == [0, 0], log
+    assert 'Epoch(train)  [2][2/2]' in log or 'Epoch(train) [2][2/2]' in log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,11 +42,12 @@ def child_config(
             continue
         edits: list[str] = []
         changes = _changes(old, new, key, key, edits, edited)
-        same = written.setdefault(format_value([changes, *edits]), key)
-        if same != key and isinstance(changes, Mapping):
-            lines.append(f'{key} = {same}')
+        text = format_value(changes)
+        if text in written and not edits and isinstance(changes, Mapping):
+            lines.append(f'{key} = {written[text]}')
             continue
-        lines += edits
+        written[text] = key  # with edits, the variables in the text have other values than before
+        lines += [line for edit in edits for line in _wrap(edit)]
         if changes != key:  # the edits of a list at the top level are complete
             changes = _refer(changes, new, variables, key)
             lines += _item(key, changes, key, notes, indent=0)
@@ -146,6 +148,15 @@ def _assignments(before: Any, after: Any) -> list[str] | None:
             return None
         found += [f'{name} = {format_value(new)}'] if inner is None else [name + i for i in inner]
     return found
+
+
+def _wrap(statement: str) -> list[str]:
+    """Split a long assignment without strings at its spaces."""
+    if len(statement) <= WIDTH or "'" in statement:
+        return [statement]
+    return textwrap.wrap(
+        statement, WIDTH, subsequent_indent='    ', break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _item(key: str, value: Any, path: str, notes: Mapping[str, str], indent: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The configs in docs/your_own_data.md train on the sample dataset."""
+"""What docs/your_own_data.md says: the commands train on the sample dataset."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 import narrow_models
 import pytest
 
+from mmfocalnet.config_writing.base_config import read_base
+from mmfocalnet.config_writing.child_config import child_config
+from mmfocalnet.config_writing.labels import read_labels
+from mmfocalnet.config_writing.new_config import new_config
+
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / 'docs/your_own_data.md').read_text()
-# The first line of each complete config is its path.
-CONFIGS = dict(re.findall(r'```python\n# (configs/\S+)\n(.*?)```', PAGE, re.DOTALL))
-# A narrow backbone from scratch and small images.
+RECIPE = 'configs/mask_rcnn/focalnet_t_1x.py'
+# A narrow backbone from scratch and few images.
 TINY = [
     'model.backbone.init_cfg=None',
     'model.backbone.depths=[1,1,1,1]',
@@ -22,59 +25,49 @@ TINY = [
     ),
 ]
 SHORT = {
-    'configs/my_data/mask_rcnn.py': (
-        'coco/segm_mAP_50',
-        [
-            *narrow_models.MASK_RCNN,
-            'train_cfg.max_epochs=1',
-            'val_dataloader.dataset.pipeline.1.scale=(160,160)',
-            *(
-                f'train_dataloader.dataset.pipeline.4.transforms.{place}.scales=[(160,160)]'
-                for place in ('0.0', '1.0', '1.2')
-            ),
-        ],
-    ),
-    'configs/my_data/upernet.py': (
+    RECIPE: ('coco', 'coco/segm_mAP_50', ['train_cfg.max_epochs=1', *narrow_models.MASK_RCNN]),
+    'configs/upernet/focalnet_t_160k_ade20k.py': (
+        'ade',
         'mIoU',
-        [
-            *narrow_models.UPERNET,
-            'model.data_preprocessor.size=(64,64)',
-            'train_dataloader.dataset.pipeline.3.scale=(256,64)',
-            'train_dataloader.dataset.pipeline.4.crop_size=(64,64)',
-            'train_cfg.max_iters=1',
-            'train_cfg.val_interval=1',
-            'val_dataloader.dataset.pipeline.1.scale=(160,160)',
-        ],
+        ['train_cfg.max_iters=1', 'train_cfg.val_interval=1', *narrow_models.UPERNET],
     ),
 }
 
 
 @pytest.fixture
 def checkout(home):
-    """Our configs beside the sample dataset, with a folder for the user's configs."""
-    (home / 'configs/my_data').mkdir(parents=True)
-    for folder in (ROOT / 'configs').iterdir():
-        (home / 'configs' / folder.name).symlink_to(folder)
+    """Our configs beside the sample dataset."""
+    (home / 'configs').symlink_to(ROOT / 'configs')
     return home
 
 
-def test_the_page_has_two_complete_configs():
-    assert set(CONFIGS) == set(SHORT)
+def test_the_config_of_the_page(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    page = (ROOT / 'docs/your_own_data.md').read_text()
+    shown = re.search(r'```python\n(_base_.*?)```', page, re.DOTALL)[1]
+    recipe = read_base(RECIPE)
+    labels = read_labels(Path('data/shapes/coco'), 'instances', {})
+    labels.size, labels.splits['train'].count = (160, 160), 600
+    written = child_config(
+        RECIPE, recipe, new_config(recipe, labels), {}, ('data_root', 'metainfo')
+    )
+    assert written == shown
 
 
-@pytest.mark.parametrize('name', SHORT)
-def test_configs_of_the_page_train(name, forked_tool, checkout):
-    (checkout / name).write_text(CONFIGS[name])
-    metric, options = SHORT[name]
-    result = forked_tool('train', name, '--cfg-options', *TINY, *options, cwd=checkout)
+@pytest.mark.parametrize('recipe', SHORT)
+def test_written_configs_train(recipe, forked_tool, checkout):
+    data, metric, options = SHORT[recipe]
+    forked_tool('new_config', f'data/shapes/{data}', '--recipe', recipe, cwd=checkout)
+    result = forked_tool('train', 'my_config.py', '--cfg-options', *TINY, *options, cwd=checkout)
     assert re.search(rf'\(val\).* {metric}: +\d', result.stdout)
 
 
-def test_classes_in_another_order(tool, checkout, monkeypatch):
+def test_classes_in_another_order(tool, forked_tool, checkout, monkeypatch):
     monkeypatch.chdir(checkout)
-    name = 'configs/my_data/mask_rcnn.py'
-    Path(name).write_text(CONFIGS[name].replace("'triangle', 'star'", "'star', 'triangle'"))
-    code, _, error = tool('train', name)
+    forked_tool('new_config', 'data/shapes/coco', '--recipe', RECIPE, cwd=checkout)
+    config = Path('my_config.py')
+    config.write_text(config.read_text().replace("'triangle', 'star'", "'star', 'triangle'"))
+    code, _, error = tool('train', config)
     assert code == 2
     assert '"circle", "square", "triangle", "star"' in error and 'order' in error
     assert not Path('work_dirs').exists()

@@ -8,6 +8,7 @@ import re
 import signal
 import warnings
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -39,10 +40,13 @@ def parse_args():
 @report_errors
 def main():
     args = parse_args()
+    out = args.out and Path(args.out).absolute()
     os.environ.update(HF_HUB_OFFLINE='1')  # no repeated requests for language models
     failed = False
     for package in args.package:
         families = find_families(package)
+        # Some configs name others by their path in a checkout of the package.
+        os.chdir(Path(find_spec(package).submodule_search_locations[0], '.mim'))
         chosen = args.only or families
         jobs = [(f, files, args.build) for f, files in families.items() if f in chosen]
         results = []
@@ -54,8 +58,8 @@ def main():
         count = Counter(result.state for result in results)
         print_lines(f'{package}: {count["works"]} of {len(results) - count["not exchangeable"]}')
         failed = failed or count['fails'] > 0
-        if args.out:
-            replace_table(Path(args.out), package, results)
+        if out:
+            replace_table(out, package, results)
     if failed:
         raise SystemExit(1)
 

@@ -21,6 +21,8 @@ from mmfocalnet.registry import type_name
 _NORMALIZATION = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 # Necks of plain ViTs, which resize four maps of stride 16 to strides 4, 8, 16 and 32.
 _RESIZING_NECKS = ('Feature2Pyramid', 'MultiLevelNeck')
+# Backbones whose parts their detector or segmentor uses.
+_TIED = ('ICNet', 'TridentResNet')
 _LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 
 
@@ -55,6 +57,9 @@ def swap_backbone(cfg: Config, **backbone: Any) -> Swap:
     swap = Swap(copy.deepcopy(cfg))
     host = _find_host(swap.cfg.model)
     old = host.backbone
+    for backbone_type in (type_name(old), type_name(host.part)):
+        if backbone_type in _TIED:
+            raise ConfigError(f'{type_name(cfg.model)} uses parts of its backbone {backbone_type}.')
     levels = _measure_or_guess(swap, host)
     if type_name(host.part.get('neck')) in _RESIZING_NECKS:
         swap.notes[f'{host.path}.neck'] = f'was {type_name(host.part.neck)}, for maps of one stride'

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmfocalnet.config import find_dicts
 from mmfocalnet.registry import type_name
 
+_SIZE = (128, 128)  # height and width of most images
 # Corners of the objects.
 _BOXES = [[8.0, 8.0, 72.0, 56.0], [40.0, 48.0, 120.0, 120.0], [90.0, 4.0, 110.0, 30.0]]
 
@@ -29,6 +30,9 @@ def build_model(cfg: Config) -> nn.Module:
     model = copy.deepcopy(cfg.model)
     if 'data_preprocessor' in cfg and 'data_preprocessor' not in model:
         model.data_preprocessor = copy.deepcopy(cfg.data_preprocessor)
+    for part in find_dicts(model.get('data_preprocessor') or {}):
+        if part.get('size'):  # of padding
+            part['size'] = _SIZE
     for part in find_dicts(model):
         if type_name(part) == 'MMSyncBN':
             part['type'] = 'BN'
@@ -64,6 +68,7 @@ def compute_gradients(cfg: Config, model: nn.Module) -> None:
     """Compute the loss of two random images and its gradients; raises as `try_model`."""
     torch.manual_seed(0)
     MessageHub.get_current_instance().update_info('iter', 0)  # some losses warm up
+    getattr(model, 'set_epoch', lambda epoch: None)(0)
     model.train()
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         data = model.data_preprocessor(_batch(cfg, training=True), True)
@@ -82,26 +87,29 @@ def _batch(cfg: Config, training: bool) -> dict[str, Any]:
     size = _image_size(cfg)
     samples = dict(mmseg=_segmentation_sample, mmpretrain=_classification_sample)
     make = samples.get(cfg.get('default_scope'), _detection_sample)
-    images = [torch.randint(256, (3, size, size), dtype=torch.uint8) for _ in range(2)]
+    count = 1 + training  # some models predict for single images only
+    images = [torch.randint(256, (3, *size), dtype=torch.uint8) for _ in range(count)]
     return dict(inputs=images, data_samples=[make(cfg, size) for _ in images])
 
 
-def _image_size(cfg: Config) -> int:
+def _image_size(cfg: Config) -> tuple[int, int]:
     if cfg.model.get('as_two_stage'):
-        return 256  # two-stage DETRs select 900 proposals, so they need as many positions
-    return 320 if type_name(cfg.model.get('neck')) == 'SSDNeck' else 128
+        return (256, 256)  # two-stage DETRs select 900 proposals, so they need as many positions
+    if type_name(cfg.model.get('head')) == 'CLRHead':
+        return (320, 800)  # the only size that it accepts
+    return (320, 320) if type_name(cfg.model.get('neck')) == 'SSDNeck' else _SIZE
 
 
 def _branches(cfg: Config) -> dict[str, Any]:
     """Images with labels, and two views of images without, for semi-supervised training."""
     branches = ('sup', 'unsup_teacher', 'unsup_student')
     return dict(
-        inputs={b: list(torch.randint(256, (2, 3, 128, 128), dtype=torch.uint8)) for b in branches},
-        data_samples={b: [_detection_sample(cfg, 128) for _ in range(2)] for b in branches},
+        inputs={b: list(torch.randint(256, (2, 3, *_SIZE), dtype=torch.uint8)) for b in branches},
+        data_samples={b: [_detection_sample(cfg, _SIZE) for _ in range(2)] for b in branches},
     )
 
 
-def _metainfo(size: int) -> dict[str, Any]:
+def _metainfo(size: tuple[int, int]) -> dict[str, Any]:
     shapes = dict.fromkeys(
         ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (size, size)
     )
@@ -109,31 +117,32 @@ def _metainfo(size: int) -> dict[str, Any]:
         shapes,
         scale_factor=(1.0, 1.0),
         flip=False,
-        border=[0, size, 0, size],
+        border=[0, size[0], 0, size[1]],
         img_id=0,
         frame_id=0,
         homography_matrix=np.eye(3, dtype=np.float32),
+        lines_array=np.zeros((4, 78)),  # lanes of CLRNet: none
     )
 
 
-def _label_map(size: int) -> Tensor:
-    return torch.randint(2, (1, size, size))
+def _label_map(size: tuple[int, int]) -> Tensor:
+    return torch.randint(2, (1, *size))
 
 
-def _segmentation_sample(cfg: Config, size: int) -> Any:
+def _segmentation_sample(cfg: Config, size: tuple[int, int]) -> Any:
     from mmseg.structures import SegDataSample
 
     fields = dict(gt_sem_seg=PixelData(data=_label_map(size)), metainfo=_metainfo(size))
     return SegDataSample(gt_edge_map=PixelData(data=_label_map(size)), **fields)
 
 
-def _classification_sample(cfg: Config, size: int) -> Any:
+def _classification_sample(cfg: Config, size: tuple[int, int]) -> Any:
     from mmpretrain.structures import DataSample
 
     return DataSample(metainfo=_metainfo(size)).set_gt_label(0)
 
 
-def _detection_sample(cfg: Config, size: int) -> Any:
+def _detection_sample(cfg: Config, size: tuple[int, int]) -> Any:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
@@ -144,10 +153,10 @@ def _detection_sample(cfg: Config, size: int) -> Any:
         instances_ids=torch.arange(len(boxes)),
     )
     if any(part.get('with_mask') for part in find_dicts(cfg.get('train_dataloader') or {})):
-        masks = torch.zeros(len(boxes), size, size, dtype=torch.uint8)
+        masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
             mask[y1:y2, x1:x2] = 1
-        objects.masks = BitmapMasks(masks.numpy(), size, size)
+        objects.masks = BitmapMasks(masks.numpy(), *size)
     sample = DetDataSample(
         gt_instances=objects,
         ignored_instances=InstanceData(bboxes=torch.zeros(0, 4)),
@@ -163,11 +172,11 @@ def _videos(cfg: Config, training: bool) -> dict[str, Any]:
     """Two videos of a key frame and a reference frame, or one of one frame for a prediction."""
     from mmdet.structures import TrackDataSample
 
-    size, frames, videos = 128, 1 + training, 1 + training
+    frames = videos = 1 + training
     samples = []
     for _ in range(videos):
         sample = TrackDataSample(metainfo=dict(key_frames_inds=[0], ref_frames_inds=[1]))
-        sample.video_data_samples = [_detection_sample(cfg, size) for _ in range(frames)]
+        sample.video_data_samples = [_detection_sample(cfg, _SIZE) for _ in range(frames)]
         samples.append(sample)
-    images = torch.randint(256, (videos, frames, 3, size, size), dtype=torch.uint8)
+    images = torch.randint(256, (videos, frames, 3, *_SIZE), dtype=torch.uint8)
     return dict(inputs=list(images), data_samples=samples)

@@ -24,7 +24,7 @@ FAMILIES = {
     'yolof': 'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco',
     'dyhead': 'mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco',
     'queryinst': 'mmdet::queryinst/queryinst_r50_fpn_1x_coco',
-    'sem_fpn': 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512',
+    'segformer': 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512',
 }
 # The others take more than ten seconds each.
 DEFAULT = ('rtmdet', 'yolof')

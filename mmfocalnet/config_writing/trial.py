@@ -110,9 +110,7 @@ def _branches(cfg: Config) -> dict[str, Any]:
 
 
 def _metainfo(size: tuple[int, int]) -> dict[str, Any]:
-    shapes = dict.fromkeys(
-        ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (size, size)
-    )
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
     return dict(
         shapes,
         scale_factor=(1.0, 1.0),

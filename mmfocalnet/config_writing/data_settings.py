@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
 
 from mmfocalnet.config import find_dicts
 from mmfocalnet.config_writing.labels import Labels, Split
+from mmfocalnet.datasets.dataset_configs import base_names, dataset_class
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import type_name
 
 _DATASETS = dict(instances='CocoDataset', panoptic='CocoPanopticDataset', semantic='BaseSegDataset')
+# Base classes of the datasets that they may replace.
+_KNOWN = dict(instances='BaseDetDataset', panoptic='CocoPanopticDataset', semantic='BaseSegDataset')
 _KEPT = ('pipeline', 'filter_cfg', 'test_mode', 'lazy_init')  # of a dataset of another type
 _BOX_METRICS = ('CocoMetric', 'VOCMetric', 'LVISMetric', 'CityScapesMetric', 'OpenImagesMetric')
 
@@ -32,8 +36,10 @@ def set_data(cfg: Config, labels: Labels) -> None:
     Raises:
         ConfigError: If the recipe needs masks or label maps that the data lacks.
     """
-    if labels.kind == 'instances' and not labels.masks:
-        _drop_masks(cfg)
+    if labels.kind == 'instances':
+        _check_maps(cfg)
+        if not labels.masks:
+            _drop_masks(cfg)
     cfg.data_root = f'{labels.root}{os.sep}'
     cfg.metainfo = ConfigDict(classes=labels.classes)
     if labels.kind == 'panoptic':
@@ -44,9 +50,19 @@ def set_data(cfg: Config, labels: Labels) -> None:
         split = labels.splits.get(name, labels.splits['val'])
         loader = cfg.get(f'{name}_dataloader')
         if loader:
-            loader.dataset = _set_dataset(cfg, loader.dataset, labels, split)
+            with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+                loader.dataset = _set_dataset(cfg, loader.dataset, labels, split)
         if name != 'train' and cfg.get(f'{name}_evaluator'):
             cfg[f'{name}_evaluator'] = _evaluator(cfg[f'{name}_evaluator'], labels, split)
+
+
+def _check_maps(cfg: Config) -> None:
+    for step in find_dicts(cfg.train_dataloader):
+        if step.get('with_seg'):
+            raise ConfigError(
+                f'{cfg.filename} trains on label maps of stuff as well (with_seg), which this tool '
+                'does not set up: specify a recipe without them.'
+            )
 
 
 def _drop_masks(cfg: Config) -> None:
@@ -57,8 +73,6 @@ def _drop_masks(cfg: Config) -> None:
         for step in find_dicts(cfg.get(f'{split}_dataloader') or {}):
             if step.get('with_mask'):
                 step.with_mask = False
-            if step.get('with_seg'):
-                raise ConfigError(f'{cfg.filename} needs label maps of stuff (with_seg).')
     mask_only = [p for p in find_dicts(cfg.model) if 'loss_mask' in p or 'mask_head' in p]
     if any(part.get('loss_mask') or part.get('mask_head') for part in mask_only):
         raise ConfigError(
@@ -75,6 +89,11 @@ def _set_dataset(cfg: Config, dataset: ConfigDict, labels: Labels, split: Split)
     if wrapped:
         dataset.dataset = _set_dataset(cfg, wrapped, labels, split)
         return dataset
+    if _KNOWN[labels.kind] not in base_names(dataset_class(dataset)):
+        raise ConfigError(
+            f'{cfg.filename} trains on a {type_name(dataset)}: specify a recipe for detection or '
+            'segmentation.'
+        )
     kind = _DATASETS[labels.kind]
     if type_name(dataset) != kind:
         kept = {key: dataset[key] for key in _KEPT if key in dataset}
@@ -104,24 +123,23 @@ def _evaluator(evaluator: Any, labels: Labels, split: Split) -> Any:
             if 'IoUMetric' in map(type_name, _listed(evaluator))
             else ConfigDict(type='IoUMetric', iou_metrics=['mIoU'])
         )
-    metrics = list(_metrics(evaluator, labels, split))
+    metrics = list(_metrics(_listed(evaluator), labels, split))
+    if not metrics:
+        metrics = list(_metrics([ConfigDict(type='CocoMetric')], labels, split))
     return metrics if len(metrics) > 1 else metrics[0]
 
 
-def _metrics(evaluator: Any, labels: Labels, split: Split) -> Iterator[ConfigDict]:
+def _metrics(metrics: list, labels: Labels, split: Split) -> Iterator[ConfigDict]:
     ann_file = os.path.join(labels.root, split.ann_file)
-    for metric in _listed(evaluator):
+    for metric in metrics:
         if type_name(metric) == 'CocoPanopticMetric' and labels.kind == 'panoptic':
             maps = os.path.join(labels.root, split.maps, '')
             yield ConfigDict(metric, ann_file=ann_file, seg_prefix=maps)
         elif type_name(metric) in _BOX_METRICS and labels.kind == 'instances':
-            wanted = metric.get('metric', 'bbox')
-            if not labels.masks:
-                wanted = 'bbox'
-            kept = metric if type_name(metric) == 'CocoMetric' else {}
-            if wanted == 'mAP':
-                wanted = 'bbox'
-            yield ConfigDict(kept, type='CocoMetric', ann_file=ann_file, metric=wanted)
+            is_coco = type_name(metric) == 'CocoMetric'
+            wanted = metric.get('metric', 'bbox') if is_coco and labels.masks else 'bbox'
+            kept = metric if is_coco else dict(type='CocoMetric')
+            yield ConfigDict(kept, ann_file=ann_file, metric=wanted)
 
 
 def _listed(evaluator: Any) -> list:

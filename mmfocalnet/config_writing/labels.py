@@ -73,7 +73,7 @@ def read_labels(root: Path, kind: str, files: dict[str, str]) -> Labels:
     Args:
         root: Its folder.
         kind: The labels that the recipe needs: ``'instances'``, ``'panoptic'`` or ``'semantic'``.
-        files: Annotation files by split; empty to find them.
+        files: Annotation files by split that are not found by their names.
 
     Raises:
         DataError: If they are not found, or cannot be read.
@@ -82,7 +82,7 @@ def read_labels(root: Path, kind: str, files: dict[str, str]) -> Labels:
         raise DataError(f'There is no folder {root}: specify the folder of the data.')
     if kind == 'semantic':
         return _read_semantic(root)
-    paths = {split: Path(file) for split, file in files.items()} or _find_files(root, kind)
+    paths = _find_files(root, kind) | {split: Path(file) for split, file in files.items()}
     for split in ('train', 'val'):
         if split not in paths:
             raise DataError(

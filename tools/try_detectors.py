@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import warnings
 from collections import Counter
 from importlib.util import find_spec
@@ -40,6 +41,7 @@ def parse_args():
 @report_errors
 def main():
     args = parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # one line per family, as it is tried
     out = args.out and Path(args.out).absolute()
     os.environ.update(HF_HUB_OFFLINE='1')  # no repeated requests for language models
     failed = False

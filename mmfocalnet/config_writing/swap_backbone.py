@@ -75,12 +75,8 @@ def swap_backbone(cfg: Config, **backbone: Any) -> Swap:
     for path, module in host.readers():
         channels.replace(module, path)
     _pass_channels_through(host, channels)
-    for owner in (swap.cfg.model, host.part):
-        if owner.get('pretrained'):
-            owner.pretrained = None
-    if swap.cfg.get('load_from'):
-        swap.notes['load_from'] = f'was {swap.cfg.load_from}'
-        swap.cfg.load_from = None
+    _compare_strides(swap, [4 * 2**stage for stage in network.out_indices], levels)
+    _drop_checkpoints(swap, host)
     _normalize_images(swap)
     _use_adamw(swap)
     _import_package(swap.cfg)
@@ -279,6 +275,22 @@ def _pass_channels_through(host: _Host, channels: _Channels) -> None:
                 f'was {outputs}'
             )
             module[key] = (*channels.new, *outputs[count:])
+
+
+def _compare_strides(swap: Swap, new: list[int], levels: list[tuple[int, int]]) -> None:
+    old = [stride for _, stride in levels]
+    if old != new:
+        swap.remarks.append(f'The feature maps have strides {new} instead of {old}.')
+
+
+def _drop_checkpoints(swap: Swap, host: _Host) -> None:
+    """Remove checkpoints of the old backbone and of the old model."""
+    for owner in (swap.cfg.model, host.part):
+        if owner.get('pretrained'):
+            owner.pretrained = None
+    if swap.cfg.get('load_from'):
+        swap.notes['load_from'] = f'was {swap.cfg.load_from}'
+        swap.cfg.load_from = None
 
 
 def _normalize_images(swap: Swap) -> None:

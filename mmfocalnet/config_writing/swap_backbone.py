@@ -21,8 +21,16 @@ from mmfocalnet.registry import type_name
 _NORMALIZATION = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 # Necks of plain ViTs, which resize four maps of stride 16 to strides 4, 8, 16 and 32.
 _RESIZING_NECKS = ('Feature2Pyramid', 'MultiLevelNeck')
-# Backbones whose parts their detector or segmentor uses.
-_TIED = ('ICNet', 'TridentResNet')
+# Backbones and heads that use other features of each other than maps of several strides.
+_TIED = (
+    'CGNet',
+    'DDRNet',
+    'DPTHead',
+    'ICNet',
+    'PIDNet',
+    'STDCContextPathNet',
+    'TridentResNet',
+)
 _LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 
 
@@ -57,21 +65,26 @@ def swap_backbone(cfg: Config, **backbone: Any) -> Swap:
     swap = Swap(copy.deepcopy(cfg))
     host = _find_host(swap.cfg.model)
     old = host.backbone
-    for backbone_type in (type_name(old), type_name(host.part)):
-        if backbone_type in _TIED:
-            raise ConfigError(f'{type_name(cfg.model)} uses parts of its backbone {backbone_type}.')
+    for part in (old, host.wrapper, host.owner.get('decode_head')):
+        if type_name(part) in _TIED:
+            raise ConfigError(
+                f'The backbone {type_name(old)} cannot be replaced: {type_name(part)} uses more '
+                'than feature maps of several strides.'
+            )
     levels = _measure_or_guess(swap, host)
-    if type_name(host.part.get('neck')) in _RESIZING_NECKS:
-        swap.notes[f'{host.path}.neck'] = f'was {type_name(host.part.neck)}, for maps of one stride'
-        host.part.neck = None
+    if type_name(host.owner.get('neck')) in _RESIZING_NECKS:
+        swap.notes[f'{host.path}.neck'] = (
+            f'was {type_name(host.owner.neck)}, for maps of one stride'
+        )
+        host.owner.neck = None
         levels = [(channels, 4 * 2**i) for i, (channels, _) in enumerate(levels)]
     settings = dict(backbone, **_same_settings(levels, old))
-    host.part[host.key] = ConfigDict(type='FocalNet', **settings)
-    swap.notes[f'{host.path}.{host.key}'] = f'instead of {type_name(old)}'
+    host.replace(ConfigDict(type='FocalNet', **settings))
+    swap.notes[host.backbone_path] = f'instead of {type_name(old)}'
     with torch.device('meta'):
         network = FocalNet(**dict(settings, init_cfg=None))
     widths = [network.num_features[stage] for stage in network.out_indices]
-    channels = _Channels([c for c, _ in levels], widths, swap.notes)
+    channels = _Channels([c for c, _ in levels], widths, swap.notes, by_index=not host.wrapper)
     for path, module in host.readers():
         channels.replace(module, path)
     _pass_channels_through(host, channels)
@@ -109,33 +122,47 @@ def pretrained_backbone(arch: str) -> dict[str, Any]:
 
 @dataclass
 class _Host:
-    """The part of a model that has the backbone, such as the detector of a tracker."""
+    """Where the backbone is in a model.
+
+    Attributes:
+        path: Path of the part of the model with neck and heads, such as the detector of a tracker.
+        owner: That part.
+        wrapper: The part around the backbone, as in BiSeNetV1; None if there is none.
+    """
 
     path: str
-    part: ConfigDict
-    key: str = 'backbone'
+    owner: ConfigDict
+    wrapper: ConfigDict | None = None
 
     @property
     def backbone(self) -> ConfigDict:
-        return self.part[self.key]
+        return self.owner.backbone if self.wrapper is None else self.wrapper.backbone_cfg
+
+    @property
+    def backbone_path(self) -> str:
+        return f'{self.path}.backbone' + ('' if self.wrapper is None else '.backbone_cfg')
+
+    def replace(self, backbone: ConfigDict) -> None:
+        """Put another backbone in place."""
+        if self.wrapper is None:
+            self.owner.backbone = backbone
+        else:
+            self.wrapper.backbone_cfg = backbone
 
     def readers(self) -> Iterator[tuple[str, ConfigDict]]:
         """The modules that get the backbone's features, with their paths."""
-        if self.key != 'backbone':
-            yield self.path, self.part
-            return
-        neck = self.part.get('neck')
-        if neck:
-            yield from _with_paths(
-                f'{self.path}.neck', neck[:1] if isinstance(neck, list) else neck
-            )
-            if any(
-                key.endswith('channels') for key in (neck[0] if isinstance(neck, list) else neck)
-            ):
-                return
-        for key, module in self.part.items():
-            if key.endswith('head'):
-                yield from _with_paths(f'{self.path}.{key}', module)
+        if self.wrapper is not None:
+            yield f'{self.path}.backbone', self.wrapper
+        neck = self.owner.get('neck')
+        first = neck[0] if isinstance(neck, list) else neck
+        if first:
+            yield f'{self.path}.neck' + ('.0' if first is not neck else ''), first
+        if not first or not any(key.endswith('channels') for key in first):
+            heads = [key for key in self.owner if key.endswith('head')]
+        else:  # JPU passes features on to auxiliary heads
+            heads = ['auxiliary_head'] if type_name(first) == 'JPU' else []
+        for key in heads:
+            yield from _with_paths(f'{self.path}.{key}', self.owner[key])
 
 
 def _with_paths(path: str, module: Any) -> Iterator[tuple[str, ConfigDict]]:
@@ -149,10 +176,8 @@ def _find_host(model: ConfigDict) -> _Host:
     parts = [('model', model)]
     for path, part in parts:
         backbone = part.get('backbone')
-        if isinstance(backbone, dict) and 'backbone_cfg' in backbone:  # as in BiSeNetV1
-            return _Host(f'{path}.backbone', backbone, 'backbone_cfg')
         if isinstance(backbone, dict):
-            return _Host(path, part)
+            return _Host(path, part, backbone if 'backbone_cfg' in backbone else None)
         parts += [(f'{path}.{k}', v) for k, v in part.items() if isinstance(v, ConfigDict)]
     raise ConfigError(f'{type_name(model)} has no backbone in its config that can be replaced.')
 
@@ -222,6 +247,8 @@ def _choose_stages(levels: list[tuple[int, int]], old: ConfigDict) -> tuple[int,
         return stages
     indices = tuple(old.get('out_indices', range(len(levels))))
     dilated = strides == sorted(strides) and max(strides) in (8, 16)
+    if dilated and len(levels) == 4:
+        return (0, 1, 2, 3)
     if dilated and len(indices) == len(levels) and max(indices) < 4:
         return indices
     raise ConfigError(
@@ -231,11 +258,19 @@ def _choose_stages(levels: list[tuple[int, int]], old: ConfigDict) -> tuple[int,
 
 @dataclass
 class _Channels:
-    """The channels of the old and the new feature maps, in order."""
+    """The channels of the old and the new feature maps, in order.
+
+    Attributes:
+        old: Of the old backbone.
+        new: Of FocalNet.
+        notes: Filled with comments on changed settings.
+        by_index: Whether ``in_index`` of heads selects the backbone's features.
+    """
 
     old: list[int]
     new: list[int]
     notes: dict[str, str]
+    by_index: bool
 
     def replace(self, module: ConfigDict, path: str) -> None:
         """Replace the old channels in a module, and in its parts that select features."""
@@ -246,8 +281,8 @@ class _Channels:
                 continue
             new = value
             if key == 'in_channels':
-                new = self._translate(value, module.get('in_index'))
-            elif key.endswith(('in_channels', 'context_channels', 'spatial_channels')):
+                new = self._translate(value, module.get('in_index') if self.by_index else None)
+            elif key.endswith('in_channels') or ('backbone_cfg' in module and 'channels' in key):
                 new = self._translate(value, None)
             if new != value:
                 module[key] = new
@@ -264,7 +299,7 @@ class _Channels:
 
 def _pass_channels_through(host: _Host, channels: _Channels) -> None:
     """Adapt a neck that passes the features on and adds levels (SSDNeck), and its head."""
-    neck, head = host.part.get('neck'), host.part.get('bbox_head')
+    neck, head = host.owner.get('neck'), host.owner.get('bbox_head')
     outputs = neck.get('out_channels') if isinstance(neck, dict) else None
     count = len(channels.old)
     if not isinstance(outputs, tuple) or list(outputs[:count]) != channels.old:
@@ -285,7 +320,7 @@ def _compare_strides(swap: Swap, new: list[int], levels: list[tuple[int, int]]) 
 
 def _drop_checkpoints(swap: Swap, host: _Host) -> None:
     """Remove checkpoints of the old backbone and of the old model."""
-    for owner in (swap.cfg.model, host.part):
+    for owner in (swap.cfg.model, host.owner):
         if owner.get('pretrained'):
             owner.pretrained = None
     if swap.cfg.get('load_from'):
@@ -319,7 +354,9 @@ def _use_adamw(swap: Swap) -> None:
     wrapper = swap.cfg.get('optim_wrapper') or {}
     if wrapper.get('constructor') in _LAYER_DECAY:
         wrapper.constructor = 'FocalNetLayerDecayOptimizerConstructor'
-        wrapper.paramwise_cfg = ConfigDict(decay_rate=wrapper.paramwise_cfg.decay_rate)
+        old = wrapper.paramwise_cfg
+        rate = old.get('decay_rate', old.get('layer_decay_rate'))
+        wrapper.paramwise_cfg = ConfigDict(decay_rate=rate)
     old = type_name(wrapper.get('optimizer'))
     if old in (None, 'AdamW'):
         return

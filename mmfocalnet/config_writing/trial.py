@@ -67,8 +67,7 @@ def try_model(cfg: Config, model: nn.Module) -> None:
 def compute_gradients(cfg: Config, model: nn.Module) -> None:
     """Compute the loss of two random images and its gradients; raises as `try_model`."""
     torch.manual_seed(0)
-    MessageHub.get_current_instance().update_info('iter', 0)  # some losses warm up
-    getattr(model, 'set_epoch', lambda epoch: None)(0)
+    MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))  # for warm-up
     model.train()
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         data = model.data_preprocessor(_batch(cfg, training=True), True)
@@ -119,8 +118,18 @@ def _metainfo(size: tuple[int, int]) -> dict[str, Any]:
         img_id=0,
         frame_id=0,
         homography_matrix=np.eye(3, dtype=np.float32),
-        lines_array=np.zeros((4, 78)),  # lanes of CLRNet: none
+        lines_array=_lanes(),
+        org_height=size[0],
+        org_width=size[1],
     )
+
+
+def _lanes() -> np.ndarray:
+    """One vertical lane and three empty rows, as CLRNet reads them."""
+    lanes = np.zeros((4, 78), dtype=np.float32)
+    lanes[:, 0] = 1  # score of "no lane"
+    lanes[0] = [0, 1, 0, 400, 0.5, 72, *[400] * 72]
+    return lanes
 
 
 def _label_map(size: tuple[int, int]) -> Tensor:

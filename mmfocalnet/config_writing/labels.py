@@ -123,7 +123,7 @@ def _split_of(name: str) -> str | None:
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = mmengine.load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f'{path} cannot be read as JSON ({error}): correct or remove it.'
         ) from error
@@ -134,7 +134,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _coco_split(root: Path, split: str, path: Path, content: dict, kind: str) -> Split:
-    names = [str(image.get('file_name')) for image in content['images'][:3]]
+    images = [image for image in content['images'] if isinstance(image, dict)]
+    names = [str(image.get('file_name')) for image in images[:3]]
     stem = path.stem.rpartition('_')[2]
     folders = [root / stem, *(root / 'images' / name for name in (stem, *SPLITS[split]))]
     folders += [*(root / name for name in SPLITS[split]), root / 'images', root, path.parent]

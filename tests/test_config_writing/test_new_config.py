@@ -234,6 +234,18 @@ def test_image_scale(size, recipe, expected, coco, tmp_path):
     assert cfg.test_dataloader.dataset.pipeline[1].scale == expected
 
 
+def test_real_data_for_a_small_backbone(tmp_path):
+    root = ROOT.parent / 'shared/data/bccd'  # not part of the project
+    if not root.is_dir():
+        pytest.skip('no ../shared/data/bccd here')
+    cfg = write(demo('atss'), root, tmp_path)
+    check_data(cfg, ('train', 'val', 'test'))
+    assert cfg.metainfo.classes == ('RBC', 'WBC', 'Platelets')
+    assert cfg.test_dataloader.dataset.ann_file == 'annotations/test.json'
+    assert cfg.test_dataloader.dataset.pipeline[1].scale == (320, 240)
+    assert torch.isfinite(first_loss(cfg, narrow_models.ATSS))
+
+
 def test_folders_of_other_tools(coco, tmp_path):
     """As Roboflow exports them: a JSON file among the images of each split."""
     for split, name in (('train', 'train'), ('val', 'valid')):

@@ -100,11 +100,16 @@ def check_file(flag: str, path: str | os.PathLike) -> None:
             raise IsADirectoryError(errno.EISDIR, 'it is a folder')
 
 
-def check_new_file(flag: str, path: str | os.PathLike) -> None:
-    """Check that a file can be written and does not exist; raises as `check_file`."""
+def check_new_config(flag: str, path: str) -> None:
+    """Check that a Python config can be written and does not exist; raises as `check_file`."""
     check_file(flag, path)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f'{flag} {path} is in a folder that does not exist: create {folder}.')
     if os.path.lexists(path):
         raise UserError(f'{flag} {path} exists already: remove it, or specify another path.')
+    if not path.endswith('.py'):
+        raise UserError(f'{flag} {path} must end with .py: MMEngine reads configs by their suffix.')
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A config for your own data: python tools/new_config.py DATA --recipe configs/demo/atss.py"""
 
 import argparse
+import shlex
 import signal
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mmfocalnet.config_writing.data_settings import label_kind
 from mmfocalnet.config_writing.labels import read_labels
 from mmfocalnet.config_writing.new_config import new_config
 from mmfocalnet.datasets.data_checks import check_data
-from mmfocalnet.files import check_new_file, replacing
+from mmfocalnet.files import check_new_config, replacing
 
 
 def parse_args():
@@ -47,7 +48,7 @@ def parse_args():
 @report_errors
 def main():
     args = parse_args()
-    check_new_file('--out', args.out)
+    check_new_config('--out', args.out)
     recipe = read_base(args.recipe)
     files = {s: getattr(args, s) for s in ('train', 'val', 'test') if getattr(args, s)}
     labels = read_labels(Path(args.data), label_kind(recipe), files)
@@ -64,12 +65,12 @@ def main():
     width, height = labels.size
     print(text)
     print_lines(
-        f'Classes: {", ".join(labels.classes)}',
+        f'Labels: {labels.description}; classes: {", ".join(labels.classes)}',
         f'Images: {counts}; {width}x{height} pixels (median)',
         f'{args.out}: the files and annotations are correct. Look at the samples:',
-        f'    python tools/browse_dataset.py {args.out}',
+        f'    python tools/browse_dataset.py {shlex.quote(args.out)}',
         'Train on one GPU or the CPU:',
-        f'    python tools/train.py {args.out} --auto-scale-lr',
+        f'    python tools/train.py {shlex.quote(args.out)} --auto-scale-lr',
     )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import signal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mmfocalnet.config_writing.base_config import base_reference, read_base
 from mmfocalnet.config_writing.child_config import child_config
 from mmfocalnet.config_writing.swap_backbone import pretrained_backbone, swap_backbone
 from mmfocalnet.config_writing.trial import build_model, try_model
-from mmfocalnet.files import check_new_file, replacing
+from mmfocalnet.files import check_new_config, replacing
 
 
 def parse_args():
@@ -35,7 +36,7 @@ def parse_args():
 def main():
     args = parse_args()
     out = args.out or f'{Path(args.config.rpartition("::")[2]).stem}_focalnet_{args.arch}.py'
-    check_new_file('--out', out)
+    check_new_config('--out', out)
     cfg = read_base(args.config)
     swap = swap_backbone(cfg, **pretrained_backbone(args.arch))
     text = child_config(base_reference(args.config, out), cfg, swap.cfg, swap.notes)
@@ -50,7 +51,7 @@ def main():
         raise SystemExit(1)
     print_lines(
         f'{out}: the model computes losses, gradients and predictions on random images.',
-        f'Train it: python tools/train.py {out}',
+        f'Train it: python tools/train.py {shlex.quote(out)}',
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from contextlib import suppress
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read_base(name: str) -> Config:
     """
     # Packages that only the old backbone needs may be missing.
     cfg = read_model_config(_find(name) if '::' in name else name, import_modules=False)
-    if 'read_base()' in Path(cfg.filename).read_text(encoding='utf-8'):
+    if cfg.filename.endswith('.py') and Config._is_lazy_import(cfg.filename):
         raise ConfigError(
             f'{name} is a pure Python config (read_base): specify one with _base_, such as those '
             "of 'mmdet::'."
@@ -51,16 +52,24 @@ def base_reference(name: str, out: str) -> str:
         out: Path of the config to be written.
 
     Returns:
-        A ``package::`` name as it is, except for mmseg, whose forked package MMEngine does not
-        find; else the path from the folder of ``out``.
+        A ``package::`` name as it is, except for the fork of mmseg, which MMEngine does not find;
+        else the path from the folder of ``out``.
     """
     package, separator, _ = name.partition('::')
     path = os.path.abspath(_find(name) if separator else name)
-    if separator and package != 'mmseg':
+    if separator and (package != 'mmseg' or _is_installed('mmsegmentation')):
         return name if name.endswith(Path(path).suffix) else f'{name}.py'
     if 'site-packages' in path:
         return path
     return Path(os.path.relpath(path, Path(out).absolute().parent)).as_posix()
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _find(name: str) -> str:

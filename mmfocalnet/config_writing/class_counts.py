@@ -12,21 +12,18 @@ from mmfocalnet.config import find_dicts
 from mmfocalnet.config_writing.labels import Labels
 from mmfocalnet.datasets.category_names import class_names
 from mmfocalnet.datasets.dataset_configs import find_datasets
-from mmfocalnet.errors import ConfigError
 
 
-def set_class_counts(cfg: Config, labels: Labels) -> None:
+def set_class_counts(cfg: Config, recipe: Config, labels: Labels) -> None:
     """Set the number of classes and the weights of classes in the model.
 
     Args:
-        cfg: The recipe, whose model is changed.
+        cfg: The config, whose model is changed.
+        recipe: The config before its dataset was changed.
         labels: The data.
-
-    Raises:
-        ConfigError: If the model has no number of classes.
     """
     parts = list(_parts(cfg.model))
-    old = _old_count(cfg, parts)
+    old = _old_count(recipe, parts)
     total = len(labels.classes)
     things = total - labels.stuff
     for part in parts:
@@ -64,11 +61,7 @@ def _old_count(cfg: Config, parts: list[dict]) -> int:
         for dataset in find_datasets((cfg.get('train_dataloader') or {}).get('dataset')):
             if (count := len(class_names(dataset or {}))) in counts:
                 return count
-    if not counts:
-        raise ConfigError(
-            f'The model of {cfg.filename} has no num_classes: specify another recipe.'
-        )
-    return counts.most_common(1)[0][0]
+    return counts.most_common(1)[0][0] if counts else 0  # region proposals have no classes
 
 
 def _resize(weights: list[float], old: int, new: int) -> list[float]:

@@ -36,6 +36,7 @@ def set_data(cfg: Config, labels: Labels) -> None:
     Raises:
         ConfigError: If the recipe needs masks or label maps that the data lacks.
     """
+    _check_recipe(cfg)
     if labels.kind == 'instances':
         _check_maps(cfg)
         if not labels.masks:
@@ -52,8 +53,26 @@ def set_data(cfg: Config, labels: Labels) -> None:
         if loader:
             with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
                 loader.dataset = _set_dataset(cfg, loader.dataset, labels, split)
+            for step in find_dicts(loader.dataset):
+                if type_name(step) == 'LoadAnnotations' and 'reduce_zero_label' in step:
+                    step.reduce_zero_label = labels.reduce_zero_label  # as of the dataset
         if name != 'train' and cfg.get(f'{name}_evaluator'):
             cfg[f'{name}_evaluator'] = _evaluator(cfg[f'{name}_evaluator'], labels, split)
+
+
+def _check_recipe(cfg: Config) -> None:
+    for key in ('train_dataloader', 'val_dataloader'):
+        if not cfg.get(key):
+            raise ConfigError(f'{cfg.filename} has no {key}: specify a config that trains.')
+    if type_name(cfg.model.get('data_preprocessor')) == 'MultiBranchDataPreprocessor':
+        raise ConfigError(
+            f'{cfg.filename} trains on images without labels as well, which this tool does not set '
+            'up: specify another recipe.'
+        )
+    if any('proposal_file' in part for part in find_dicts(cfg.train_dataloader)):
+        raise ConfigError(
+            f'{cfg.filename} trains on a file of proposals: specify a recipe without one.'
+        )
 
 
 def _check_maps(cfg: Config) -> None:

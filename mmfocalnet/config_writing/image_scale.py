@@ -29,16 +29,20 @@ def set_image_scale(cfg: Config, size: tuple[int, int]) -> None:
     """
     pipelines = list(_pipelines(cfg))
     longer = max(size)
-    if not longer or any('Mosaic' in name for _, steps in pipelines for name in _names(steps)):
+    trained = _names([cfg.train_dataloader])
+    if not longer or any('Mosaic' in name for name in trained):
         return
-    tested = [
-        step.scale for step in find_dicts(cfg.get('test_dataloader') or {}) if 'scale' in step
-    ]
-    old = max(map(max, tested), default=0)
-    if old >= _COCO_SIDE:
-        _multiply(cfg, min(1.0, longer / _COCO_SIDE))
-        return
+    tested = [step for step in find_dicts(cfg.get('test_dataloader') or {}) if 'scale' in step]
+    if not all(step.get('keep_ratio') for step in tested):
+        return  # the network has a fixed input size, as SSD
+    old = max((max(step.scale) for step in tested), default=0)
     new = min(longer, max(old, _DEMO_SIDE))
+    if old >= _COCO_SIDE:
+        _multiply(cfg, longer / _COCO_SIDE)
+        return
+    if any('Random' in name and 'Resize' in name for name in trained):
+        _multiply(cfg, new / old if old else 1.0)
+        return
     scale = tuple(round(length * new / longer) for length in size)
     for split, steps in pipelines:
         _resize(steps, scale, after='Load' if split == 'train' else 'LoadImageFromFile')

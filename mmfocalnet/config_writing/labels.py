@@ -66,6 +66,13 @@ class Labels:
     reduce_zero_label: bool = False
     suffixes: tuple[str, str] = field(default=('.jpg', '.png'))
 
+    @property
+    def description(self) -> str:
+        """The kind of labels, for people."""
+        if self.kind != 'instances':
+            return f'{self.kind} maps'
+        return 'boxes and masks' if self.masks else 'boxes without masks'
+
 
 def read_labels(root: Path, kind: str, files: dict[str, str]) -> Labels:
     """Read what a dataset contains.
@@ -82,7 +89,7 @@ def read_labels(root: Path, kind: str, files: dict[str, str]) -> Labels:
         raise DataError(f'There is no folder {root}: specify the folder of the data.')
     if kind == 'semantic':
         return _read_semantic(root)
-    paths = _find_files(root, kind) | {split: Path(file) for split, file in files.items()}
+    paths = _find_files(root, kind) | {split: _resolve(root, f) for split, f in files.items()}
     for split in ('train', 'val'):
         if split not in paths:
             raise DataError(
@@ -92,10 +99,19 @@ def read_labels(root: Path, kind: str, files: dict[str, str]) -> Labels:
             )
     contents = {split: _load(path) for split, path in paths.items()}
     labels = Labels(root, {}, (), kind)
-    for split, content in contents.items():
-        labels.splits[split] = _coco_split(root, split, paths[split], content, kind)
+    for split in SPLITS:
+        if split in contents:
+            labels.splits[split] = _coco_split(root, split, paths[split], contents[split], kind)
     _read_categories(labels, paths['train'], contents['train'])
     return labels
+
+
+def _resolve(root: Path, file: str) -> Path:
+    """A file relative to the current folder or to that of the data."""
+    for path in (Path(file), root / file):
+        if path.is_file():
+            return path
+    raise DataError(f'There is no annotation file {file}, also not in {root}.')
 
 
 def _find_files(root: Path, kind: str) -> dict[str, Path]:
@@ -135,6 +151,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _coco_split(root: Path, split: str, path: Path, content: dict, kind: str) -> Split:
     images = [image for image in content['images'] if isinstance(image, dict)]
+    if not images:
+        raise DataError(f'{path} has no images.')
     names = [str(image.get('file_name')) for image in images[:3]]
     stem = path.stem.rpartition('_')[2]
     folders = [root / stem, *(root / 'images' / name for name in (stem, *SPLITS[split]))]
@@ -169,7 +187,7 @@ def _read_categories(labels: Labels, path: Path, content: dict) -> None:
         names, labels.stuff = [*things, *stuff], len(stuff)
     labels.classes = tuple(names)
     objects = [a for a in content['annotations'] if isinstance(a, dict)]
-    labels.masks = bool(objects) and all(a.get('segmentation') for a in objects)
+    labels.masks = any(a.get('segmentation') for a in objects)
     sizes = [(i.get('width'), i.get('height')) for i in content['images'] if isinstance(i, dict)]
     sizes = [size for size in sizes if all(isinstance(length, int) for length in size)]
     labels.size = _median(sizes)
@@ -198,17 +216,34 @@ def _read_semantic(root: Path) -> Labels:
         content = decode_label_map(path)
         if isinstance(content, str):
             raise DataError(f'{path} {content}.')
+        if content.ndim > 2:
+            raise DataError(f'{path} has {content.shape[2]} channels, expected one.')
         values.update(np.unique(content).tolist())
     values.discard(255)
     names = _class_names(root)
+    if len(values) < 2 or (names and max(values) > len(names)):
+        raise DataError(
+            f'The label maps in {root / train.maps} have the values {sorted(values)[:9]} (255 is '
+            f'ignored), expected the numbers of {len(names) or "at least two"} classes.'
+        )
     reduce_zero = max(values, default=0) == len(names) if names else 0 not in values
     if not names:
         names = tuple(f'class{value}' for value in range(reduce_zero, max(values, default=0) + 1))
     sizes = [size[::-1] for path in images[:20] if (size := inspect_image(path).size)]
+    _compare_sizes(images[0], maps[0])
     suffixes = (images[0].suffix, maps[0].suffix)
     labels = Labels(root, splits, names, 'semantic', size=_median(sizes), suffixes=suffixes)
     labels.reduce_zero_label = reduce_zero
     return labels
+
+
+def _compare_sizes(image: Path, label_map: Path) -> None:
+    size, labels = inspect_image(image).size, decode_label_map(label_map)
+    if size and not isinstance(labels, str) and labels.shape[:2] != size:
+        raise DataError(
+            f'{label_map} is {labels.shape[1]}x{labels.shape[0]}, and {image} is '
+            f'{size[1]}x{size[0]}: each map needs the size of its image.'
+        )
 
 
 def _semantic_splits(root: Path) -> Iterator[tuple[str, Split]]:
@@ -235,5 +270,11 @@ def _class_names(root: Path) -> tuple[str, ...]:
     file = root / 'classes.txt'
     if not file.is_file():
         return ()
-    names = [line.strip() for line in file.read_text(encoding='utf-8').splitlines()]
-    return tuple(name for name in names if name)
+    try:
+        text = file.read_text(encoding='utf-8-sig')  # editors may write a byte-order mark
+    except UnicodeDecodeError as error:
+        raise DataError(f'{file} is not UTF-8 ({error}): save it as UTF-8.') from error
+    names = [line.strip() for line in text.strip().splitlines()]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise DataError(f'{file} must have one name per line, each of them once.')
+    return tuple(names)

@@ -28,8 +28,8 @@ def new_config(
         ConfigError: If the recipe does not fit the labels.
     """
     cfg = copy.deepcopy(recipe)
-    set_class_counts(cfg, labels)
     set_data(cfg, labels)
+    set_class_counts(cfg, recipe, labels)
     set_image_scale(cfg, labels.size)
     set_schedule(cfg, labels.splits['train'].count, epochs, batch)
     return cfg

@@ -7,6 +7,7 @@ import math
 from mmengine.config import Config
 
 from mmfocalnet.config import find_dicts
+from mmfocalnet.registry import type_name
 
 MIN_ITERATIONS = 3000
 """Small datasets are repeated until training has as many iterations, unless the recipe has less."""
@@ -28,7 +29,8 @@ def set_schedule(cfg: Config, images: int, epochs: int | None, batch: int | None
         loader.batch_size = batch
     cfg.auto_scale_lr = cfg.get('auto_scale_lr') or {}
     cfg.auto_scale_lr.setdefault('base_batch_size', 16)
-    per_epoch = math.ceil(images / loader.batch_size)
+    repeats = [part.times for part in find_dicts(loader) if type_name(part) == 'RepeatDataset']
+    per_epoch = math.ceil(images * math.prod(repeats) / loader.batch_size)
     by_epoch = 'max_epochs' in loop
     old = loop.max_epochs if by_epoch else loop.max_iters
     if not epochs and not by_epoch:

@@ -76,13 +76,19 @@ def check_num_classes(dataset: dict, model: dict) -> None:
     """
     classes = class_names(dataset)
     for key, number in _num_classes(model) if classes else ():
-        # mmseg's binary models may predict one class against the rest.
-        if number not in (len(classes), 1):
+        # mmseg's binary models may predict one class against the rest. In Panoptic FPN, boxes have
+        # the classes of things only.
+        if number not in (len(classes), 1, _count_things(dataset)):
             raise ConfigError(
                 f'model.{key} is {number}, but the dataset has {len(classes)} classes '
                 f'({quote_names(classes)}): set it to {len(classes)}, or correct metainfo of the '
                 'dataset.'
             )
+
+
+def _count_things(dataset: dict) -> int | None:
+    things = dataset_class(dataset)._load_metainfo(dataset.get('metainfo')).get('thing_classes')
+    return len(things) if things else None
 
 
 def _num_classes(model: dict) -> Iterator[tuple[str, int]]:

@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import cv2
 import narrow_models
+import numpy as np
 import pytest
 import torch
 from forked_tools import ROOT, run
@@ -314,3 +316,111 @@ def test_a_swapped_detector_trains_on_own_data_in_two_processes(shapes, tmp_path
     log = (tmp_path / 'work.log').read_text()
     assert codes == [0, 0], log
     assert 'Epoch(train)  [2][2/2]' in log or 'Epoch(train) [2][2/2]' in log
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'reason'),
+    [
+        (
+            'soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco',
+            'without labels',
+        ),
+        ('htc/htc_r50_fpn_1x_coco', 'with_seg'),
+        ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco', 'proposals'),
+        ('qdtrack/qdtrack_faster-rcnn_r50_fpn_4e_base', 'train_dataloader'),
+        ('reid/reid_r50_8xb32-6e_mot17train80_test-mot17val20', 'ReIDDataset'),
+    ],
+)
+def test_recipes_for_other_tasks_are_refused(recipe, reason, shapes, tmp_path):
+    with pytest.raises(ConfigError, match=reason):
+        write(f'mmdet::{recipe}', shapes / 'coco', tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'scale'),
+    [('ssd/ssd300_coco', (300, 300)), ('yolox/yolox_s_8xb8-300e_coco', (640, 640))],
+)
+def test_fixed_input_sizes_and_mosaics_stay(recipe, scale, shapes, tmp_path):
+    cfg = write(f'mmdet::{recipe}', shapes / 'coco', tmp_path)
+    assert cfg.test_dataloader.dataset.pipeline[1].scale == scale
+
+
+def test_training_and_test_images_are_scaled_alike(shapes, tmp_path):
+    recipe = 'mmseg::unet/unet-s5-d16_deeplabv3_4xb4-40k_drive-64x64'
+    cfg = write(recipe, shapes / 'ade', tmp_path)
+    scales = {
+        step.scale
+        for split in ('train', 'test')
+        for step in find_dicts(cfg[f'{split}_dataloader'])
+        if 'scale' in step
+    }
+    assert len(scales) == 1
+
+
+def test_repeated_datasets_count(shapes, tmp_path):
+    cfg = write('mmdet::ssd/ssd300_coco', shapes / 'coco', tmp_path, batch=4)
+    assert cfg.train_cfg.max_epochs == MIN_ITERATIONS // 5, 'five repetitions of four images'
+
+
+def test_panoptic_fpn_has_boxes_of_things_only(shapes, tmp_path):
+    recipe = 'mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco'
+    cfg = write(recipe, shapes / 'coco', tmp_path)
+    check_data(cfg, ('train', 'val'))
+    assert cfg.model.roi_head.bbox_head.num_classes == 4
+    assert cfg.model.semantic_head.num_stuff_classes == 3
+
+
+def test_some_objects_without_masks_are_reported(coco, tmp_path):
+    change_files(coco, lambda content: content['annotations'][0].pop('segmentation', None))
+    cfg = write(demo('mask_rcnn'), coco, tmp_path)
+    with pytest.raises(DataError, match='mask'):
+        check_data(cfg, ('train',))
+
+
+def semantic(root, values):
+    """Images and label maps with each of the values in a row."""
+    for split in ('train', 'val'):
+        for folder in ('images', 'masks'):
+            (root / folder / split).mkdir(parents=True)
+        cv2.imwrite(str(root / f'images/{split}/a.png'), np.zeros((8, 8, 3), np.uint8))
+        label_map = np.resize(np.array(values, np.uint8)[:, None], (8, 8))
+        cv2.imwrite(str(root / f'masks/{split}/a.png'), label_map)
+    return root
+
+
+def test_labels_from_zero_with_a_recipe_for_labels_from_one(tmp_path):
+    root = semantic(tmp_path / 'data', [0, 1])
+    cfg = write('mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512', root, tmp_path)
+    check_data(cfg, ('train', 'val'))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        labels = DATASETS.build(cfg.val_dataloader.dataset)[0]['data_samples'].gt_sem_seg.data
+    assert labels.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ('values', 'names'),
+    [([0, 255], None), ([1], None), ([0, 1, 2, 3], b'a\nb\n'), ([0, 1], b'\xff\n\xfe\n')],
+)
+def test_label_maps_that_do_not_fit_are_refused(values, names, tmp_path):
+    root = semantic(tmp_path / 'data', values)
+    if names:
+        (root / 'classes.txt').write_bytes(names)
+    with pytest.raises(DataError):
+        write(demo('upernet'), root, tmp_path)
+
+
+def test_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    root = semantic(tmp_path / 'data', [0, 1])
+    (root / 'classes.txt').write_text('soil\r\nroot\r\n', encoding='utf-8-sig')
+    assert read_labels(root, 'semantic', {}).classes == ('soil', 'root')
+
+
+@pytest.mark.parametrize('out', ['nowhere/new.py', 'new.txt', '.'])
+@pytest.mark.parametrize('name', ['new_config', 'swap_backbone'])
+def test_files_that_cannot_be_written(name, out, tmp_path, tool, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ['mmdet::atss/atss_r50_fpn_1x_coco.py']
+    flags = [tmp_path, '--recipe', *config] if name == 'new_config' else config
+    code, _, error = tool(name, *flags, '--out', out)
+    assert code == 2 and '--out' in error and out in error
+    assert not list(tmp_path.iterdir())

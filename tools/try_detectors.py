@@ -82,12 +82,18 @@ def time_out(*_):
 
 def replace_table(path, package, results):
     """Replace the table that follows the heading ``## PACKAGE``."""
-    rows = [f'| {r.family} | {r.config} | {r.state} | {r.reason} |' for r in results]
+    rows = [f'| {r.family} | {r.config} | {r.state} | {cell(r.reason)} |' for r in results]
     table = '\n'.join(['| family | config | state | reason |', '|---|---|---|---|', *rows])
     text = path.read_text()
     path.write_text(
         re.sub(rf'(## {package}\n.*?\n)\|.*?\n\n', rf'\1{table}\n\n', text, flags=re.DOTALL)
     )
+
+
+def cell(reason):
+    """The start of an error, without the folder of the installed packages."""
+    site = f'{Path(torch.__file__).parents[1]}/'
+    return reason.replace(site, '').replace('|', '/')[:150]
 
 
 if __name__ == '__main__':

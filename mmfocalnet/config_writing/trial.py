@@ -79,7 +79,8 @@ def compute_gradients(cfg: Config, model: nn.Module) -> None:
 
 def _batch(cfg: Config, training: bool) -> dict[str, Any]:
     preprocessor = cfg.model.get('data_preprocessor') or {}
-    if type_name(preprocessor) == 'TrackDataPreprocessor':
+    trains_detector = training and preprocessor.get('use_det_processor')
+    if type_name(preprocessor) == 'TrackDataPreprocessor' and not trains_detector:
         return _videos(cfg, training)
     if type_name(preprocessor) == 'MultiBranchDataPreprocessor' and training:
         return _branches(cfg)

@@ -82,10 +82,9 @@ def _try_config(
         if not build_only:
             try_model(cfg, model)
 
-    state = 'stack'
+    state = 'not exchangeable'
     try:
         original = read_base(str(file))
-        state = 'not exchangeable'
         cfg = swap_backbone(original, **NARROW).cfg
         state = 'fails'
         check(cfg)

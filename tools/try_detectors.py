@@ -84,10 +84,9 @@ def replace_table(path, package, results):
     """Replace the table that follows the heading ``## PACKAGE``."""
     rows = [f'| {r.family} | {r.config} | {r.state} | {cell(r.reason)} |' for r in results]
     table = '\n'.join(['| family | config | state | reason |', '|---|---|---|---|', *rows])
-    text = path.read_text()
-    path.write_text(
-        re.sub(rf'(## {package}\n.*?\n)\|.*?\n\n', rf'\1{table}\n\n', text, flags=re.DOTALL)
-    )
+    old = rf'(## {package}\n.*?\n)\|.*?\n\n'
+    new = re.sub(old, lambda found: f'{found[1]}{table}\n\n', path.read_text(), flags=re.DOTALL)
+    path.write_text(new)
 
 
 def cell(reason):

@@ -290,6 +290,8 @@ class _Channels:
 
     def _translate(self, value: Any, index: Any) -> Any:
         if isinstance(value, (list, tuple)):
+            if list(value) == self.old:  # several levels may have as many channels
+                return type(value)(self.new)
             indices = index if isinstance(index, (list, tuple)) else [None] * len(value)
             return type(value)(map(self._translate, value, indices))
         if isinstance(index, int):

@@ -31,6 +31,8 @@ _TIED = (
     'STDCContextPathNet',
     'TridentResNet',
 )
+# Learning rate, weight decay and total batch size of the published recipes.
+_RECIPES = dict(mmdet=(1e-4, 0.05, 16), mmseg=(6e-5, 0.01, 16), mmpretrain=(1e-3, 0.05, 1024))
 _LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
 
 
@@ -362,15 +364,14 @@ def _use_adamw(swap: Swap) -> None:
     old = type_name(wrapper.get('optimizer'))
     if old in (None, 'AdamW'):
         return
-    segments = swap.cfg.get('default_scope') == 'mmseg'
-    lr, decay = (6e-5, 0.01) if segments else (1e-4, 0.05)
+    lr, decay, batch = _RECIPES.get(swap.cfg.get('default_scope'), _RECIPES['mmdet'])
     wrapper.optimizer = ConfigDict(type='AdamW', lr=lr, weight_decay=decay)
     wrapper.paramwise_cfg = ConfigDict(norm_decay_mult=0.0)
-    swap.notes['optim_wrapper.optimizer'] = f'as published for 16 images per step, was {old}'
+    swap.notes['optim_wrapper.optimizer'] = f'as published for {batch} images per step, was {old}'
     scale = swap.cfg.get('auto_scale_lr')
-    if scale and scale.get('base_batch_size') != 16:
+    if scale and scale.get('base_batch_size') != batch:
         swap.notes['auto_scale_lr.base_batch_size'] = f'was {scale.get("base_batch_size")}'
-        scale.base_batch_size = 16
+        scale.base_batch_size = batch
 
 
 def _import_package(cfg: Config) -> None:

@@ -32,6 +32,8 @@ def set_image_scale(cfg: Config, size: tuple[int, int]) -> None:
     trained = _names([cfg.train_dataloader])
     if not longer or any('Mosaic' in name for name in trained):
         return
+    if cfg.model.get('as_two_stage'):
+        return  # DINO selects 900 proposals, and small images have fewer positions
     tested = [step for step in find_dicts(cfg.get('test_dataloader') or {}) if 'scale' in step]
     if not all(step.get('keep_ratio') for step in tested):
         return  # the network has a fixed input size, as SSD

@@ -338,9 +338,13 @@ def test_recipes_for_other_tasks_are_refused(recipe, reason, shapes, tmp_path):
 
 @pytest.mark.parametrize(
     ('recipe', 'scale'),
-    [('ssd/ssd300_coco', (300, 300)), ('yolox/yolox_s_8xb8-300e_coco', (640, 640))],
+    [
+        ('ssd/ssd300_coco', (300, 300)),
+        ('yolox/yolox_s_8xb8-300e_coco', (640, 640)),
+        ('dino/dino-4scale_r50_8xb2-12e_coco', (1333, 800)),
+    ],
 )
-def test_fixed_input_sizes_and_mosaics_stay(recipe, scale, shapes, tmp_path):
+def test_sizes_that_networks_need_stay(recipe, scale, shapes, tmp_path):
     cfg = write(f'mmdet::{recipe}', shapes / 'coco', tmp_path)
     assert cfg.test_dataloader.dataset.pipeline[1].scale == scale
 

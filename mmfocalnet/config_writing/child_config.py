@@ -134,7 +134,10 @@ def _assignments(before: Any, after: Any) -> list[str] | None:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         if not set(before) <= set(after) or before.get('type') != after.get('type'):
             return None
-        pairs = [(f'.{k}', before.get(k), v) for k, v in after.items()]
+        pairs = [
+            (f'.{k}' if str(k).isidentifier() else f'[{k!r}]', before.get(k), v)
+            for k, v in after.items()
+        ]
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         pairs = [(f'[{i}]', b, a) for i, (b, a) in enumerate(zip(before, after, strict=True))]
     else:

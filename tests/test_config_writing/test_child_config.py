@@ -36,6 +36,10 @@ def set_one_head(cfg):
     cfg.model.heads[1].loss.new = dict(type='L1')
 
 
+def set_keys_with_dots_in_a_list(cfg):
+    cfg.model.heads[0]['a.b'] = 1
+
+
 def replace_one_head(cfg):
     cfg.model.heads[1] = dict(type='Other')
 
@@ -75,6 +79,7 @@ CHANGES = [
     set_backbone,
     set_all_heads,
     set_one_head,
+    set_keys_with_dots_in_a_list,
     replace_one_head,
     change_nested_pipeline,
     drop_step,

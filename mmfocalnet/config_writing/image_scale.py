@@ -21,7 +21,7 @@ def set_image_scale(cfg: Config, size: tuple[int, int]) -> None:
     """Resize small images as the recipe resizes those of its own data.
 
     Recipes for COCO enlarge images of 640x480 to 1067x800. Images of half the size are enlarged to
-    half of that. Recipes with mosaics stay as they are.
+    half of that. Recipes with mosaics, fixed input sizes or 900 proposals stay as they are.
 
     Args:
         cfg: The recipe.
@@ -34,7 +34,8 @@ def set_image_scale(cfg: Config, size: tuple[int, int]) -> None:
         return
     if cfg.model.get('as_two_stage'):
         return  # DINO selects 900 proposals, and small images have fewer positions
-    tested = [step for step in find_dicts(cfg.get('test_dataloader') or {}) if 'scale' in step]
+    steps = find_dicts(cfg.get('test_dataloader') or {})
+    tested = [step for step in steps if isinstance(step.get('scale'), (tuple, list))]
     if not all(step.get('keep_ratio') for step in tested):
         return  # the network has a fixed input size, as SSD
     old = max((max(step.scale) for step in tested), default=0)

@@ -34,14 +34,9 @@ def set_class_counts(cfg: Config, recipe: Config, labels: Labels) -> None:
         if part.get('num_classes') == old:
             part.num_classes = things
         weights = part.get('class_weight')
-        if isinstance(weights, (list, tuple)) and len(weights) in (
-            old,
-            old + 1,
-            old + labels.stuff,
-        ):
-            part.class_weight = _resize(list(weights), old, total)
-        elif isinstance(weights, (list, tuple)) and len(weights) > 2:
-            part.class_weight = _resize(list(weights), len(weights) - 1, total)
+        if isinstance(weights, (list, tuple)) and len(weights) > 2:
+            classes = old if len(weights) == old else len(weights) - 1
+            part.class_weight = _resize(list(weights), classes, total)
 
 
 def _parts(model: dict) -> Iterator[dict]:

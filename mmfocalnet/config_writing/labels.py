@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ SPLITS = dict(
 """Names of the splits in file names and folders."""
 
 _IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+# Annotation files of COCO that are not for detection.
+_OTHER_FILES = ('panoptic', 'captions', 'keypoints', 'image_info')
 _SAMPLED_MAPS = 200  # label maps that are read to find their classes
 
 
@@ -64,7 +66,7 @@ class Labels:
     masks: bool = False
     size: tuple[int, int] = (0, 0)
     reduce_zero_label: bool = False
-    suffixes: tuple[str, str] = field(default=('.jpg', '.png'))
+    suffixes: tuple[str, str] = ('.jpg', '.png')
 
     @property
     def description(self) -> str:
@@ -118,15 +120,11 @@ def _find_files(root: Path, kind: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in [*sorted(root.glob('*.json')), *sorted(root.glob('*/*.json'))]:
         split = _split_of(path.stem) or _split_of(path.parent.name)
-        other = ('panoptic', 'instances', 'captions', 'keypoints', 'image_info')
-        others = [name for name in other if name != kind and name in path.stem]
-        if split and split not in found and not others and _fits(path, kind):
+        others = [name for name in _OTHER_FILES if name in path.stem]
+        fits = kind in path.stem or (kind == 'instances' and not others)
+        if split and split not in found and fits:
             found[split] = path
     return found
-
-
-def _fits(path: Path, kind: str) -> bool:
-    return kind != 'panoptic' or 'panoptic' in path.stem
 
 
 def _split_of(name: str) -> str | None:

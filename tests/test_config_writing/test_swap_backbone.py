@@ -158,8 +158,9 @@ def test_base_of_a_written_config(tmp_path):
     (tmp_path / 'base.py').touch()
     assert base_reference(str(tmp_path / 'base.py'), str(tmp_path / 'out/new.py')) == '../base.py'
     # MMEngine does not find the forked mmseg.
-    path = base_reference('mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512', 'new.py')
-    assert Config.fromfile(path).model.decode_head.num_classes == 150
+    base = base_reference('mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512', 'new.py')
+    (tmp_path / 'new.py').write_text(f'_base_ = {base!r}')
+    assert Config.fromfile(tmp_path / 'new.py').model.decode_head.num_classes == 150
 
 
 @pytest.mark.parametrize(

@@ -40,18 +40,18 @@ def check_channels(model: dict, backbone: FocalNet) -> None:
     for key, module in _modules_after_backbone(model):
         expected = _expected_channels(key, module, widths)
         given = _as_list(module.get('in_channels'))
-        # Some necks read the features from the coarsest to the finest, such as YOLOV3Neck.
-        if expected is None or given in (expected, widths[::-1]):
+        if expected is None or given == expected:
             continue
         message = (
             f'model.{key}.in_channels is {module["in_channels"]}, but the backbone gives '
             f'{expected} channels (stages {list(backbone.out_indices)}, embed_dim '
             f'{backbone.num_features[0]})'
         )
-        if key.startswith('neck') and type_name(module) not in _KNOWN_NECKS:
-            print_log(f'{message}.', logger='current', level=logging.WARNING)
-        else:
+        if not key.startswith('neck') or type_name(module) in _KNOWN_NECKS:
             raise ConfigError(f'{message}: set it to {expected}.')
+        # Some necks read the features from the coarsest to the finest, such as YOLOV3Neck.
+        if given != widths[::-1]:
+            print_log(f'{message}.', logger='current', level=logging.WARNING)
     _check_heads_after_neck(model)
 
 

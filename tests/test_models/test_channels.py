@@ -65,6 +65,16 @@ def test_fitting_models_pass(model, backbone):
             '32',
         ),
         (dict(decode_head=dict(in_channels=123)), 'model.decode_head.in_channels', '64'),
+        (
+            dict(decode_head=dict(in_channels=[64, 32, 16], in_index=[0, 1, 2])),
+            'model.decode_head.in_channels',
+            '[16, 32, 64]',
+        ),
+        (
+            dict(neck=dict(type='FPN', in_channels=[64, 32, 16])),
+            'model.neck.in_channels',
+            '[16, 32, 64]',
+        ),
         (dict(decode_head=dict(in_channels=64, in_index=7)), 'model.decode_head.in_index', '2'),
         (dict(decode_head=dict(in_channels=[16, 32], in_index=[0])), 'decode_head.', '[16]'),
         (

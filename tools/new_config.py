@@ -8,9 +8,8 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmengine.config import Config
-
 from mmfocalnet.cli import integer_flag, print_lines, report_errors
+from mmfocalnet.config import read_config
 from mmfocalnet.config_writing.base_config import base_reference, read_base
 from mmfocalnet.config_writing.child_config import child_config
 from mmfocalnet.config_writing.data_settings import label_kind
@@ -58,7 +57,7 @@ def main():
     )
     with replacing(Path(args.out)) as part:
         part.write_text(text, encoding='utf-8')
-        written = Config.fromfile(part)
+        written = read_config(str(part))
         written._filename = args.out
         check_data(written, ('train', 'val'))
     counts = ', '.join(f'{split.count} for {name}' for name, split in labels.splits.items())

@@ -42,7 +42,7 @@ def main():
     text = child_config(base_reference(args.config, out), cfg, swap.cfg, swap.notes)
     failure = failed_trial(swap.cfg)
     with replacing(Path(out)) as part:
-        part.write_text(text)
+        part.write_text(text, encoding='utf-8')
     print(text)
     for remark in swap.remarks:
         print_error(f'warning: {remark}')

@@ -144,7 +144,8 @@ def _evaluator(evaluator: Any, labels: Labels, split: Split) -> Any:
         )
     metrics = list(_metrics(_listed(evaluator), labels, split))
     if not metrics:
-        metrics = list(_metrics([ConfigDict(type='CocoMetric')], labels, split))
+        metric = dict(instances='CocoMetric', panoptic='CocoPanopticMetric')[labels.kind]
+        metrics = list(_metrics([ConfigDict(type=metric)], labels, split))
     return metrics if len(metrics) > 1 else metrics[0]
 
 

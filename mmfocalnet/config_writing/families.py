@@ -63,7 +63,8 @@ def try_family(
         build_only: Do not compute losses, gradients and predictions. Defaults to False.
 
     Returns:
-        The result of the first config that works, else that of the first one.
+        The result of the first config that works; else of one that fails, or whose model fails
+        with its own backbone as well, before those whose backbone cannot be replaced.
     """
     results = []
     for file in files[:_MAX_CONFIGS]:

@@ -10,7 +10,7 @@ from mmfocalnet.config import find_dicts
 from mmfocalnet.registry import type_name
 
 MIN_ITERATIONS = 3000
-"""Small datasets are repeated until training has as many iterations, unless the recipe has less."""
+"""Recipes in epochs run for at least as many iterations on small datasets."""
 
 _TIMES = ('begin', 'end', 'T_max', 'switch_epoch', 'switch_iter')
 

@@ -1,7 +1,7 @@
 """FocalNet as the backbone of configs of mmdet and mmseg."""
 
 import pytest
-from forked_tools import run
+from forked_tools import ROOT, run
 from mmengine.config import Config
 
 from mmfocalnet.archs import ARCHS, CHECKPOINTS
@@ -115,6 +115,13 @@ def test_what_cannot_be_done_raises(name, reason):
     with pytest.raises(ConfigError) as error:
         swapped(name)
     assert reason in str(error.value)
+
+
+def test_checkpoints_are_those_of_the_recipes():
+    for file in (ROOT / 'configs/_base_/backbones').glob('*.py'):
+        for backbone in Config.fromfile(file).values():
+            if isinstance(backbone, dict):
+                assert backbone.init_cfg.checkpoint == CHECKPOINTS[backbone.arch]
 
 
 @pytest.mark.parametrize('arch', ARCHS)

@@ -137,11 +137,9 @@ def _set_dataset(cfg: Config, dataset: ConfigDict, labels: Labels, split: Split)
 def _evaluator(evaluator: Any, labels: Labels, split: Split) -> Any:
     """The metrics of a split; those that need other labels are dropped."""
     if labels.kind == 'semantic':
-        return (
-            evaluator
-            if 'IoUMetric' in map(type_name, _listed(evaluator))
-            else ConfigDict(type='IoUMetric', iou_metrics=['mIoU'])
-        )
+        if 'IoUMetric' in map(type_name, _listed(evaluator)):
+            return evaluator
+        return ConfigDict(type='IoUMetric', iou_metrics=['mIoU'])
     metrics = list(_metrics(_listed(evaluator), labels, split))
     if not metrics:
         metric = dict(instances='CocoMetric', panoptic='CocoPanopticMetric')[labels.kind]

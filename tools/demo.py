@@ -21,6 +21,7 @@ METRICS = {
     'cascade_rcnn': BOXES | MASKS,
     'atss': BOXES,
     'sparse_rcnn': BOXES,
+    'dino': BOXES,
     'upernet': {'mIoU': 'mIoU'},
     'mask2former': {'coco_panoptic/PQ': 'PQ'} | MASKS,
     'mask2former_semantic': {'mIoU': 'mIoU'},

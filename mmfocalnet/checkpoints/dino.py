@@ -1,0 +1,203 @@
+"""Published DINO detectors with a FocalNet: recognize them, rename their weights to mmdet's names.
+
+Two code bases published weights: FocalNet-DINO and detrex.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmfocalnet.errors import CheckpointError
+from mmfocalnet.text import join_keys
+
+State = dict[str, Tensor]
+Rules = tuple[tuple[str, str], ...]
+
+COCO_IDS = tuple(i for i in range(91) if i not in (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+"""Category ids of the 80 classes of COCO. FocalNet-DINO has a logit for each number up to 90."""
+
+LABEL_EMBEDDING = 'dn_query_generator.label_embedding.weight'
+_CLASS_ROWS = re.compile(
+    rf'bbox_head\.cls_branches\.\d+\.(weight|bias)|{re.escape(LABEL_EMBEDDING)}'
+)
+_COPIES = re.compile(r'transformer\.decoder\.((?:class|bbox)_embed\..*)')
+
+# Patterns of the published keys, and mmdet's. Both code bases have the first ones.
+_LAYER = r'transformer\.(encoder|decoder)\.layers\.(\d+)\.'
+_COMMON: Rules = (
+    (r'transformer\.level_embeds?', 'level_embed'),
+    (r'transformer\.tgt_embed\.(.*)', r'query_embedding.\1'),
+    (r'transformer\.enc_output\.(.*)', r'memory_trans_fc.\1'),
+    (r'transformer\.enc_output_norm\.(.*)', r'memory_trans_norm.\1'),
+    (r'transformer\.decoder\.((?:norm|ref_point_head)\..*)', r'decoder.\1'),
+    (r'class_embed\.(.*)', r'bbox_head.cls_branches.\1'),
+    (r'bbox_embed\.(\d+)\.layers\.0\.(.*)', r'bbox_head.reg_branches.\1.0.\2'),
+    (r'bbox_embed\.(\d+)\.layers\.1\.(.*)', r'bbox_head.reg_branches.\1.2.\2'),
+    (r'bbox_embed\.(\d+)\.layers\.2\.(.*)', r'bbox_head.reg_branches.\1.4.\2'),
+    (r'label_enc\.weight', LABEL_EMBEDDING),
+)
+_FOCALNET_DINO: Rules = (
+    (r'backbone\.0\.(.*)', r'backbone.\1'),
+    (rf'{_LAYER}self_attn\.(in_proj_|out_proj)(.*)', r'\1.layers.\2.self_attn.attn.\3\4'),
+    (rf'{_LAYER}((?:self|cross)_attn\..*)', r'\1.layers.\2.\3'),
+    (rf'{_LAYER}linear1\.(.*)', r'\1.layers.\2.ffn.layers.0.0.\3'),
+    (rf'{_LAYER}linear2\.(.*)', r'\1.layers.\2.ffn.layers.1.\3'),
+    # The norms have the order of their use in the encoder only.
+    (r'transformer\.encoder\.layers\.(\d+)\.norm1\.(.*)', r'encoder.layers.\1.norms.0.\2'),
+    (r'transformer\.encoder\.layers\.(\d+)\.norm2\.(.*)', r'encoder.layers.\1.norms.1.\2'),
+    (r'transformer\.decoder\.layers\.(\d+)\.norm2\.(.*)', r'decoder.layers.\1.norms.0.\2'),
+    (r'transformer\.decoder\.layers\.(\d+)\.norm1\.(.*)', r'decoder.layers.\1.norms.1.\2'),
+    (r'transformer\.decoder\.layers\.(\d+)\.norm3\.(.*)', r'decoder.layers.\1.norms.2.\2'),
+)
+_DETREX: Rules = (
+    (r'(backbone\..*)', r'\1'),
+    (r'(neck\.(?:extra_)?convs\.\d+\.conv\..*)', r'\1'),
+    (r'(neck\.(?:extra_)?convs\.\d+\.)norm\.(.*)', r'\1gn.\2'),
+    (rf'{_LAYER}attentions\.0\.attn\.(.*)', r'\1.layers.\2.self_attn.attn.\3'),
+    (rf'{_LAYER}attentions\.0\.(.*)', r'\1.layers.\2.self_attn.\3'),
+    (rf'{_LAYER}attentions\.1\.(.*)', r'\1.layers.\2.cross_attn.\3'),
+    (rf'{_LAYER}ffns\.0\.(layers\..*)', r'\1.layers.\2.ffn.\3'),
+    (rf'{_LAYER}(norms\..*)', r'\1.layers.\2.\3'),
+)
+_STEMS = {
+    'FocalNet-DINO': 'backbone.0.patch_embed.proj.weight',
+    'detrex': 'backbone.patch_embed.proj.weight',
+}
+_CLASSES = 'class_embed.0.weight'
+_QUERIES = 'transformer.tgt_embed.weight'
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A published DINO detector.
+
+    Attributes:
+        source: Code base that wrote it, ``'FocalNet-DINO'`` or ``'detrex'``.
+        scales: Number of feature maps in the encoder.
+        num_classes: Number of logits: 80 or, with a logit per category id, 91 for COCO, and 366 for
+            Objects365.
+        num_queries: Number of queries.
+    """
+
+    source: str
+    scales: int
+    num_classes: int
+    num_queries: int
+
+    def __str__(self) -> str:
+        return (
+            f'{self.source}, a DINO detector with {self.scales} scales, {self.num_classes} classes '
+            f'and {self.num_queries} queries'
+        )
+
+
+def find_detector(state: Mapping[str, Tensor]) -> Detector | None:
+    """Recognize a published DINO detector by its keys.
+
+    Args:
+        state: State dict in the published names.
+
+    Returns:
+        The detector, or None if it is something else.
+    """
+    keys = _short_keys(state)
+    source = next((name for name, stem in _STEMS.items() if stem in keys), None)
+    levels = next((k for k in ('level_embed', 'level_embeds') if f'transformer.{k}' in keys), None)
+    if source is None or levels is None or not {_CLASSES, _QUERIES} <= keys.keys():
+        return None
+    rows = (f'transformer.{levels}', _CLASSES, _QUERIES)
+    return Detector(source, *(len(state[keys[key]]) for key in rows))
+
+
+def to_mmdet(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> State:
+    """Rename the weights of a published detector to those of mmdet's ``DINO``.
+
+    Args:
+        state: State dict for which `find_detector` returns a detector.
+        name: Name of the checkpoint, for error messages. Defaults to ``'The checkpoint'``.
+
+    Returns:
+        State dict in mmdet's names. The tensors are those of the argument.
+
+    Raises:
+        CheckpointError: If it has unknown keys, or copies of the heads that differ.
+    """
+    detector = find_detector(state)
+    keys = _short_keys(state)
+    copies = {key: match[1] for key in keys if (match := _COPIES.fullmatch(key))}
+    differ = [
+        key
+        for key, original in copies.items()
+        if original in keys and not torch.equal(state[keys[key]], state[keys[original]])
+    ]
+    if differ:
+        raise CheckpointError(
+            f'{name} has two versions of the same head ({join_keys(differ)} and without '
+            '"transformer.decoder."). Use the unmodified checkpoint.'
+        )
+    rules = _DETREX if detector.source == 'detrex' else _FOCALNET_DINO + _numbered(keys)
+    originals = {copies.get(key, key): full for key, full in keys.items()}
+    names = {key: _renamed(key, rules + _COMMON) for key in originals}
+    unknown = [key for key, new in names.items() if new is None]
+    if unknown:
+        raise CheckpointError(
+            f'{name} is from {detector.source}, but has unknown keys ({join_keys(unknown)}). Use '
+            'the unmodified checkpoint of a DINO detector.'
+        )
+    weights = {new: state[originals[key]] for key, new in names.items()}
+    # Noise can change a label to the number of classes in FocalNet-DINO, but not in mmdet.
+    weights[LABEL_EMBEDDING] = weights[LABEL_EMBEDDING][: detector.num_classes]
+    return weights
+
+
+def select_classes(state: Mapping[str, Tensor], rows: Sequence[int]) -> State:
+    """Select classes of a DINO detector.
+
+    Args:
+        state: State dict in mmdet's names.
+        rows: Indices of the classes, such as `COCO_IDS`.
+
+    Returns:
+        A new state dict.
+    """
+    return {k: v[list(rows)] if _CLASS_ROWS.fullmatch(k) else v for k, v in state.items()}
+
+
+def _short_keys(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Keys without the prefix of ``DistributedDataParallel``, to the full keys."""
+    return {key.removeprefix('module.'): key for key in state}
+
+
+def _numbered(keys: Collection[str]) -> Rules:
+    """Rules of FocalNet-DINO for the parts that have other numbers in mmdet."""
+    outputs = sum(bool(re.fullmatch(r'backbone\.0\.norm\d+\.weight', key)) for key in keys)
+    heads = sum(bool(re.fullmatch(r'class_embed\.\d+\.weight', key)) for key in keys)
+    rules = [
+        (r'transformer\.enc_out_class_embed\.(.*)', rf'bbox_head.cls_branches.{heads}.\1'),
+        *(
+            (
+                rf'transformer\.enc_out_bbox_embed\.layers\.{i}\.(.*)',
+                rf'bbox_head.reg_branches.{heads}.{2 * i}.\1',
+            )
+            for i in range(3)
+        ),
+    ]
+    for level in {key.split('.')[1] for key in keys if key.startswith('input_proj.')}:
+        number = int(level)
+        convs = f'convs.{number}' if number < outputs else f'extra_convs.{number - outputs}'
+        rules.append((rf'input_proj\.{number}\.0\.(.*)', rf'neck.{convs}.conv.\1'))
+        rules.append((rf'input_proj\.{number}\.1\.(.*)', rf'neck.{convs}.gn.\1'))
+    return tuple(rules)
+
+
+def _renamed(key: str, rules: Rules) -> str | None:
+    """The key in mmdet; None if it is unknown."""
+    for pattern, replacement in rules:
+        if match := re.fullmatch(pattern, key):
+            return match.expand(replacement)
+    return None

@@ -1,0 +1,77 @@
+"""mmdet's DINO (https://arxiv.org/abs/2203.03605) with the numbers of the published detectors.
+
+Configs import this module by ``custom_imports``, because ``import mmfocalnet`` does not import
+mmdet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.ops import MultiScaleDeformableAttention
+from mmdet.models.dense_heads import DINOHead
+from mmdet.models.detectors import DINO
+from mmdet.models.layers import MLP, inverse_sigmoid
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from mmfocalnet.registry import register
+
+
+class ReferencePointHead(MLP):
+    """MLP from an encoded reference box to the position of its query.
+
+    The published weights take 128 features per coordinate. The decoder of onedl-mmdetection encodes
+    256, of which every second pair of sine and cosine is one of the 128.
+    """
+
+    def forward(self, encoding: Tensor) -> Tensor:
+        """Map (B, Q, 2C) or (B, Q, 4C) to (B, Q, C)."""
+        if encoding.shape[-1] == 2 * self.layers[0].in_features:
+            encoding = encoding.unflatten(-1, (-1, 2, 2))[..., 0, :].flatten(-2)
+        return super().forward(encoding)
+
+
+@register(MODELS)
+class PublishedDINO(DINO):
+    """mmdet's ``DINO`` for the published weights, with the same arguments.
+
+    Unlike ``DINO`` of onedl-mmdetection, it has the published number of weights. With mixed
+    precision, the deformable attention samples in float32. Batches without boxes also train in
+    several processes.
+    """
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        channels = self.embed_dims
+        self.decoder.ref_point_head = ReferencePointHead(2 * channels, channels, channels, 2)
+        for module in self.modules():
+            if isinstance(module, MultiScaleDeformableAttention):
+                # Half precision is too coarse for positions in a feature map.
+                module.value_proj.register_forward_hook(_to_float)
+                module.sampling_offsets.register_forward_hook(_to_float)
+
+    def forward_decoder(self, query: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """As of ``DINO``; in training, the outputs depend on the label embedding.
+
+        Without boxes there are no denoising queries, but DDP waits for all gradients.
+        """
+        outputs = super().forward_decoder(query=query, **kwargs)
+        if self.training:
+            unused = self.dn_query_generator.label_embedding.weight[0, 0]
+            outputs['hidden_states'] = outputs['hidden_states'] + 0 * unused
+        return outputs
+
+
+@register(MODELS)
+class PublishedDINOHead(DINOHead):
+    """mmdet's ``DINOHead``, with the limit of the published code for boxes at the border."""
+
+    def forward(self, hidden_states: Tensor, references: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """As of ``DINOHead``, with reference boxes limited to the range 0.001 to 0.999."""
+        limited = [inverse_sigmoid(reference, eps=1e-3).sigmoid() for reference in references]
+        return super().forward(hidden_states, limited)
+
+
+def _to_float(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.float()

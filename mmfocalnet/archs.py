@@ -10,6 +10,7 @@ import difflib
 from typing import Any
 
 from mmfocalnet.errors import ConfigError
+from mmfocalnet.released import RELEASED
 from mmfocalnet.text import short_repr
 
 _SRF = dict(focal_levels=2, focal_windows=3)  # kernels 3, 5: small receptive field
@@ -61,18 +62,10 @@ ARCHS: dict[str, dict[str, Any]] = {
     'base_iso': dict(embed_dim=768, use_layerscale=True, use_postln=True, **_ISO),
 }
 
-_RELEASE = 'https://github.com/microsoft/FocalNet/releases/download/v1.0.0'
 CHECKPOINTS: dict[str, str] = {
-    'tiny_srf': f'{_RELEASE}/focalnet_tiny_srf.pth',
-    'tiny_lrf': f'{_RELEASE}/focalnet_tiny_lrf.pth',
-    'small_srf': f'{_RELEASE}/focalnet_small_srf.pth',
-    'small_lrf': f'{_RELEASE}/focalnet_small_lrf.pth',
-    'base_srf': f'{_RELEASE}/focalnet_base_srf.pth',
-    'base_lrf': f'{_RELEASE}/focalnet_base_lrf.pth',
-    'large_fl3': f'{_RELEASE}/focalnet_large_lrf_384.pth',
-    'large_fl4': f'{_RELEASE}/focalnet_large_lrf_384_fl4.pth',
-    'xlarge_fl3': f'{_RELEASE}/focalnet_xlarge_lrf_384.pth',
-    'xlarge_fl4': f'{_RELEASE}/focalnet_xlarge_lrf_384_fl4.pth',
+    arch: RELEASED[name].url
+    for arch in ARCHS
+    if (name := f'focalnet-{arch.replace("_", "-")}') in RELEASED
 }
 """Released ImageNet checkpoints of the architectures."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch import Tensor
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.text import join_keys
 
-State = dict[str, Tensor]
 Rules = tuple[tuple[str, str], ...]
 
 COCO_IDS = tuple(i for i in range(91) if i not in (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
@@ -68,6 +68,7 @@ _STEMS = {
     'FocalNet-DINO': 'backbone.0.patch_embed.proj.weight',
     'detrex': 'backbone.patch_embed.proj.weight',
 }
+_COCO_LOGITS = 91
 _CLASSES = 'class_embed.0.weight'
 _QUERIES = 'transformer.tgt_embed.weight'
 
@@ -96,81 +97,137 @@ class Detector:
         )
 
 
-def find_detector(state: Mapping[str, Tensor]) -> Detector | None:
+def find_detector(state: Mapping[str, Any]) -> Detector | None:
     """Recognize a published DINO detector by its keys.
 
     Args:
-        state: State dict in the published names.
+        state: State dict in the published names, or any other dict.
 
     Returns:
         The detector, or None if it is something else.
     """
     keys = _short_keys(state)
     source = next((name for name, stem in _STEMS.items() if stem in keys), None)
-    levels = next((k for k in ('level_embed', 'level_embeds') if f'transformer.{k}' in keys), None)
-    if source is None or levels is None or not {_CLASSES, _QUERIES} <= keys.keys():
+    levels = 'transformer.level_embeds' if source == 'detrex' else 'transformer.level_embed'
+    rows: list[Any] = [state.get(keys.get(key, '')) for key in (levels, _CLASSES, _QUERIES)]
+    if source is None or not all(isinstance(value, Tensor) and value.ndim for value in rows):
         return None
-    rows = (f'transformer.{levels}', _CLASSES, _QUERIES)
-    return Detector(source, *(len(state[keys[key]]) for key in rows))
+    return Detector(source, *map(len, rows))
 
 
-def to_mmdet(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> State:
+def to_mmdet(
+    state: Mapping[str, Tensor], keep_classes: bool = False, name: str = 'The checkpoint'
+) -> dict[str, Tensor]:
     """Rename the weights of a published detector to those of mmdet's ``DINO``.
 
     Args:
         state: State dict for which `find_detector` returns a detector.
+        keep_classes: Keep the 91 logits of FocalNet-DINO instead of the 80 of COCO's classes.
+            Defaults to False.
         name: Name of the checkpoint, for error messages. Defaults to ``'The checkpoint'``.
 
     Returns:
-        State dict in mmdet's names. The tensors are those of the argument.
+        State dict in mmdet's names.
 
     Raises:
         CheckpointError: If it has unknown keys, or copies of the heads that differ.
     """
     detector = find_detector(state)
-    keys = _short_keys(state)
-    copies = {key: match[1] for key in keys if (match := _COPIES.fullmatch(key))}
-    differ = [
-        key
-        for key, original in copies.items()
-        if original in keys and not torch.equal(state[keys[key]], state[keys[original]])
-    ]
-    if differ:
-        raise CheckpointError(
-            f'{name} has two versions of the same head ({join_keys(differ)} and without '
-            '"transformer.decoder."). Use the unmodified checkpoint.'
-        )
-    rules = _DETREX if detector.source == 'detrex' else _FOCALNET_DINO + _numbered(keys)
-    originals = {copies.get(key, key): full for key, full in keys.items()}
-    names = {key: _renamed(key, rules + _COMMON) for key in originals}
-    unknown = [key for key, new in names.items() if new is None]
+    assert detector, 'see find_detector'
+    weights = _drop_copies({key: state[full] for key, full in _short_keys(state).items()}, name)
+    own = _DETREX if detector.source == 'detrex' else _FOCALNET_DINO + _numbered(weights)
+    names = {key: _renamed(key, own + _COMMON) for key in weights}
+    unknown = [key for key, new in names.items() if not new]
     if unknown:
         raise CheckpointError(
             f'{name} is from {detector.source}, but has unknown keys ({join_keys(unknown)}). Use '
             'the unmodified checkpoint of a DINO detector.'
         )
-    weights = {new: state[originals[key]] for key, new in names.items()}
-    # Noise can change a label to the number of classes in FocalNet-DINO, but not in mmdet.
-    weights[LABEL_EMBEDDING] = weights[LABEL_EMBEDDING][: detector.num_classes]
-    return weights
+    weights = {names[key]: value for key, value in weights.items()}
+    if LABEL_EMBEDDING in weights:  # FocalNet-DINO has an additional label
+        weights[LABEL_EMBEDDING] = weights[LABEL_EMBEDDING][: detector.num_classes]
+    if detector.num_classes != _COCO_LOGITS or keep_classes:
+        return weights
+    return {key: v[list(COCO_IDS)] if _is_per_class(key) else v for key, v in weights.items()}
 
 
-def select_classes(state: Mapping[str, Tensor], rows: Sequence[int]) -> State:
-    """Select classes of a DINO detector.
+def class_names(detector: Detector, keep_classes: bool = False) -> tuple[str, ...]:
+    """Names of the classes of a detector, from mmdet's datasets.
 
     Args:
-        state: State dict in mmdet's names.
-        rows: Indices of the classes, such as `COCO_IDS`.
+        detector: Of `find_detector`.
+        keep_classes: As of `to_mmdet`. Defaults to False.
 
     Returns:
-        A new state dict.
+        One name per class; none if the number of classes is that of no known dataset.
     """
-    return {k: v[list(rows)] if _CLASS_ROWS.fullmatch(k) else v for k, v in state.items()}
+    try:
+        from mmdet.datasets import CocoDataset, Objects365V2Dataset
+    except ImportError:
+        return ()
+    coco = CocoDataset.METAINFO['classes']
+    if detector.num_classes == _COCO_LOGITS and keep_classes:
+        named = dict(zip(COCO_IDS, coco, strict=True))
+        return tuple(named.get(i, f'unused {i}') for i in range(_COCO_LOGITS))
+    objects365 = ('unused', *Objects365V2Dataset.METAINFO['classes'])
+    known = {len(coco): coco, _COCO_LOGITS: coco, len(objects365): objects365}
+    return known.get(detector.num_classes, ())
 
 
-def _short_keys(state: Mapping[str, Tensor]) -> dict[str, str]:
+def match_classes(
+    state: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    theirs: Sequence[str],
+    ours: Sequence[str],
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Fit a DINO detector to other classes: classes of the same name keep their weights.
+
+    Args:
+        state: State dict of the checkpoint, in mmdet's names.
+        target: State dict of the model, whose values the other classes keep.
+        theirs: Names of the classes of the checkpoint.
+        ours: Names of the classes of the model.
+
+    Returns:
+        A new state dict, and the names of the classes that keep their weights.
+    """
+    rows = {_normalized(name): index for index, name in enumerate(theirs)}
+    pairs = [(i, rows[key]) for i, key in enumerate(map(_normalized, ours)) if key in rows]
+    new, old = [i for i, _ in pairs], [j for _, j in pairs]
+    fitted = dict(state)
+    for key in filter(_is_per_class, state):
+        fitted[key] = target[key].clone()
+        fitted[key][new] = state[key][old].to(fitted[key])
+    return fitted, [ours[i] for i in new]
+
+
+def _drop_copies(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Drop the copies of the heads that the decoder has."""
+    copies = {key: match[1] for key in weights if (match := _COPIES.fullmatch(key))}
+    differ = [
+        key
+        for key, original in copies.items()
+        if original in weights and not torch.equal(weights[key], weights[original])
+    ]
+    if differ:
+        raise CheckpointError(
+            f'{name} has two versions of the same head: {join_keys(differ)} differ from the '
+            'weights of that name without "transformer.decoder.". Use the unmodified checkpoint.'
+        )
+    return {copies.get(key, key): value for key, value in weights.items()}
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r'[\W_]+', ' ', name).strip().casefold()
+
+
+def _is_per_class(key: str) -> bool:
+    return _CLASS_ROWS.fullmatch(key) is not None
+
+
+def _short_keys(state: Mapping[str, Any]) -> dict[str, str]:
     """Keys without the prefix of ``DistributedDataParallel``, to the full keys."""
-    return {key.removeprefix('module.'): key for key in state}
+    return {key.removeprefix('module.'): key for key in state if isinstance(key, str)}
 
 
 def _numbered(keys: Collection[str]) -> Rules:
@@ -187,17 +244,17 @@ def _numbered(keys: Collection[str]) -> Rules:
             for i in range(3)
         ),
     ]
-    for level in {key.split('.')[1] for key in keys if key.startswith('input_proj.')}:
-        number = int(level)
+    levels = {match[1] for key in keys if (match := re.match(r'input_proj\.(\d{1,9})\.', key))}
+    for number in map(int, levels):
         convs = f'convs.{number}' if number < outputs else f'extra_convs.{number - outputs}'
         rules.append((rf'input_proj\.{number}\.0\.(.*)', rf'neck.{convs}.conv.\1'))
         rules.append((rf'input_proj\.{number}\.1\.(.*)', rf'neck.{convs}.gn.\1'))
     return tuple(rules)
 
 
-def _renamed(key: str, rules: Rules) -> str | None:
-    """The key in mmdet; None if it is unknown."""
+def _renamed(key: str, rules: Rules) -> str:
+    """The key in mmdet; empty if it is unknown."""
     for pattern, replacement in rules:
         if match := re.fullmatch(pattern, key):
             return match.expand(replacement)
-    return None
+    return ''

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from mmfocalnet.checkpoints.safe_load import check_regular, load_file
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.released import RELEASED
 from mmfocalnet.text import short_text
 
 SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
@@ -54,10 +55,11 @@ def fetch(source: str | os.PathLike) -> Path:
     client.
 
     Args:
-        source: Path of a file or of a folder of transformers, http(s) URL, or Hugging Face
-            id such as ``'microsoft/focalnet-tiny'`` (``'hf://microsoft/focalnet-tiny'``). A URL
-            may end in ``#sha256=HEX``, the expected checksum, and ``#max_gb=NUMBER``, its
-            size limit in gigabytes (`MAX_GIGABYTES` by default), joined by ``&``.
+        source: Path of a file or of a folder of transformers, http(s) URL, Hugging Face id such as
+            ``'microsoft/focalnet-tiny'`` (``'hf://microsoft/focalnet-tiny'``), or name of a
+            released model (`mmfocalnet.released`). A URL may end in ``#sha256=HEX``, the expected
+            checksum, and ``#max_gb=NUMBER``, its size limit in gigabytes (`MAX_GIGABYTES` by
+            default), joined by ``&``.
 
     Returns:
         The path of the file.
@@ -80,6 +82,8 @@ def fetch(source: str | os.PathLike) -> Path:
     if is_dir:
         return _in_folder(path)
     check_regular(path, text)
+    if text in RELEASED:
+        return _from_url(RELEASED[text].url)
     if _is_hub_id(text):
         return _from_hub(text)
     raise CheckpointError(f'There is no checkpoint file {short_text(repr(text))}. {_EXPECTED}')

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from mmfocalnet.checkpoints.dino import Detector, find_detector
 from mmfocalnet.checkpoints.metadata import read_settings
 from mmfocalnet.checkpoints.read import Checkpoint
 from mmfocalnet.errors import CheckpointError
@@ -57,6 +58,7 @@ _LINEAR = re.compile(
     r'layers\.\d+\.blocks\.\d+\.(modulation\.(f|proj)|mlp\.fc[12])\.weight', re.ASCII
 )
 _CONTEXT = 'layers.0.blocks.0.modulation.f.weight'
+_OTHER_BLOCK = re.compile(r'layers\.\d+\.blocks\.\d+\.dw1\.', re.ASCII)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # One key of each kind, to find the layout that is most similar to an unknown file.
 _KINDS = (
@@ -219,7 +221,11 @@ def _extract(checkpoint: Checkpoint, prefix: str, layout: Layout) -> Network:
     own = {key: key.removeprefix(prefix) for key in state if key.startswith(prefix)}
     if layout is TRANSFORMERS:
         own = {key: short.removeprefix('focalnet.') for key, short in own.items()}
+    _check_blocks(own.values(), checkpoint.name)
     settings = read_settings(checkpoint.metadata)
+    detector = find_detector(state)
+    if detector:
+        settings['normalize_modulator'] = _normalizes(detector, own.values())
     if layout is TIMM:
         settings['use_postln'] = any('.norm1_post.' in key for key in own)
         layout = TIMM_POSTNORM if settings['use_postln'] else TIMM
@@ -237,8 +243,26 @@ def _extract(checkpoint: Checkpoint, prefix: str, layout: Layout) -> Network:
             'checkpoint from before quantization, or cast them to float32.'
         )
     others = [key for key in state if key not in own]
-    source = _source(layout, checkpoint, network)
+    source = str(detector) if detector else _source(layout, checkpoint, network)
     return Network(checkpoint.name, network, layout.name, source, prefix, others, settings)
+
+
+def _check_blocks(keys: Collection[str], name: str) -> None:
+    if any(_OTHER_BLOCK.match(key) for key in keys):
+        raise CheckpointError(
+            f'{name} has blocks with other depth-wise convolutions (dw1), as in X-Decoder T and '
+            "SEEM T. They are not the paper's FocalNet. Use the L model of these projects, or "
+            'another checkpoint.'
+        )
+
+
+def _normalizes(detector: Detector, keys: Collection[str]) -> bool:
+    """Whether a published detector has ``normalize_modulator``: FocalNet-DINO's with four levels.
+
+    Except FocalNet-H, which has norms in the modulation instead.
+    """
+    four = any('.focal_layers.3.' in key for key in keys)
+    return detector.source == 'FocalNet-DINO' and four and not any('.ln.' in key for key in keys)
 
 
 def _reshaped(key: str, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfocalnet.checkpoints.dino import find_detector, to_mmdet
 from mmfocalnet.checkpoints.download import FOLDER_CONFIG, FOLDER_WEIGHTS, fetch
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
@@ -82,8 +83,12 @@ def pop_cached(source: str | os.PathLike, map_location: Any = 'cpu') -> Loaded:
 
 
 def read_checkpoint(source: str | os.PathLike) -> Mapping[str, Tensor]:
-    """Read the state dict of a checkpoint; see `open_checkpoint`."""
-    return open_checkpoint(source).state
+    """Read the state dict of a checkpoint; see `open_checkpoint`.
+
+    A published DINO detector is renamed to mmdet's names.
+    """
+    state = open_checkpoint(source).state
+    return to_mmdet(state, name=os.fspath(source)) if find_detector(state) else state
 
 
 def open_checkpoint(source: str | os.PathLike) -> Checkpoint:

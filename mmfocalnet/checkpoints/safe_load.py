@@ -9,6 +9,7 @@ import pickle
 import re
 import tarfile
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -270,6 +271,7 @@ def _training_types() -> dict[str, Any]:
         'builtins.getattr': _history_method,
         '__builtin__.getattr': _history_method,
         'numpy.dtype': _number_type,
+        'argparse.Namespace': Namespace,  # the settings of a run, beside its weights
         **numpy_functions,
     }
 

@@ -13,9 +13,11 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from mmengine.fileio import get_file_backend
+from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from mmfocalnet.checkpoints.dino import class_names, find_detector, to_mmdet
 from mmfocalnet.checkpoints.read import pop_cached
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
@@ -92,6 +94,12 @@ def _content(loaded: Loaded, name: str) -> dict[str, Any]:
             f'{short_text(name)} contains a {type(content).__name__}, expected a state dict. Save '
             'model.state_dict() instead.'
         )
+    weights = content.get('model', content)  # both code bases write it under "model"
+    detector = find_detector(weights) if isinstance(weights, dict) else None
+    if detector:
+        print_log(f'{short_text(name)} is of {detector}.', logger='current')
+        meta = dict(dataset_meta=dict(classes=class_names(detector)))
+        return dict(state_dict=to_mmdet(weights, name=name), meta=meta)
     if isinstance(metadata, dict) and 'config' in metadata and 'meta' in content:
         # When MMEngine resumes, it executes this text as Python to compare the number of GPUs.
         content = {**content, 'meta': {k: v for k, v in metadata.items() if k != 'config'}}

@@ -1,0 +1,7 @@
+# Windows of 3 as in pretraining. No detector of this size is released.
+_base_ = ['./detrex_focalnet_l_fl3_4scale_12e.py', '../_base_/backbones/tiny.py']
+
+model = dict(
+    backbone=dict(**_base_.tiny_lrf, drop_path_rate=0.1),
+    neck=dict(in_channels=_base_.tiny_channels[1:]),
+)

@@ -71,6 +71,9 @@ RELEASED: dict[str, Released] = {
     ),
 }
 
+DETECTORS = tuple(name for name in RELEASED if name.startswith('dino-'))
+"""Names of the released detectors."""
+
 
 def configs_folder() -> Path:
     """The folder ``configs`` of the repository or, without one, of the installed package."""

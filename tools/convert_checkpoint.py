@@ -35,6 +35,11 @@ def parse_args():
         help='add levels that keep the outputs unchanged; for inference only',
     )
     parser.add_argument(
+        '--keep-classes',
+        action='store_true',
+        help='keep the 91 logits of a FocalNet-DINO detector (default: the 80 classes of COCO)',
+    )
+    parser.add_argument(
         '--allow-nonfinite', action='store_true', help='convert NaN and infinite weights'
     )
     return parser.parse_args()
@@ -48,7 +53,9 @@ def numbers(text):
 def main():
     args = parse_args()
     found = inspect_source(args)
-    changes = Changes(args.windows, args.levels, args.keep_function, args.allow_nonfinite)
+    changes = Changes(
+        args.windows, args.levels, args.keep_function, args.keep_classes, args.allow_nonfinite
+    )
     report = convert(found, args.destination, args.to, changes)
     settings, origins = found.architecture.settings, found.architecture.origins
     print_lines(

@@ -1,4 +1,4 @@
-"""Predict images and videos: python tools/infer.py photos/ CONFIG CHECKPOINT --out results"""
+"""Predict images and videos: python tools/infer.py photos/ dino-focalnet-l --out results"""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ from mmfocalnet.files import check_folder, make_folder
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.inference.file_predictor import FilePredictor
 from mmfocalnet.inference.sources import find_sources
+from mmfocalnet.released import DETECTORS
 
 
 def score(text):
@@ -25,12 +26,19 @@ def score(text):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Predict images and videos with a trained model')
+    parser = argparse.ArgumentParser(
+        description='Predict images and videos with a trained model',
+        usage='%(prog)s IMAGES ... {CONFIG CHECKPOINT | NAME} --out DIR [options]',
+    )
     parser.add_argument(
         'images', nargs='+', metavar='IMAGES', help='images, videos, folders or globs in quotes'
     )
-    parser.add_argument('config', help='config file of the model')
-    parser.add_argument('checkpoint', help='checkpoint trained with it')
+    parser.add_argument(
+        'model',
+        metavar='CONFIG CHECKPOINT',
+        help='config file and the checkpoint trained with it, or instead of both the NAME of a '
+        f'released model: {", ".join(DETECTORS)}',
+    )
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write to')
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     parser.add_argument(
@@ -41,7 +49,14 @@ def parse_args():
     )
     parser.add_argument('--batch-size', type=integer_flag(1), default=1, help='default: 1')
     add_cfg_options(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    # The last argument is a name or a checkpoint, which follows its config.
+    args.model = (args.model,) if args.model in DETECTORS else (*args.images[-1:], args.model)
+    if len(args.model) == 2:
+        del args.images[-1]
+    if not args.images:
+        parser.error('specify IMAGES, CONFIG and CHECKPOINT, or IMAGES and a NAME')
+    return args
 
 
 def check_output_folder(out, sources):
@@ -79,7 +94,7 @@ def main():
         raise UserError(' '.join(problems))
     check_output_folder(args.out, sources)
     check_folder('--out', args.out)
-    predictor = load_predictor(args.config, args.checkpoint, args.device, args.cfg_options)
+    predictor = load_predictor(*args.model, device=args.device, cfg_options=args.cfg_options)
     make_folder('--out', args.out)
     predict = FilePredictor(predictor, args.out, args.score_thr, args.batch_size)
     written = predict(sources)

@@ -8,7 +8,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmfocalnet.cli import print_lines, report_errors
 from mmfocalnet.cli.checkpoint_flags import add_source_flags, inspect_source
-from mmfocalnet.conversion.architecture import output_stages
+from mmfocalnet.conversion.architecture import find_config, output_stages
 from mmfocalnet.conversion.convert import loading_problem
 
 
@@ -22,10 +22,14 @@ def count(state):
     return f'{sum(value.numel() for value in state.values()) / 1e6:.3f} M'
 
 
-def describe(found):
+def describe(args, found):
     """Source, architecture and number of parameters, line by line."""
     network, architecture = found.network, found.architecture
     yield f'source: {network}'
+    if network.detector:
+        config = find_config(network, architecture)
+        known = f'configs/{config}, with load_from={args.source!r}'
+        yield f'config: {known if config else "none for this architecture"}'
     differences = ', '.join(architecture.differences)
     yield f'nearest: {architecture.nearest}' + f' (differs in {differences})' * bool(differences)
     for name, value in architecture.settings.items():
@@ -52,7 +56,7 @@ def backbone(args, found):
 def main():
     args = parse_args()
     found = inspect_source(args)
-    print_lines(*describe(found))
+    print_lines(*describe(args, found))
     problem = loading_problem(found)
     if problem:
         print_lines(f'does not load: {problem}')

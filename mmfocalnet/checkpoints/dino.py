@@ -6,6 +6,7 @@ Two code bases published weights: FocalNet-DINO and detrex.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.text import join_keys
 
@@ -21,6 +23,7 @@ Rules = tuple[tuple[str, str], ...]
 COCO_IDS = tuple(i for i in range(91) if i not in (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 """Category ids of the 80 classes of COCO. FocalNet-DINO has a logit for each number up to 90."""
 
+_FIRST_HEAD = 'bbox_head.cls_branches.0.weight'
 LABEL_EMBEDDING = 'dn_query_generator.label_embedding.weight'
 _CLASS_ROWS = re.compile(
     rf'bbox_head\.cls_branches\.\d+\.(weight|bias)|{re.escape(LABEL_EMBEDDING)}'
@@ -151,27 +154,33 @@ def to_mmdet(
     return {key: v[list(COCO_IDS)] if _is_per_class(key) else v for key, v in weights.items()}
 
 
-def class_names(detector: Detector, keep_classes: bool = False) -> tuple[str, ...]:
-    """Names of the classes of a detector, from mmdet's datasets.
+def class_names(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the classes of a published detector, from mmdet's datasets.
 
     Args:
-        detector: Of `find_detector`.
-        keep_classes: As of `to_mmdet`. Defaults to False.
+        state: State dict of `to_mmdet`.
 
     Returns:
         One name per class; none if the number of classes is that of no known dataset.
     """
-    try:
-        from mmdet.datasets import CocoDataset, Objects365V2Dataset
-    except ImportError:
+    import_datasets('mmdet')
+    datasets = sys.modules.get('mmdet.datasets')
+    if datasets is None:  # mmdet is not installed
         return ()
-    coco = CocoDataset.METAINFO['classes']
-    if detector.num_classes == _COCO_LOGITS and keep_classes:
-        named = dict(zip(COCO_IDS, coco, strict=True))
-        return tuple(named.get(i, f'unused {i}') for i in range(_COCO_LOGITS))
-    objects365 = ('unused', *Objects365V2Dataset.METAINFO['classes'])
-    known = {len(coco): coco, _COCO_LOGITS: coco, len(objects365): objects365}
-    return known.get(detector.num_classes, ())
+    coco = datasets.CocoDataset.METAINFO['classes']
+    ids = dict(zip(COCO_IDS, coco, strict=True))
+    known = (
+        coco,
+        tuple(ids.get(i, f'unused {i}') for i in range(_COCO_LOGITS)),
+        ('unused', *datasets.Objects365V2Dataset.METAINFO['classes']),
+    )
+    count = count_classes(state)
+    return next((names for names in known if len(names) == count), ())
+
+
+def count_classes(state: Mapping[str, Tensor]) -> int:
+    """Number of classes of a DINO detector in mmdet's names; 0 for other state dicts."""
+    return len(state.get(_FIRST_HEAD, ()))
 
 
 def match_classes(

@@ -111,7 +111,8 @@ class Network:
         prefix: Prefix of its keys in the file.
         others: Keys of the file that do not belong to it, such as neck and heads.
         settings: ``use_postln`` and ``normalize_modulator``, if the names of the layout or the
-            metadata specify them.
+            metadata specify them, or the detector.
+        detector: The published DINO detector to which it belongs; None for other files.
     """
 
     checkpoint: str
@@ -121,6 +122,7 @@ class Network:
     prefix: str
     others: list[str]
     settings: dict[str, bool]
+    detector: Detector | None = None
 
     def __str__(self) -> str:
         if not self.prefix:
@@ -244,7 +246,9 @@ def _extract(checkpoint: Checkpoint, prefix: str, layout: Layout) -> Network:
         )
     others = [key for key in state if key not in own]
     source = str(detector) if detector else _source(layout, checkpoint, network)
-    return Network(checkpoint.name, network, layout.name, source, prefix, others, settings)
+    return Network(
+        checkpoint.name, network, layout.name, source, prefix, others, settings, detector
+    )
 
 
 def _check_blocks(keys: Collection[str], name: str) -> None:

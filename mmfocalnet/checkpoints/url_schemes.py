@@ -98,8 +98,8 @@ def _content(loaded: Loaded, name: str) -> dict[str, Any]:
     detector = find_detector(weights) if isinstance(weights, dict) else None
     if detector:
         print_log(f'{short_text(name)} is of {detector}.', logger='current')
-        meta = dict(dataset_meta=dict(classes=class_names(detector)))
-        return dict(state_dict=to_mmdet(weights, name=name), meta=meta)
+        state = to_mmdet(weights, name=name)
+        return dict(state_dict=state, meta=dict(dataset_meta=dict(classes=class_names(state))))
     if isinstance(metadata, dict) and 'config' in metadata and 'meta' in content:
         # When MMEngine resumes, it executes this text as Python to compare the number of GPUs.
         content = {**content, 'meta': {k: v for k, v in metadata.items() if k != 'config'}}

@@ -11,6 +11,7 @@ from mmfocalnet.archs import ARCHS, DEFAULTS
 from mmfocalnet.checkpoints.fit import describe
 from mmfocalnet.checkpoints.layouts import OUTPUT_NORM, Network, State
 from mmfocalnet.models import FocalNet
+from mmfocalnet.released import configs_folder
 
 FROM_FILE, FROM_USER = 'from the file', 'from the user'  # all other origins are assumptions
 _DEFAULTS: dict[str, Any] = {
@@ -75,6 +76,27 @@ def deduce(network: Network, given: Mapping[str, bool] | None = None) -> Archite
             settings[key], origins[key] = value, source
     nearest = min(ARCHS, key=lambda name: _distance(name, settings))
     return Architecture(settings, origins, nearest, _differences(nearest, settings))
+
+
+def find_config(network: Network, architecture: Architecture) -> str | None:
+    """Find the config of a published DINO detector.
+
+    Args:
+        network: Of `select_network`, in a checkpoint of such a detector.
+        architecture: Its architecture.
+
+    Returns:
+        Path in the folder ``configs``; None if there is no config of this size.
+    """
+    detector = network.detector
+    if detector is None or {'embed_dim', 'depths', 'focal_levels'} & set(architecture.differences):
+        return None
+    size, _, levels = architecture.nearest.partition('_')
+    levels = f'_{levels}' if levels.startswith('fl') else ''
+    end = 'objects365' if detector.num_classes > 91 else '12e'
+    prefix = 'detrex_' if detector.source == 'detrex' else ''
+    name = f'dino/{prefix}focalnet_{size[0]}{levels}_{detector.scales}scale_{end}.py'
+    return name if (configs_folder() / name).is_file() else None
 
 
 def output_stages(state: State) -> list[int]:

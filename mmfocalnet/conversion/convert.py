@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmfocalnet.checkpoints.dino import class_names, count_classes, find_detector, to_mmdet
 from mmfocalnet.checkpoints.fit import FitReport, fit_state, mismatch
 from mmfocalnet.checkpoints.layouts import CLASSIFIER, OUTPUT_NORM, Network, State, select_network
 from mmfocalnet.checkpoints.read import Checkpoint, check_finite, open_checkpoint
@@ -58,12 +59,14 @@ class Changes:
         levels: Focal levels of all stages. Defaults to None: unchanged.
         keep_function: Add those levels so that the outputs stay the same; see
             `mmfocalnet.checkpoints.insert_levels`. Defaults to False.
+        keep_classes: Keep the 91 logits of FocalNet-DINO. Defaults to False: COCO's 80 classes.
         allow_nonfinite: Convert NaN and infinite weights. Defaults to False.
     """
 
     windows: Sequence[int] = ()
     levels: int | None = None
     keep_function: bool = False
+    keep_classes: bool = False
     allow_nonfinite: bool = False
 
 
@@ -97,7 +100,8 @@ def convert(
     """Fit the network of a checkpoint and write it in another layout.
 
     mmfocalnet's own layout keeps a complete model (backbone, neck and heads), unless a prefix
-    selects one FocalNet. The other layouts contain the FocalNet only.
+    selects one FocalNet; published DINO detectors get mmdet's names. The other layouts contain the
+    FocalNet only.
 
     Args:
         inspection: The result of `inspect_checkpoint`.
@@ -128,6 +132,9 @@ def convert(
         notes.append('pass normalize_modulator=True to timm, which sets it in no named network')
     left_out = [] if with_others else list(network.others)
     content = _with_others(state, inspection) if with_others else state
+    if with_others and find_detector(content):
+        content = to_mmdet(content, changes.keep_classes, network.checkpoint)
+        notes.append(f"{count_classes(content)} classes, keys renamed to those of mmdet's DINO")
     left_out += _write(content, inspection, settings, destination, to)
     return '; '.join(filter(None, [str(report), *notes, join_keys(left_out, 'left out')]))
 
@@ -163,7 +170,7 @@ def _write(
     # The class names of transformers' config.json.
     labels = {k: config[k] for k in ('id2label', 'label2id') if isinstance(config.get(k), dict)}
     if to == 'ours':
-        write_ours(state, _meta(inspection, settings), destination)
+        write_ours(state, _meta(state, inspection, settings), destination)
         return list(labels)
     if to == 'release':
         write_release(state, destination)
@@ -269,7 +276,7 @@ def _with_others(state: State, inspection: Inspection) -> State:
     return {**{prefix + key: value for key, value in state.items()}, **others}
 
 
-def _meta(inspection: Inspection, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _meta(state: State, inspection: Inspection, settings: Mapping[str, Any]) -> dict[str, Any]:
     origins = inspection.architecture.origins
     ours = dict(
         version=__version__,
@@ -278,4 +285,7 @@ def _meta(inspection: Inspection, settings: Mapping[str, Any]) -> dict[str, Any]
         assumed=[key for key, origin in origins.items() if origin not in (FROM_FILE, FROM_USER)],
     )
     metadata = inspection.checkpoint.metadata
-    return dict(mmfocalnet=ours, **{key: metadata[key] for key in _KEPT_META if key in metadata})
+    kept = {key: metadata[key] for key in _KEPT_META if key in metadata}
+    if find_detector(inspection.checkpoint.state) and count_classes(state):
+        kept['dataset_meta'] = dict(classes=class_names(state))
+    return dict(mmfocalnet=ours, **kept)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
 from mmfocalnet.models.weight_checks import check_fits
+from mmfocalnet.released import DETECTORS, RELEASED, configs_folder
 from mmfocalnet.text import short_text
 
 # mmdet encodes class and instance in one integer.
@@ -37,15 +39,17 @@ INSTANCE_OFFSET = 1000
 
 def load_predictor(
     config: str | os.PathLike,
-    checkpoint: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
     device: str = 'cpu',
     cfg_options: dict[str, Any] | None = None,
 ) -> Predictor:
     """Load a trained model.
 
     Args:
-        config: Config file of an mmdet or mmseg model. Config files are executed.
+        config: Config file of an mmdet or mmseg model, which is executed, or without a checkpoint
+            the name of a released model (`mmfocalnet.released`), such as ``'dino-focalnet-l'``.
         checkpoint: Checkpoint trained with it, path or http(s) URL. No code in it is executed.
+            Defaults to None: the released weights.
         device: Such as ``'cuda:0'``. Defaults to ``'cpu'``.
         cfg_options: Overrides of config values, by dotted key. Defaults to none.
 
@@ -57,6 +61,8 @@ def load_predictor(
             model, or the device is unavailable.
         CheckpointError: If the checkpoint is missing, damaged, unsafe or of another model.
     """
+    if checkpoint is None:
+        config, checkpoint = find_released(str(config))
     cfg = read_model_config(str(config), cfg_options)
     if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
         raise ConfigError(
@@ -68,6 +74,26 @@ def load_predictor(
         path, content, _ = load_once(checkpoint)
         check_has_weights(path, content)
         return Predictor(cfg, str(path), device)
+
+
+def find_released(name: str) -> tuple[Path, str]:
+    """Find the config of a released detector.
+
+    Args:
+        name: A name in `mmfocalnet.released.RELEASED`.
+
+    Returns:
+        The config, and the URL of the weights.
+
+    Raises:
+        ConfigError: If there is no such detector.
+    """
+    if name not in DETECTORS:
+        raise ConfigError(
+            f'{short_text(repr(name))} is not a released detector. Use {", ".join(DETECTORS)}, or '
+            'specify a config and a checkpoint.'
+        )
+    return configs_folder() / str(RELEASED[name].config), RELEASED[name].url
 
 
 class Predictor(BaseInferencer):

@@ -31,7 +31,7 @@ class MatchClassesHook(Hook):
         Raises:
             ConfigError: If the runner shards the model.
         """
-        theirs = (checkpoint.get('meta') or {}).get('dataset_meta', {}).get('classes') or ()
+        theirs = _classes_of(checkpoint)
         ours = class_names(next(find_datasets(runner.cfg.train_dataloader.dataset)))
         if tuple(theirs) == tuple(ours):
             return
@@ -48,3 +48,12 @@ class MatchClassesHook(Hook):
             f'{f" ({quote_names(kept)})" if kept else ""}, the others from new weights.',
             logger='current',
         )
+
+
+def _classes_of(checkpoint: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of a checkpoint; empty if its metadata are missing or malformed."""
+    meta = checkpoint.get('meta')
+    dataset_meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    classes = dataset_meta.get('classes') if isinstance(dataset_meta, dict) else None
+    valid = isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes)
+    return tuple(classes) if valid else ()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.dense_heads import DINOHead
 from mmdet.models.detectors import DINO
 from mmdet.models.layers import MLP, inverse_sigmoid
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmfocalnet.registry import register
 
@@ -48,8 +50,8 @@ class PublishedDINO(DINO):
         for module in self.modules():
             if isinstance(module, MultiScaleDeformableAttention):
                 # Half precision is too coarse for positions in a feature map.
-                module.value_proj.register_forward_hook(_to_float)
-                module.sampling_offsets.register_forward_hook(_to_float)
+                module.sampling_offsets.register_forward_hook(_in_float32)
+                module.value_proj.register_forward_hook(_in_float32)
 
     def forward_decoder(self, query: Tensor, **kwargs: Any) -> dict[str, Any]:
         """As of ``DINO``; in training, the outputs depend on the label embedding.
@@ -73,5 +75,9 @@ class PublishedDINOHead(DINOHead):
         return super().forward(hidden_states, limited)
 
 
-def _to_float(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return output.float()
+def _in_float32(layer: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Repeat a layer that mixed precision has run in half precision."""
+    if output.dtype not in (torch.float16, torch.bfloat16):
+        return output
+    with torch.autocast(output.device.type, enabled=False):
+        return F.linear(inputs[0].float(), layer.weight, layer.bias)

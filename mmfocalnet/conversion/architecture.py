@@ -89,10 +89,10 @@ def find_config(network: Network, architecture: Architecture) -> str | None:
         Path in the folder ``configs``; None if there is no config of this size.
     """
     detector = network.detector
-    if detector is None or {'embed_dim', 'depths', 'focal_levels'} & set(architecture.differences):
+    if detector is None or set(architecture.backbone()) - {'arch', 'normalize_modulator'}:
         return None
     size, _, levels = architecture.nearest.partition('_')
-    levels = f'_{levels}' if levels.startswith('fl') else ''
+    levels = '' if levels == 'lrf' else f'_{levels}'
     end = 'objects365' if detector.num_classes > 91 else '12e'
     prefix = 'detrex_' if detector.source == 'detrex' else ''
     name = f'dino/{prefix}focalnet_{size[0]}{levels}_{detector.scales}scale_{end}.py'

@@ -6,8 +6,6 @@ mmdet.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.dense_heads import DINOHead
@@ -39,8 +37,7 @@ class PublishedDINO(DINO):
     """mmdet's ``DINO`` for the published weights, with the same arguments.
 
     Unlike ``DINO`` of onedl-mmdetection, it has the published number of weights. With mixed
-    precision, the deformable attention samples in float32. Batches without boxes also train in
-    several processes.
+    precision, the deformable attention samples in float32.
     """
 
     def _init_layers(self) -> None:
@@ -52,17 +49,6 @@ class PublishedDINO(DINO):
                 # Half precision is too coarse for positions in a feature map.
                 module.sampling_offsets.register_forward_hook(_in_float32)
                 module.value_proj.register_forward_hook(_in_float32)
-
-    def forward_decoder(self, query: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """As of ``DINO``; in training, the outputs depend on the label embedding.
-
-        Without boxes there are no denoising queries, but DDP waits for all gradients.
-        """
-        outputs = super().forward_decoder(query=query, **kwargs)
-        if self.training:
-            unused = self.dn_query_generator.label_embedding.weight[0, 0]
-            outputs['hidden_states'] = outputs['hidden_states'] + 0 * unused
-        return outputs
 
 
 @register(MODELS)

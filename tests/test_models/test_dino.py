@@ -1,8 +1,12 @@
 """mmdet's DINO with our parts computes what the code bases that published DINO compute."""
 
+import os
+
 import published_dino
 import pytest
 import torch
+from forked_tools import FORKS, end, ranks_of_two
+from mmengine.model import MMDistributedDataParallel
 from torch.testing import assert_close
 
 from mmfocalnet.checkpoints.dino import to_mmdet
@@ -138,3 +142,30 @@ def test_attention_samples_in_float32(detector, monkeypatch):
     with torch.autocast('cpu', torch.bfloat16):
         compute(model, published_dino.batch(model, found))
     assert types == {torch.float32}
+
+
+def train_in_one_of_two(environment):
+    """Train with boxes in one process only."""
+    os.environ.update(environment)
+    torch.distributed.init_process_group('gloo')
+    found = published_dino.numbers(published_dino.NAMES[0])
+    torch.manual_seed(0)
+    model = published_dino.build(published_dino.config(found['config']))
+    count = 2 * torch.distributed.get_rank()
+    data = published_dino.batch(model, found, **targets(count))
+    wrapper = MMDistributedDataParallel(model, broadcast_buffers=False)
+    for _ in range(2):  # without a gradient for each parameter, the second iteration raises
+        wrapper.zero_grad()
+        loss, _ = model.parse_losses(wrapper(**data, mode='loss'))
+        loss.backward()
+    gradient = model.dn_query_generator.label_embedding.weight.grad
+    assert gradient[3].any() and torch.isfinite(gradient).all()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_a_process_without_boxes_trains():
+    both = [FORKS.Process(target=train_in_one_of_two, args=(env,)) for env in ranks_of_two()]
+    for process in both:
+        process.start()
+    assert [end(process) for process in both] == [0, 0]

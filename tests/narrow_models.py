@@ -54,6 +54,7 @@ ATSS = [
     'model.bbox_head.in_channels=32',
     'model.bbox_head.feat_channels=32',
 ]
+DINO = [BACKBONE, 'model.neck.in_channels=[16,32,64]']
 SPARSE_RCNN = [BACKBONE, f'model.neck.in_channels={CHANNELS}']
 UPERNET = [
     BACKBONE,

@@ -1,6 +1,7 @@
 """Compare parameters and FLOPs with the paper's Tables 1 to 13: python tools/paper_table.py"""
 
 import argparse
+import copy
 import signal
 import sys
 import warnings
@@ -52,8 +53,10 @@ BOX_ROIS, MASK_ROIS = 1000, 100  # as in the paper, at every stage of a cascade
 
 
 def build(cfg, device='meta'):
+    # Some models change their config.
+    model = copy.deepcopy(cfg.model)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
-        return MODELS.build(cfg.model).eval()
+        return MODELS.build(model).eval()
 
 
 def parameters(cfg):
@@ -67,8 +70,9 @@ def flops(cfg):
     It counts layers. Products of two activations, as in attention, and interpolations are not
     counted.
     """
-    # Meta tensors are fastest, but Mask2Former's forward pass depends on values.
-    model = build(cfg, 'cpu' if 'Mask2FormerHead' in cfg.pretty_text else 'meta')
+    # Meta tensors are fastest, but the forward pass of these models depends on values.
+    by_value = any(kind in cfg.pretty_text for kind in ('Mask2FormerHead', 'PublishedDINO'))
+    model = build(cfg, 'cpu' if by_value else 'meta')
     # As in training. Neither the counter nor the paper counts synchronised norms.
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     size = SIZES[cfg.default_scope]

@@ -380,7 +380,7 @@ def no_ext(monkeypatch):
 
 def hide_ext(monkeypatch, finder=None):
     importlib.import_module('mmcv')
-    ours = (mmcv_ops.ExtFinder, mmcv_ops.RoIAlignFinder)
+    ours = (mmcv_ops.ExtFinder, mmcv_ops.ChangingFinder)
     finders = [f for f in sys.meta_path if not isinstance(f, ours)]
     missing = ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext')
     monkeypatch.setattr(sys, 'meta_path', [finder or RaisingFinder(missing), *finders])
@@ -472,7 +472,9 @@ def test_compiled_ops_are_left_untouched(monkeypatch):
     names, finders = dir(ext), list(sys.meta_path)
     assert ensure_mmcv_ops() == 'mmcv' == mmcv_ops.ops_provider()
     assert sys.modules['mmcv._ext'] is ext
-    assert dir(ext) == names and sys.meta_path == finders
+    changing = [f for f in sys.meta_path if isinstance(f, mmcv_ops.ChangingFinder)]
+    assert dir(ext) == names and sys.meta_path == changing + finders
+    assert [list(finder.changes) for finder in changing] == [[mmcv_ops.ATTENTION]]
 
 
 @pytest.mark.parametrize(

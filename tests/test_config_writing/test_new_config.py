@@ -29,11 +29,12 @@ RECIPES = {
     'cascade_rcnn': narrow_models.CASCADE_RCNN,
     'atss': narrow_models.ATSS,
     'sparse_rcnn': narrow_models.SPARSE_RCNN,
+    'dino': narrow_models.DINO,
     'mask2former': narrow_models.MASK2FORMER,
     'upernet': narrow_models.UPERNET,
     'mask2former_semantic': narrow_models.MASK2FORMER_SEMANTIC,
 }
-BOX_RECIPES = ('mask_rcnn', 'cascade_rcnn', 'atss', 'sparse_rcnn')
+BOX_RECIPES = ('mask_rcnn', 'cascade_rcnn', 'atss', 'sparse_rcnn', 'dino')
 
 
 @pytest.fixture(scope='module')
@@ -144,6 +145,7 @@ def test_detectors_train_on_boxes_and_on_one_class(name, change, coco, tmp_path)
         ROOT / 'configs/cascade_rcnn/focalnet_t_3x.py',
         ROOT / 'configs/sparse_rcnn/focalnet_t_3x.py',
         ROOT / 'configs/mask2former/focalnet_t_coco_instance.py',
+        ROOT / 'configs/dino/focalnet_l_fl4_5scale_finetune.py',
     ],
     ids=str,
 )

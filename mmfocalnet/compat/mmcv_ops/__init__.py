@@ -3,8 +3,8 @@
 Without `mmcv._ext`, `import mmdet.models` fails. The ops that models of mmdet and mmseg call are
 implemented here, for any device. Any other op raises an error with its name.
 
-The provider is, in this order, a compiled mmcv, which is left untouched, torchvision for `nms` and
-`roi_align`, or plain PyTorch.
+The provider is, in this order, a compiled mmcv, torchvision for `nms` and `roi_align`, or plain
+PyTorch. Deformable attention on the CPU always runs in bounded memory.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from mmfocalnet.compat.module_finder import ModuleFinder
 
 __all__ = ['OPS', 'ensure_mmcv_ops', 'log_ops_provider', 'ops_provider']
 
+ATTENTION, ROI_ALIGN = 'mmcv.ops.multi_scale_deform_attn', 'mmcv.ops.roi_align'
 _PYTORCH_OPS = {
     op.__name__: op
     for op in (
@@ -98,6 +99,7 @@ def ensure_mmcv_ops() -> str:
         ImportError: If mmcv is not installed.
     """
     _require_mmcv()
+    changes = {ATTENTION: _bound_memory}
     if not _ext_imports():
         # An entry of None, or of a partly imported module, would hide ours.
         sys.modules.pop(EXT, None)
@@ -105,9 +107,18 @@ def ensure_mmcv_ops() -> str:
         # First, because a compiled file that does not load still has a finder.
         sys.meta_path.insert(0, ExtFinder(provider))
         if provider == 'pytorch':
-            sys.meta_path.insert(0, RoIAlignFinder())
+            changes[ROI_ALIGN] = _ignore_torchvision
         importlib.import_module(EXT)
+    _change(changes)
     return ops_provider()
+
+
+def _change(changes: dict[str, Callable[[Any], None]]) -> None:
+    """Change modules now if they are imported, else when they are."""
+    if not any(isinstance(finder, ChangingFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, ChangingFinder(changes))
+    for name in changes.keys() & sys.modules.keys():
+        changes[name](sys.modules[name])
 
 
 def _require_mmcv() -> None:
@@ -169,28 +180,42 @@ class ExtFinder(ModuleFinder):
         )
 
 
-class RoIAlignFinder(MetaPathFinder):
-    """Lets `mmcv.ops.RoIAlign(use_torchvision=True)`, as in CrowdDet, run without torchvision.
+class ChangingFinder(MetaPathFinder):
+    """Changes modules of mmcv.ops when they are imported, which `import mmfocalnet` does not do.
 
-    It changes the class when mmcv.ops is imported, which `import mmfocalnet` does not do.
+    Args:
+        changes: For each module a function that changes it.
     """
+
+    def __init__(self, changes: dict[str, Callable[[Any], None]]) -> None:
+        self.changes = changes
 
     def find_spec(
         self, fullname: str, path: Any = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return mmcv's spec of `mmcv.ops.roi_align` with an extended loader."""
-        if fullname != 'mmcv.ops.roi_align':
+        """Return mmcv's spec of a module with an extended loader."""
+        if fullname not in self.changes:
             return None
         spec: Any = PathFinder.find_spec(fullname, path)
         exec_module = spec.loader.exec_module
 
         def exec_and_change(module: Any) -> None:
             exec_module(module)
-            # Assignments in __init__ have no effect: `forward` calls the op.
-            module.RoIAlign.use_torchvision = property(lambda self: False, lambda self, value: None)
+            self.changes[fullname](module)
 
         spec.loader.exec_module = exec_and_change
         return spec
+
+
+def _ignore_torchvision(module: Any) -> None:
+    """Let `RoIAlign(use_torchvision=True)`, as in CrowdDet, run without torchvision."""
+    # Assignments in __init__ have no effect: `forward` calls the op.
+    module.RoIAlign.use_torchvision = property(lambda self: False, lambda self, value: None)
+
+
+def _bound_memory(module: Any) -> None:
+    """Let deformable attention on the CPU run in bounded memory."""
+    module.multi_scale_deformable_attn_pytorch = multi_scale_deform_attn.multi_scale_deformable_attn
 
 
 def _missing_op(name: str) -> Callable:

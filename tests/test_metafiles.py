@@ -4,8 +4,13 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from mmengine.config import Config
+from mmengine.registry import MODELS as REGISTRY
+from mmengine.registry import DefaultScope
+
+from mmfocalnet.released import DETECTORS, RELEASED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / 'tests/data/paper.yaml'
@@ -105,6 +110,35 @@ def test_figures_are_those_of_the_paper():
             {key: n for result in model['Results'] for key, n in result['Metrics'].items()},
         )
         for model in MODELS
-        if 'Paper' in model['Metadata'] or 'Results' in model
+        if 'Paper' in model['Metadata'] or ('Results' in model and 'Weights' not in model)
     }
     assert stated == dict(paper_figures(yaml.safe_load(PAPER.read_text())))
+
+
+def test_released_detectors_have_the_published_results():
+    """Those of the pages that release the weights."""
+    ap = {
+        'dino-focalnet-l': 63.5,
+        'dino-focalnet-l-fl3-12e': 57.5,
+        'dino-focalnet-l-fl3-36e': 58.3,
+        'dino-focalnet-l-fl4-12e': 58.0,
+        'dino-focalnet-l-fl4-5scale-12e': 58.5,
+    }
+    stated = {model['Weights']: model for model in MODELS if 'Weights' in model}
+    assert len(stated) == len(DETECTORS)
+    for name in DETECTORS:
+        model = stated[RELEASED[name].url]
+        assert model['Config'] == f'configs/{RELEASED[name].config}'
+        results = [result['Metrics'] for result in model.get('Results', [])]
+        assert results == ([{'box AP': ap[name]}] if name in ap else [])
+
+
+@pytest.mark.parametrize(
+    'model', [m for m in MODELS if 'Counted' in m['Metadata']], ids=lambda m: m['Name']
+)
+def test_counted_parameters(model):
+    cfg = Config.fromfile(ROOT / model['Config'])
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
+        parameters = sum(p.numel() for p in REGISTRY.build(cfg.model).parameters())
+    counted = model['Metadata']['Counted']['Parameters (M)']
+    assert counted == pytest.approx(parameters / 1e6, abs=0.005)

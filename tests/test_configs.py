@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmfocalnet.models import ARCHS
+from mmfocalnet.archs import ARCHS, CHECKPOINTS
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(p for p in CONFIGS.glob('*/*.py') if not p.parent.name.startswith('_'))
@@ -218,6 +218,52 @@ def test_mask2former_trains_the_backbone_slowly_and_decays_no_norm():
         assert group['lr'] == pytest.approx(1e-5 if name.startswith('backbone') else 1e-4), name
         exempt = id(parameter) in norms or name.split('.')[-2] in EMBEDDINGS
         assert group['weight_decay'] == (0.0 if exempt else 0.05), name
+
+
+@pytest.mark.parametrize(
+    ('name', 'scales', 'arch', 'drop_path', 'epochs'),
+    [
+        ('focalnet_l_fl4_5scale_12e', 5, 'large_fl4', 0.3, 12),
+        ('focalnet_l_fl3_4scale_12e', 4, 'large_fl3', 0.3, 12),
+        ('detrex_focalnet_t_4scale_12e', 4, 'tiny_lrf', 0.1, 12),
+        ('detrex_focalnet_s_4scale_12e', 4, 'small_lrf', 0.1, 12),
+        ('detrex_focalnet_b_4scale_12e', 4, 'base_lrf', 0.1, 12),
+        ('detrex_focalnet_l_fl3_4scale_12e', 4, 'large_fl3', 0.3, 12),
+        ('detrex_focalnet_l_fl3_4scale_36e', 4, 'large_fl3', 0.3, 36),
+        ('detrex_focalnet_l_fl4_4scale_12e', 4, 'large_fl4', 0.3, 12),
+        ('detrex_focalnet_l_fl4_5scale_12e', 5, 'large_fl4', 0.3, 12),
+    ],
+)
+def test_recipes_of_dino(name, scales, arch, drop_path, epochs):
+    from mmengine.optim import build_optim_wrapper
+
+    cfg = Config.fromfile(CONFIGS / f'dino/{name}.py')
+    detrex = name.startswith('detrex')
+    backbone, encoding = cfg.model.backbone, cfg.model.positional_encoding
+    assert (backbone.arch, backbone.drop_path_rate) == (arch, drop_path)
+    assert backbone.init_cfg.checkpoint == CHECKPOINTS[arch]
+    assert (encoding.temperature, encoding.offset) == ((10000, -0.5) if detrex else (20, 0.0))
+    assert cfg.model.dn_cfg.box_noise_scale == (1.0 if detrex else 0.4)
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[0].end == epochs
+    assert cfg.param_scheduler[0].milestones == [{12: 11, 36: 33}[epochs]]
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    transforms = cfg.train_dataloader.dataset.pipeline[4].transforms
+    assert transforms[1][0].scales == [(400, 4200), (500, 4200), (600, 4200)]
+    assert not cfg.train_dataloader.dataset.filter_cfg.filter_empty_gt
+
+    model = build(cfg)
+    assert len(model.neck.convs) == len(backbone.out_indices) == scales - 1
+    assert model.num_feature_levels == scales
+    normalized = model.backbone.layers[0].blocks[0].modulation.normalize_modulator
+    assert normalized == (arch == 'large_fl4' and not detrex)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    groups = {id(group['params'][0]): group for group in wrapper.param_groups}
+    for parameter_name, parameter in model.named_parameters():
+        group = groups[id(parameter)]
+        slow = parameter_name.startswith('backbone')
+        assert group['lr'] == pytest.approx(1e-5 if slow else 1e-4), parameter_name
+        assert group['weight_decay'] == 1e-4
 
 
 @pytest.mark.parametrize(('size', 'drop_path'), [('t', 0.2), ('s', 0.2), ('b', 0.3)])

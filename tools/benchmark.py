@@ -41,6 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=3, focal_windows=9)
 GROWTH = [(512, 512), (800, 1216), (1200, 1824), (1600, 2400)]
 OURS = 'mmfocalnet'
+DINO = 'configs/dino/detrex_focalnet_t_4scale_12e.py'
+DETECTORS = {'detector': 'configs/mask_rcnn/focalnet_t_1x.py', 'dino': DINO}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -158,13 +160,15 @@ def operators(device, dim):
     return rows
 
 
-def detectors(device):
-    """The losses of Mask R-CNN with each backbone."""
+def detectors(device, config):
+    """The losses of a detector with each backbone."""
 
     def detector(change=lambda backbone: None, backbone=None):
-        cfg = Config.fromfile(ROOT / 'configs/mask_rcnn/focalnet_t_1x.py')
+        cfg = Config.fromfile(ROOT / config)
         cfg.model.backbone.update(init_cfg=None)
-        cfg.model.backbone = backbone or cfg.model.backbone
+        if backbone:
+            outputs = {k: v for k, v in cfg.model.backbone.items() if k == 'out_indices'}
+            cfg.model.backbone = backbone | outputs
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = MODELS.build(cfg.model)
         change(model.backbone)
@@ -174,11 +178,30 @@ def detectors(device):
         return lambda x: [detection_loss(model, x)]
 
     swin_cfg = dict(type='mmdet.SwinTransformer')
-    return {
+    rows = {
         'published layout': row(device, partial(detector, as_published), losses),
         OURS: row(device, detector, losses),
         'Swin-T (mmdet)': row(device, partial(detector, backbone=swin_cfg), losses),
     }
+    if config == DINO:
+        rows[f"{OURS}, mmcv's attention"] = row(
+            device, detector, lambda model: with_mmcv_attention(losses(model))
+        )
+    return rows
+
+
+def with_mmcv_attention(function):
+    from mmcv.ops import multi_scale_deform_attn as module
+
+    def run(x):
+        ours = module.multi_scale_deformable_attn_pytorch
+        module.multi_scale_deformable_attn_pytorch = module.mmcv_attention
+        try:
+            return function(x)
+        finally:
+            module.multi_scale_deformable_attn_pytorch = ours
+
+    return run
 
 
 def detection_loss(model, images):
@@ -277,7 +300,7 @@ def _peak_memory(what, name, shape, args):
 
 def small(shape):
     """Shape of a smaller input of the same kind, for compilation and imports."""
-    return (3, 64, 64) if shape[1] == 3 else (8, 8, shape[3])
+    return (3, 256, 256) if shape[1] == 3 else (8, 8, shape[3])
 
 
 def resident(field):
@@ -293,8 +316,8 @@ def resident(field):
 def rows_of(what, args):
     if what == 'operator':
         return operators(args.device, args.dim)
-    if what == 'detector':
-        return detectors(args.device)
+    if what in DETECTORS:
+        return detectors(args.device, DETECTORS[what])
     rows = backbones(args.device)
     if not args.compile:
         del rows[f'{OURS}, torch.compile']
@@ -413,8 +436,8 @@ def parse_args():
     )
     parser.add_argument(
         'what',
-        choices=['operator', 'backbone', 'detector', 'growth'],
-        help='focal modulation alone; FocalNet-T; a training step of Mask R-CNN; '
+        choices=['operator', 'backbone', *DETECTORS, 'growth'],
+        help='focal modulation alone; FocalNet-T; a training step of Mask R-CNN or DINO; '
         'FocalNet-T for growing images and batches',
     )
     parser.add_argument(

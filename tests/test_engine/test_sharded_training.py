@@ -51,6 +51,16 @@ def test_policy_and_strategy_are_registered():
     ('path', 'plain', 'strategy'),
     [
         (FSDP, 'mask_rcnn/focalnet_l_3x', 'FocalNetFSDPStrategy'),
+        (
+            'configs/dino/focalnet_l_fl4_5scale_fsdp_12e.py',
+            'dino/focalnet_l_fl4_5scale_12e',
+            'FocalNetFSDPStrategy',
+        ),
+        (
+            'configs/dino/focalnet_l_fl3_4scale_fsdp_12e.py',
+            'dino/focalnet_l_fl3_4scale_12e',
+            'FocalNetFSDPStrategy',
+        ),
         (DEEPSPEED, 'mask_rcnn/focalnet_l_3x', 'DeepSpeedStrategy'),
         (
             'configs/mask2former/focalnet_l_fsdp_coco_panoptic.py',

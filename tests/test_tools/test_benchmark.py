@@ -78,7 +78,7 @@ def test_backbone(main, tool, monkeypatch):
 
 
 def test_a_detector_takes_a_training_step(tool):
-    model, call = tool.detectors('cpu')[tool.OURS]()
+    model, call = tool.detectors('cpu', tool.DETECTORS['detector'])[tool.OURS]()
     tool.step(model, call, torch.randn(1, 3, 64, 64), False)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 

@@ -48,6 +48,17 @@ def shallow(head):
     ]
 
 
+# One layer each, and small images.
+SHALLOW_DINO = [
+    'model.encoder.num_layers=1',
+    'model.decoder.num_layers=1',
+    'train_dataloader.dataset.pipeline.4.transforms.0.0.scales=[(200,320)]',
+    'train_dataloader.dataset.pipeline.4.transforms.1.2.scales=[(200,320)]',
+    'val_dataloader.dataset.pipeline.1.scale=(320,320)',
+    'test_dataloader.dataset.pipeline.1.scale=(320,320)',
+    'train_cfg.max_epochs=1',
+]
+
 FAMILIES = {
     'mask_rcnn/focalnet_t_1x': EPOCH,
     'mask_rcnn/focalnet_b_iso_1x': [
@@ -58,6 +69,11 @@ FAMILIES = {
     'cascade_rcnn/focalnet_t_3x': EPOCH,
     'atss/focalnet_t_3x': ['model.neck.in_channels=[16,32,64]', 'train_cfg.max_epochs=1'],
     'sparse_rcnn/focalnet_t_3x': EPOCH,
+    'dino/detrex_focalnet_t_4scale_12e': [
+        'model.neck.in_channels=[16,32,64]',
+        *SHALLOW_DINO,
+    ],
+    'dino/focalnet_l_fl4_5scale_12e': [f'model.neck.in_channels={CHANNELS}', *SHALLOW_DINO],
     'upernet/focalnet_t_160k_ade20k': [
         f'model.decode_head.in_channels={CHANNELS}',
         'model.auxiliary_head.in_channels=32',

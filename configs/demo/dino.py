@@ -23,9 +23,9 @@ model = dict(
         norm_cfg=dict(num_groups=8),
         num_outs=num_scales,
     ),
-    encoder=dict(num_layers=2, layer_cfg=dict(self_attn_cfg=deformable_attention, ffn_cfg=ffn)),
+    encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=deformable_attention, ffn_cfg=ffn)),
     decoder=dict(
-        num_layers=3,
+        num_layers=2,
         layer_cfg=dict(self_attn_cfg=attention, cross_attn_cfg=deformable_attention, ffn_cfg=ffn),
     ),
     positional_encoding=dict(num_feats=channels // 2),
@@ -36,8 +36,12 @@ model = dict(
 val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator
 
-max_iters = 1200
-train_cfg = dict(max_iters=max_iters, val_interval=200)
+# Small batches: the number of updates limits DINO in a short run.
+train_dataloader = dict(batch_size=2)
+optim_wrapper = dict(optimizer=dict(lr=3e-4))
+auto_scale_lr = dict(base_batch_size=2)
+max_iters = 3600
+train_cfg = dict(max_iters=max_iters, val_interval=600)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].end = max_iters
 # Focal loss gives low scores.

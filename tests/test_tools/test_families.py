@@ -23,7 +23,10 @@ FAMILIES = {
     # After two iterations no score reaches the threshold.
     'atss': ('coco/bbox_mAP_50', [*narrow_models.ATSS, 'model.test_cfg.score_thr=0']),
     'sparse_rcnn': ('coco/bbox_mAP_50', narrow_models.SPARSE_RCNN),
-    'dino': ('coco/bbox_mAP_50', narrow_models.DINO),
+    'dino': (
+        'coco/bbox_mAP_50',
+        [*narrow_models.DINO, 'auto_scale_lr.base_batch_size=8'],
+    ),
     'upernet': ('mIoU', narrow_models.UPERNET),
     'mask2former': ('coco_panoptic/PQ', narrow_models.MASK2FORMER),
     'mask2former_semantic': ('mIoU', narrow_models.MASK2FORMER_SEMANTIC),

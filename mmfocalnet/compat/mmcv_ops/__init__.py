@@ -3,8 +3,9 @@
 Without `mmcv._ext`, `import mmdet.models` fails. The ops that models of mmdet and mmseg call are
 implemented here, for any device. Any other op raises an error with its name.
 
-The provider is, in this order, a compiled mmcv, which is left untouched, torchvision for `nms` and
-`roi_align`, or plain PyTorch.
+The provider is, in this order, a compiled mmcv, whose ops are left untouched, torchvision for `nms`
+and `roi_align`, or plain PyTorch. In all cases, mmcv's Python code for deformable attention is
+replaced by code that needs less memory.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -36,7 +35,7 @@ from mmfocalnet.compat.mmcv_ops import (
     soft_nms,
 )
 from mmfocalnet.compat.mmcv_ops.common import EXT, log_ops_provider, ops_provider
-from mmfocalnet.compat.module_finder import ModuleFinder
+from mmfocalnet.compat.module_finder import ModuleFinder, ModulePatch
 
 __all__ = ['OPS', 'ensure_mmcv_ops', 'log_ops_provider', 'ops_provider']
 
@@ -88,8 +87,9 @@ OPS: dict[str, dict[str, Callable]] = dict(
 def ensure_mmcv_ops() -> str:
     """Make `import mmcv.ops` work, with the ops of this package where mmcv has none compiled.
 
-    Can be called repeatedly. Logs nothing, so that importing the package keeps standard output
-    clean; see `log_ops_provider`.
+    mmcv's Python function for multi-scale deformable attention is replaced in any case. Can be
+    called repeatedly. Logs nothing, so that importing the package keeps standard output clean; see
+    `log_ops_provider`.
 
     Returns:
         What runs nms and roi_align: 'mmcv', 'torchvision' or 'pytorch'.
@@ -105,8 +105,9 @@ def ensure_mmcv_ops() -> str:
         # First, because a compiled file that does not load still has a finder.
         sys.meta_path.insert(0, ExtFinder(provider))
         if provider == 'pytorch':
-            sys.meta_path.insert(0, RoIAlignFinder())
+            _ROI_ALIGN_PATCH.install()
         importlib.import_module(EXT)
+    _ATTENTION_PATCH.install()
     return ops_provider()
 
 
@@ -169,28 +170,18 @@ class ExtFinder(ModuleFinder):
         )
 
 
-class RoIAlignFinder(MetaPathFinder):
-    """Lets `mmcv.ops.RoIAlign(use_torchvision=True)`, as in CrowdDet, run without torchvision.
+def _ignore_use_torchvision(module: Any) -> None:
+    """Let `mmcv.ops.RoIAlign(use_torchvision=True)`, as in CrowdDet, run without torchvision."""
+    # Assignments in __init__ have no effect: `forward` calls the op.
+    module.RoIAlign.use_torchvision = property(lambda self: False, lambda self, value: None)
 
-    It changes the class when mmcv.ops is imported, which `import mmfocalnet` does not do.
-    """
 
-    def find_spec(
-        self, fullname: str, path: Any = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return mmcv's spec of `mmcv.ops.roi_align` with an extended loader."""
-        if fullname != 'mmcv.ops.roi_align':
-            return None
-        spec: Any = PathFinder.find_spec(fullname, path)
-        exec_module = spec.loader.exec_module
+def _limit_memory_of_attention(module: Any) -> None:
+    module.multi_scale_deformable_attn_pytorch = multi_scale_deform_attn.multi_scale_deformable_attn
 
-        def exec_and_change(module: Any) -> None:
-            exec_module(module)
-            # Assignments in __init__ have no effect: `forward` calls the op.
-            module.RoIAlign.use_torchvision = property(lambda self: False, lambda self, value: None)
 
-        spec.loader.exec_module = exec_and_change
-        return spec
+_ROI_ALIGN_PATCH = ModulePatch('mmcv.ops.roi_align', _ignore_use_torchvision)
+_ATTENTION_PATCH = ModulePatch('mmcv.ops.multi_scale_deform_attn', _limit_memory_of_attention)
 
 
 def _missing_op(name: str) -> Callable:

@@ -1,9 +1,12 @@
-"""A finder and loader for the replacements of missing modules."""
+"""Finders that provide missing modules and change existing ones."""
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -28,3 +31,34 @@ class ModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             origin=type(self).__module__,
             is_package=any(name.startswith(f'{fullname}.') for name in self.names),
         )
+
+
+@dataclass(frozen=True)
+class ModulePatch(importlib.abc.MetaPathFinder):
+    """Changes an installed module when it is imported, without importing it."""
+
+    name: str
+    change: Callable[[Any], None]
+
+    def install(self) -> None:
+        """Change the module now if it is imported, and at later imports. Can be repeated."""
+        if self.name in sys.modules:
+            self.change(sys.modules[self.name])
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the module's spec with an extended loader, None for any other module."""
+        if fullname != self.name:
+            return None
+        spec: Any = importlib.machinery.PathFinder.find_spec(fullname, path)
+        exec_module = spec.loader.exec_module
+
+        def exec_and_change(module: ModuleType) -> None:
+            exec_module(module)
+            self.change(module)
+
+        spec.loader.exec_module = exec_and_change
+        return spec

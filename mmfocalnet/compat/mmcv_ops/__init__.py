@@ -3,8 +3,9 @@
 Without `mmcv._ext`, `import mmdet.models` fails. The ops that models of mmdet and mmseg call are
 implemented here, for any device. Any other op raises an error with its name.
 
-The provider is, in this order, a compiled mmcv, torchvision for `nms` and `roi_align`, or plain
-PyTorch. Deformable attention on the CPU always runs in bounded memory.
+The provider is, in this order, a compiled mmcv, whose ops are left untouched, torchvision for `nms`
+and `roi_align`, or plain PyTorch. In all cases, mmcv's Python code for deformable attention is
+replaced by code that needs less memory.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -36,11 +35,10 @@ from mmfocalnet.compat.mmcv_ops import (
     soft_nms,
 )
 from mmfocalnet.compat.mmcv_ops.common import EXT, log_ops_provider, ops_provider
-from mmfocalnet.compat.module_finder import ModuleFinder
+from mmfocalnet.compat.module_finder import ModuleFinder, ModulePatch
 
 __all__ = ['OPS', 'ensure_mmcv_ops', 'log_ops_provider', 'ops_provider']
 
-ATTENTION, ROI_ALIGN = 'mmcv.ops.multi_scale_deform_attn', 'mmcv.ops.roi_align'
 _PYTORCH_OPS = {
     op.__name__: op
     for op in (
@@ -89,8 +87,9 @@ OPS: dict[str, dict[str, Callable]] = dict(
 def ensure_mmcv_ops() -> str:
     """Make `import mmcv.ops` work, with the ops of this package where mmcv has none compiled.
 
-    Can be called repeatedly. Logs nothing, so that importing the package keeps standard output
-    clean; see `log_ops_provider`.
+    mmcv's Python function for multi-scale deformable attention is replaced in any case. Can be
+    called repeatedly. Logs nothing, so that importing the package keeps standard output clean; see
+    `log_ops_provider`.
 
     Returns:
         What runs nms and roi_align: 'mmcv', 'torchvision' or 'pytorch'.
@@ -99,7 +98,6 @@ def ensure_mmcv_ops() -> str:
         ImportError: If mmcv is not installed.
     """
     _require_mmcv()
-    changes = {ATTENTION: _bound_memory}
     if not _ext_imports():
         # An entry of None, or of a partly imported module, would hide ours.
         sys.modules.pop(EXT, None)
@@ -107,18 +105,10 @@ def ensure_mmcv_ops() -> str:
         # First, because a compiled file that does not load still has a finder.
         sys.meta_path.insert(0, ExtFinder(provider))
         if provider == 'pytorch':
-            changes[ROI_ALIGN] = _ignore_torchvision
+            _ROI_ALIGN_PATCH.install()
         importlib.import_module(EXT)
-    _change(changes)
+    _ATTENTION_PATCH.install()
     return ops_provider()
-
-
-def _change(changes: dict[str, Callable[[Any], None]]) -> None:
-    """Change modules now if they are imported, else when they are."""
-    if not any(isinstance(finder, ChangingFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, ChangingFinder(changes))
-    for name in changes.keys() & sys.modules.keys():
-        changes[name](sys.modules[name])
 
 
 def _require_mmcv() -> None:
@@ -180,45 +170,21 @@ class ExtFinder(ModuleFinder):
         )
 
 
-class ChangingFinder(MetaPathFinder):
-    """Changes modules of mmcv.ops when they are imported, which `import mmfocalnet` does not do.
-
-    Args:
-        changes: For each module a function that changes it.
-    """
-
-    def __init__(self, changes: dict[str, Callable[[Any], None]]) -> None:
-        self.changes = changes
-
-    def find_spec(
-        self, fullname: str, path: Any = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Return mmcv's spec of a module with an extended loader."""
-        if fullname not in self.changes:
-            return None
-        spec: Any = PathFinder.find_spec(fullname, path)
-        exec_module = spec.loader.exec_module
-
-        def exec_and_change(module: Any) -> None:
-            exec_module(module)
-            self.changes[fullname](module)
-
-        spec.loader.exec_module = exec_and_change
-        return spec
-
-
-def _ignore_torchvision(module: Any) -> None:
-    """Let `RoIAlign(use_torchvision=True)`, as in CrowdDet, run without torchvision."""
+def _ignore_use_torchvision(module: Any) -> None:
+    """Let `mmcv.ops.RoIAlign(use_torchvision=True)`, as in CrowdDet, run without torchvision."""
     # Assignments in __init__ have no effect: `forward` calls the op.
     module.RoIAlign.use_torchvision = property(lambda self: False, lambda self, value: None)
 
 
-def _bound_memory(module: Any) -> None:
-    """Let deformable attention on the CPU run in bounded memory."""
+def _limit_memory_of_attention(module: Any) -> None:
     ours = multi_scale_deform_attn.multi_scale_deformable_attn
     if module.multi_scale_deformable_attn_pytorch is not ours:
         module.mmcv_attention = module.multi_scale_deformable_attn_pytorch  # for comparisons
         module.multi_scale_deformable_attn_pytorch = ours
+
+
+_ROI_ALIGN_PATCH = ModulePatch('mmcv.ops.roi_align', _ignore_use_torchvision)
+_ATTENTION_PATCH = ModulePatch('mmcv.ops.multi_scale_deform_attn', _limit_memory_of_attention)
 
 
 def _missing_op(name: str) -> Callable:

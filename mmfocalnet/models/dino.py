@@ -21,15 +21,15 @@ from mmfocalnet.registry import register
 class ReferencePointHead(MLP):
     """MLP from an encoded reference box to the position of its query.
 
-    The published weights take 128 features per coordinate. The decoder of onedl-mmdetection encodes
-    256, of which every second pair of sine and cosine is one of the 128.
+    It takes C / 2 features per coordinate, 128 in the published detectors. The decoder encodes C in
+    onedl-mmdetection and always 128 in mmdet. If these are n times as many, every n-th pair of sine
+    and cosine is one of the C / 2.
     """
 
     def forward(self, encoding: Tensor) -> Tensor:
-        """Map (B, Q, 2C) or (B, Q, 4C) to (B, Q, C)."""
-        if encoding.shape[-1] == 2 * self.layers[0].in_features:
-            encoding = encoding.unflatten(-1, (-1, 2, 2))[..., 0, :].flatten(-2)
-        return super().forward(encoding)
+        """Map (B, Q, n * 2C) to (B, Q, C)."""
+        n = encoding.shape[-1] // self.layers[0].in_features
+        return super().forward(encoding.unflatten(-1, (-1, n, 2))[..., 0, :].flatten(-2))
 
 
 @register(MODELS)

@@ -6,10 +6,12 @@ import published_dino
 import pytest
 import torch
 from forked_tools import FORKS, end, ranks_of_two
+from mmdet.models.layers import MLP
 from mmengine.model import MMDistributedDataParallel
 from torch.testing import assert_close
 
 from mmfocalnet.checkpoints.dino import to_mmdet
+from mmfocalnet.models.dino import ReferencePointHead
 
 CLOSE = dict(rtol=0, atol=1e-5)
 
@@ -72,6 +74,17 @@ def test_equals_the_published_code(name, detector):
     limit = torch.tensor([width, height, width, height])
     inside = expected['xyxy'].clamp(min=0).minimum(limit)
     assert_close(*relative(results.bboxes, inside), **CLOSE)
+
+
+@pytest.mark.parametrize('features', [32, 64, 128])
+def test_reference_boxes_are_encoded_with_half_the_channels(features):
+    """Whatever number of features per coordinate the decoder encodes."""
+    from mmdet.models.layers import coordinate_to_encoding
+
+    head = ReferencePointHead(128, 64, 64, 2)
+    boxes = torch.rand(2, 7, 4)
+    expected = MLP.forward(head, coordinate_to_encoding(boxes, num_feats=32))
+    assert torch.equal(head(coordinate_to_encoding(boxes, num_feats=features)), expected)
 
 
 @pytest.mark.parametrize('name', published_dino.NAMES)

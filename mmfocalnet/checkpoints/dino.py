@@ -113,7 +113,9 @@ def find_detector(state: Mapping[str, Any]) -> Detector | None:
     source = next((name for name, stem in _STEMS.items() if stem in keys), None)
     levels = 'transformer.level_embeds' if source == 'detrex' else 'transformer.level_embed'
     rows: list[Any] = [state.get(keys.get(key, '')) for key in (levels, _CLASSES, _QUERIES)]
-    if source is None or not all(isinstance(value, Tensor) and value.ndim for value in rows):
+    if source is None or not all(isinstance(value, Tensor) for value in (*rows, *state.values())):
+        return None
+    if not all(value.ndim for value in rows):
         return None
     return Detector(source, *map(len, rows))
 
@@ -133,7 +135,8 @@ def to_mmdet(
         State dict in mmdet's names.
 
     Raises:
-        CheckpointError: If it has unknown keys, or copies of the heads that differ.
+        CheckpointError: If it has unknown keys, copies of the heads that differ, or heads of
+            different numbers of classes.
     """
     detector = find_detector(state)
     assert detector, 'see find_detector'
@@ -149,6 +152,7 @@ def to_mmdet(
     weights = {names[key]: value for key, value in weights.items()}
     if LABEL_EMBEDDING in weights:  # FocalNet-DINO has an additional label
         weights[LABEL_EMBEDDING] = weights[LABEL_EMBEDDING][: detector.num_classes]
+    _check_classes(weights, detector.num_classes, name)
     if detector.num_classes != _COCO_LOGITS or keep_classes:
         return weights
     return {key: v[list(COCO_IDS)] if _is_per_class(key) else v for key, v in weights.items()}
@@ -208,6 +212,15 @@ def match_classes(
         fitted[key] = target[key].clone()
         fitted[key][new] = state[key][old].to(fitted[key])
     return fitted, [ours[i] for i in new]
+
+
+def _check_classes(weights: Mapping[str, Tensor], count: int, name: str) -> None:
+    for key in filter(_is_per_class, weights):
+        if weights[key].shape[:1] != (count,):
+            raise CheckpointError(
+                f'{name} has {key} of shape {tuple(weights[key].shape)}, expected {count} classes. '
+                'Use the unmodified checkpoint.'
+            )
 
 
 def _drop_copies(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -63,7 +63,9 @@ def test_other_files_are_not(name, states):
     for part in ('backbone', 'class_embed.0', 'transformer.tgt_embed', 'transformer.level_embed'):
         left = {key: value for key, value in state.items() if not key.startswith(part)}
         assert find_detector(left) is None
-    assert find_detector(dict(state, **{'class_embed.0.weight': 3})) is None
+    for key in ('class_embed.0.weight', 'class_embed.1.bias'):
+        assert find_detector(dict(state, **{key: 3})) is None
+    assert find_detector(dict(state, **{'class_embed.0.weight': torch.tensor(3)})) is None
     assert find_detector({1: 2}) is None
 
 
@@ -121,6 +123,14 @@ def test_copies_of_heads_must_be_equal(name, states):
         to_mmdet(dict(state, **{key: state[key] + 1e-3}), name='net.pth')
     without = {k: v for k, v in state.items() if not k.startswith('transformer.decoder.class')}
     assert to_mmdet(without).keys() == to_mmdet(state).keys()
+
+
+@pytest.mark.parametrize('key', ['class_embed.2.weight', 'class_embed.3.bias', 'label_enc.weight'])
+@pytest.mark.parametrize('name', published_dino.NAMES)
+def test_heads_of_different_numbers_of_classes(name, key, states):
+    state = same_heads(dict(states[name][0], **{key: torch.zeros(40, 256)}))
+    with pytest.raises(CheckpointError, match=r'net\.pth.*\(40, 256\)'):
+        to_mmdet(state, name='net.pth')
 
 
 @pytest.mark.parametrize('key', ['mask_head.weight', 'transformer.encoder.layers.0.norm9.bias'])

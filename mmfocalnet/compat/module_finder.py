@@ -54,6 +54,8 @@ class ModulePatch(importlib.abc.MetaPathFinder):
         if fullname != self.name:
             return None
         spec: Any = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is None:
+            return None
         exec_module = spec.loader.exec_module
 
         def exec_and_change(module: ModuleType) -> None:

@@ -13,7 +13,6 @@ from mmdet.models.detectors import DINO
 from mmdet.models.layers import MLP, inverse_sigmoid
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmfocalnet.registry import register
 
@@ -21,9 +20,9 @@ from mmfocalnet.registry import register
 class ReferencePointHead(MLP):
     """MLP from an encoded reference box to the position of its query.
 
-    It takes C / 2 features per coordinate, 128 in the published detectors. The decoder encodes C in
-    onedl-mmdetection and always 128 in mmdet. If these are n times as many, every n-th pair of sine
-    and cosine is one of the C / 2.
+    It takes C / 2 features per coordinate, 128 in the published detectors. The decoder encodes C
+    features in onedl-mmdetection and always 128 in mmdet. If these are n times as many, every n-th
+    sine-cosine pair equals a pair of the C / 2 features.
     """
 
     def forward(self, encoding: Tensor) -> Tensor:
@@ -32,12 +31,28 @@ class ReferencePointHead(MLP):
         return super().forward(encoding.unflatten(-1, (-1, n, 2))[..., 0, :].flatten(-2))
 
 
+class FullPrecisionLinear(nn.Linear):
+    """Linear layer that autocast does not run in half precision."""
+
+    @classmethod
+    def like(cls, layer: nn.Linear) -> FullPrecisionLinear:
+        """Make such a layer with the weights of another."""
+        copy = cls(layer.in_features, layer.out_features, device=layer.weight.device)
+        copy.weight, copy.bias = layer.weight, layer.bias
+        return copy
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C_in) to (..., C_out) in the dtype of the weights."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 @register(MODELS)
 class PublishedDINO(DINO):
     """mmdet's ``DINO`` for the published weights, with the same arguments.
 
-    Unlike ``DINO`` of onedl-mmdetection, it has the published number of weights. With mixed
-    precision, the deformable attention samples in float32.
+    Its ``decoder.ref_point_head`` has the published shape on both stacks. With mixed precision, the
+    deformable attention samples in float32.
     """
 
     def _init_layers(self) -> None:
@@ -47,8 +62,8 @@ class PublishedDINO(DINO):
         for module in self.modules():
             if isinstance(module, MultiScaleDeformableAttention):
                 # Half precision is too coarse for positions in a feature map.
-                module.sampling_offsets.register_forward_hook(_in_float32)
-                module.value_proj.register_forward_hook(_in_float32)
+                module.sampling_offsets = FullPrecisionLinear.like(module.sampling_offsets)
+                module.value_proj = FullPrecisionLinear.like(module.value_proj)
 
 
 @register(MODELS)
@@ -59,11 +74,3 @@ class PublishedDINOHead(DINOHead):
         """As of ``DINOHead``, with reference boxes limited to the range 0.001 to 0.999."""
         limited = [inverse_sigmoid(reference, eps=1e-3).sigmoid() for reference in references]
         return super().forward(hidden_states, limited)
-
-
-def _in_float32(layer: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Repeat a layer that mixed precision has run in half precision."""
-    if output.dtype not in (torch.float16, torch.bfloat16):
-        return output
-    with torch.autocast(output.device.type, enabled=False):
-        return F.linear(inputs[0].float(), layer.weight, layer.bias)

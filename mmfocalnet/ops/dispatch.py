@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from mmfocalnet.compat.tracing import is_compiling
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.ops import numba_path, pytorch_path, reference, triton_path
 from mmfocalnet.ops.call import Call, cpu_autocast_enabled
@@ -49,8 +50,6 @@ FEED_FORWARD = (
 )
 PATHS = tuple(path.name for path in MODULATION)
 
-# PyTorch before 2.3 has it in another module.
-_is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar('path', default=None)
 
 
@@ -156,7 +155,7 @@ def keep_path(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     Returns:
         The same function, with the current request for a path.
     """
-    if _is_compiling():
+    if is_compiling():
         return function
     requested = _requested.get()
 
@@ -205,7 +204,7 @@ def _choose(
     kernels: Sequence[Tensor] = (),
 ) -> OperatorPath:
     # Checked first so that a compiler does not trace the choice itself.
-    if _is_compiling() or _is_traced():
+    if is_compiling() or _is_traced():
         return paths[-1]
     call = Call.of(x, [weight for weight in weights if weight is not None], kernels)
     return _choose_for(paths, call, _requested.get())

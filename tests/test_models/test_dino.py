@@ -6,7 +6,6 @@ import published_dino
 import pytest
 import torch
 from forked_tools import FORKS, end, ranks_of_two
-from mmdet.models.layers import MLP
 from mmengine.model import MMDistributedDataParallel
 from torch.testing import assert_close
 
@@ -83,7 +82,8 @@ def test_reference_boxes_are_encoded_with_half_the_channels(features):
 
     head = ReferencePointHead(128, 64, 64, 2)
     boxes = torch.rand(2, 7, 4)
-    expected = MLP.forward(head, coordinate_to_encoding(boxes, num_feats=32))
+    mlp = super(ReferencePointHead, head)
+    expected = mlp.forward(coordinate_to_encoding(boxes, num_feats=32))
     assert torch.equal(head(coordinate_to_encoding(boxes, num_feats=features)), expected)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from mmfocalnet.compat.mmcv_ops.common import add_gradients, compute_dtype, log_ops_provider
+from mmfocalnet.compat.tracing import is_compiling
 
 # Elements of the samples of one level for a chunk of queries. A pass needs memory for two to three
 # such tensors at a time. Beyond 32 MB each, glibc maps each anew, and page faults cost time.
@@ -122,7 +123,7 @@ class _Attention(Function):
 
 def _is_traced() -> bool:
     """Whether operators become a graph, which should have neither chunks nor custom gradients."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def _forward(shapes: _Shapes, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:

@@ -27,9 +27,7 @@ def describe(args, found):
     network, architecture = found.network, found.architecture
     yield f'source: {network}'
     if network.detector:
-        config = find_config(network, architecture)
-        known = f'configs/{config}, with load_from={args.source!r}'
-        yield f'config: {known if config else "none for this architecture"}'
+        yield f'config: {config_of(args, found)}'
     differences = ', '.join(architecture.differences)
     yield f'nearest: {architecture.nearest}' + f' (differs in {differences})' * bool(differences)
     for name, value in architecture.settings.items():
@@ -37,6 +35,16 @@ def describe(args, found):
         yield f'{name}: {value}' + (f' ({origin})' if origin else '')
     total = f' of {count(found.checkpoint.state)} in the file' if network.others else ''
     yield f'parameters: {count(network.state)}{total}'
+
+
+def config_of(args, found):
+    """The config of a published detector, with the settings to change."""
+    known = find_config(found.network.detector, found.architecture)
+    if known is None:
+        return 'none for this architecture'
+    config, changes = known
+    options = [f'load_from={args.source}', *(f'{key}={value}' for key, value in changes.items())]
+    return f'configs/{config} --cfg-options {" ".join(options)}'
 
 
 def backbone(args, found):

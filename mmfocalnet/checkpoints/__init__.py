@@ -16,6 +16,7 @@ from mmfocalnet.checkpoints.read import (
     check_has_weights,
     load_once,
     open_checkpoint,
+    published_detector,
     read_checkpoint,
 )
 from mmfocalnet.checkpoints.resize import (
@@ -46,6 +47,7 @@ __all__ = [
     'load_once',
     'name_as_classifier',
     'open_checkpoint',
+    'published_detector',
     'read_checkpoint',
     'read_head',
     'resize_kernel',

@@ -93,10 +93,15 @@ class Detector:
     num_classes: int
     num_queries: int
 
+    @property
+    def has_unused_logits(self) -> bool:
+        """Whether it has a logit for each of COCO's category ids up to 90."""
+        return self.source == 'FocalNet-DINO' and self.num_classes == _COCO_LOGITS
+
     def __str__(self) -> str:
         return (
-            f'{self.source}, a DINO detector with {self.scales} scales, {self.num_classes} classes '
-            f'and {self.num_queries} queries'
+            f'DINO of {self.source}, {self.scales} scales, {self.num_classes} classes, '
+            f'{self.num_queries} queries'
         )
 
 
@@ -153,16 +158,17 @@ def to_mmdet(
     if LABEL_EMBEDDING in weights:  # FocalNet-DINO has an additional label
         weights[LABEL_EMBEDDING] = weights[LABEL_EMBEDDING][: detector.num_classes]
     _check_classes(weights, detector.num_classes, name)
-    if detector.num_classes != _COCO_LOGITS or keep_classes:
+    if keep_classes or not detector.has_unused_logits:
         return weights
     return {key: v[list(COCO_IDS)] if _is_per_class(key) else v for key, v in weights.items()}
 
 
-def class_names(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+def class_names(detector: Detector, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Names of the classes of a published detector, from mmdet's datasets.
 
     Args:
-        state: State dict of `to_mmdet`.
+        detector: The detector.
+        state: Its state dict of `to_mmdet`.
 
     Returns:
         One name per class; none if the number of classes is that of no known dataset.
@@ -172,12 +178,11 @@ def class_names(state: Mapping[str, Tensor]) -> tuple[str, ...]:
     if datasets is None:  # mmdet is not installed
         return ()
     coco = datasets.CocoDataset.METAINFO['classes']
-    ids = dict(zip(COCO_IDS, coco, strict=True))
-    known = (
-        coco,
-        tuple(ids.get(i, f'unused {i}') for i in range(_COCO_LOGITS)),
-        ('unused', *datasets.Objects365V2Dataset.METAINFO['classes']),
-    )
+    known = [coco]
+    if detector.source == 'FocalNet-DINO':
+        ids = dict(zip(COCO_IDS, coco, strict=True))
+        known.append(tuple(ids.get(i, f'unused {i}') for i in range(_COCO_LOGITS)))
+        known.append(('unused', *datasets.Objects365V2Dataset.METAINFO['classes']))
     count = count_classes(state)
     return next((names for names in known if len(names) == count), ())
 
@@ -208,9 +213,10 @@ def match_classes(
     pairs = [(i, rows[key]) for i, key in enumerate(map(_normalized, ours)) if key in rows]
     new, old = [i for i, _ in pairs], [j for _, j in pairs]
     fitted = dict(state)
-    for key in filter(_is_per_class, state):
-        fitted[key] = target[key].clone()
-        fitted[key][new] = state[key][old].to(fitted[key])
+    for key in filter(_is_per_class, state.keys() & target.keys()):
+        if state[key].shape[1:] == target[key].shape[1:]:
+            fitted[key] = target[key].clone()
+            fitted[key][new] = state[key][old].to(fitted[key])
     return fitted, [ours[i] for i in new]
 
 
@@ -232,9 +238,10 @@ def _drop_copies(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         if original in weights and not torch.equal(weights[key], weights[original])
     ]
     if differ:
+        copied = [copies[key] for key in differ]
         raise CheckpointError(
-            f'{name} has two versions of the same head: {join_keys(differ)} differ from the '
-            'weights of that name without "transformer.decoder.". Use the unmodified checkpoint.'
+            f'{name} has {join_keys(differ)}, which must be copies of {join_keys(copied)} but '
+            'differ. Use the unmodified checkpoint.'
         )
     return {copies.get(key, key): value for key, value in weights.items()}
 

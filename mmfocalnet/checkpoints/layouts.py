@@ -254,9 +254,8 @@ def _extract(checkpoint: Checkpoint, prefix: str, layout: Layout) -> Network:
 def _check_blocks(keys: Collection[str], name: str) -> None:
     if any(_OTHER_BLOCK.match(key) for key in keys):
         raise CheckpointError(
-            f'{name} has blocks with other depth-wise convolutions (dw1), as in X-Decoder T and '
-            "SEEM T. They are not the paper's FocalNet. Use the L model of these projects, or "
-            'another checkpoint.'
+            f'{name} contains additional depth-wise convolutions (dw1), as X-Decoder T and SEEM T '
+            'do; FocalNet has none. Use X-Decoder L or SEEM L.'
         )
 
 

@@ -118,7 +118,7 @@ def open_checkpoint(source: str | os.PathLike) -> Checkpoint:
             raise CheckpointError(
                 f'{config} beside the weights is damaged ({error}). Download or copy it again.'
             ) from error
-    return Checkpoint(os.fspath(source), _unwrap(content, path), metadata)
+    return Checkpoint(os.fspath(source), unwrap(content, path), metadata)
 
 
 def check_has_weights(path: str | os.PathLike, content: Any) -> None:
@@ -166,7 +166,25 @@ def _is_finite(value: Tensor) -> bool:
     return all(torch.isfinite(extreme) for extreme in torch.aminmax(value))
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+def published_detector(content: Any, path: str | os.PathLike) -> dict[str, Tensor] | None:
+    """Find the weights of a published DINO detector in the content of a file.
+
+    Args:
+        content: As `load_once` returns it.
+        path: The file.
+
+    Returns:
+        The state dict in the published names; None for any other content.
+    """
+    try:
+        state = unwrap(content, path)
+    except CheckpointError:
+        return None
+    return state if find_detector(state) else None
+
+
+def unwrap(content: Any, path: str | os.PathLike) -> dict[str, Tensor]:
+    """Find the state dict in the content of a file; raise `CheckpointError` if there is none."""
     while isinstance(content, dict):
         wrappers = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
         full = [key for key in wrappers if _has_tensors(content[key])]

@@ -16,9 +16,10 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
 
-from mmfocalnet.checkpoints.dino import class_names, find_detector, to_mmdet
-from mmfocalnet.checkpoints.read import pop_cached
+from mmfocalnet.checkpoints.dino import class_names, count_classes, find_detector, to_mmdet
+from mmfocalnet.checkpoints.read import pop_cached, published_detector
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.files import is_url
@@ -94,13 +95,24 @@ def _content(loaded: Loaded, name: str) -> dict[str, Any]:
             f'{short_text(name)} contains a {type(content).__name__}, expected a state dict. Save '
             'model.state_dict() instead.'
         )
-    weights = content.get('model', content)  # both code bases write it under "model"
-    detector = find_detector(weights) if isinstance(weights, dict) else None
-    if detector:
-        print_log(f'{short_text(name)} is of {detector}.', logger='current')
-        state = to_mmdet(weights, name=name)
-        return dict(state_dict=state, meta=dict(dataset_meta=dict(classes=class_names(state))))
+    published = published_detector(content, name)
+    if published is not None:
+        return _rename_detector(published, name)
     if isinstance(metadata, dict) and 'config' in metadata and 'meta' in content:
         # When MMEngine resumes, it executes this text as Python to compare the number of GPUs.
         content = {**content, 'meta': {k: v for k, v in metadata.items() if k != 'config'}}
     return content
+
+
+def _rename_detector(published: dict[str, Tensor], name: str) -> dict[str, Any]:
+    """A checkpoint in MMEngine's format of a published DINO detector."""
+    detector, state = find_detector(published), to_mmdet(published, name=name)
+    assert detector, 'see published_detector'
+    reduced = count_classes(state) < detector.num_classes
+    print_log(
+        f'{short_text(name)}: {detector}{", reduced to the 80 classes of COCO" * reduced}.',
+        logger='current',
+    )
+    return dict(
+        state_dict=state, meta=dict(dataset_meta=dict(classes=class_names(detector, state)))
+    )

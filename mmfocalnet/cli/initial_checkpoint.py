@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmfocalnet.arguments import is_integer
-from mmfocalnet.checkpoints import check_has_weights, load_once
+from mmfocalnet.checkpoints import check_has_weights, load_once, published_detector
 from mmfocalnet.cli.error_handling import print_error
 from mmfocalnet.config import is_first_process
 from mmfocalnet.engine.hooks.atomic_checkpoint import LAST_CHECKPOINT
@@ -111,7 +111,9 @@ def _older(newest: Path) -> list[Path]:
 def _check_ema(cfg: Config, content: Any) -> None:
     """Check what MMEngine's ``EMAHook`` needs: a checkpoint in MMEngine's format."""
     hooks = [type_name(hook) for hook in cfg.get('custom_hooks') or ()]
-    if 'EMAHook' in hooks and isinstance(content, dict) and 'state_dict' not in content:
+    without = isinstance(content, dict) and 'state_dict' not in content
+    # MMEngine loads a published DINO detector in its own format.
+    if 'EMAHook' in hooks and without and published_detector(content, cfg.load_from) is None:
         raise CheckpointError(
             f'{cfg.load_from} has no state_dict, which EMAHook of {cfg.filename} needs: specify '
             'it as init_cfg.checkpoint of the model or its backbone, or remove the hook.'

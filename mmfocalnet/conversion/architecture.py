@@ -8,11 +8,22 @@ from inspect import signature
 from typing import Any
 
 from mmfocalnet.archs import ARCHS, DEFAULTS
+from mmfocalnet.checkpoints.dino import Detector
 from mmfocalnet.checkpoints.fit import describe
 from mmfocalnet.checkpoints.layouts import OUTPUT_NORM, Network, State
 from mmfocalnet.models import FocalNet
-from mmfocalnet.released import configs_folder
 
+# By source, architecture and number of scales.
+_CONFIGS = {
+    ('FocalNet-DINO', 'large_fl3', 4): 'focalnet_l_fl3_4scale_12e',
+    ('FocalNet-DINO', 'large_fl4', 5): 'focalnet_l_fl4_5scale_12e',
+    ('detrex', 'tiny_lrf', 4): 'detrex_focalnet_t_4scale_12e',
+    ('detrex', 'small_lrf', 4): 'detrex_focalnet_s_4scale_12e',
+    ('detrex', 'base_lrf', 4): 'detrex_focalnet_b_4scale_12e',
+    ('detrex', 'large_fl3', 4): 'detrex_focalnet_l_fl3_4scale_12e',
+    ('detrex', 'large_fl4', 4): 'detrex_focalnet_l_fl4_4scale_12e',
+    ('detrex', 'large_fl4', 5): 'detrex_focalnet_l_fl4_5scale_12e',
+}
 FROM_FILE, FROM_USER = 'from the file', 'from the user'  # all other origins are assumptions
 _DEFAULTS: dict[str, Any] = {
     name: signature(FocalNet).parameters[name].default
@@ -78,25 +89,34 @@ def deduce(network: Network, given: Mapping[str, bool] | None = None) -> Archite
     return Architecture(settings, origins, nearest, _differences(nearest, settings))
 
 
-def find_config(network: Network, architecture: Architecture) -> str | None:
+def find_config(
+    detector: Detector, architecture: Architecture
+) -> tuple[str, dict[str, int]] | None:
     """Find the config of a published DINO detector.
 
     Args:
-        network: Of `select_network`, in a checkpoint of such a detector.
-        architecture: Its architecture.
+        detector: The detector.
+        architecture: Architecture of its backbone.
 
     Returns:
-        Path in the folder ``configs``; None if there is no config of this size.
+        Path in the folder ``configs``, and the settings to change; None if no config has this
+        architecture.
     """
-    detector = network.detector
-    if detector is None or set(architecture.backbone()) - {'arch', 'normalize_modulator'}:
+    if set(architecture.backbone()) - {'arch', 'normalize_modulator'}:
         return None
-    size, _, levels = architecture.nearest.partition('_')
-    levels = '' if levels == 'lrf' else f'_{levels}'
-    end = 'objects365' if detector.num_classes > 91 else '12e'
-    prefix = 'detrex_' if detector.source == 'detrex' else ''
-    name = f'dino/{prefix}focalnet_{size[0]}{levels}_{detector.scales}scale_{end}.py'
-    return name if (configs_folder() / name).is_file() else None
+    name = _CONFIGS.get((detector.source, architecture.nearest, detector.scales))
+    if name is None:
+        return None
+    classes = 80 if detector.has_unused_logits else detector.num_classes
+    default = 80
+    if name == _CONFIGS['FocalNet-DINO', 'large_fl4', 5] and classes == 366:
+        name, default = 'focalnet_l_fl4_5scale_objects365', 366
+    changes = {}
+    if classes != default:
+        changes['model.bbox_head.num_classes'] = classes
+    if detector.num_queries != 900:
+        changes['model.num_queries'] = detector.num_queries
+    return f'dino/{name}.py', changes
 
 
 def output_stages(state: State) -> list[int]:

@@ -286,6 +286,7 @@ def _meta(state: State, inspection: Inspection, settings: Mapping[str, Any]) -> 
     )
     metadata = inspection.checkpoint.metadata
     kept = {key: metadata[key] for key in _KEPT_META if key in metadata}
-    if find_detector(inspection.checkpoint.state) and count_classes(state):
-        kept['dataset_meta'] = dict(classes=class_names(state))
+    detector = inspection.network.detector
+    if detector and count_classes(state):
+        kept['dataset_meta'] = dict(classes=class_names(detector, state))
     return dict(mmfocalnet=ours, **kept)

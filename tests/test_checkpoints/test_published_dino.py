@@ -5,11 +5,14 @@ from argparse import Namespace
 import published_dino
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 
 from mmfocalnet.checkpoints import Checkpoint, CheckpointError, fit_checkpoint, open_checkpoint
 from mmfocalnet.checkpoints.dino import (
     COCO_IDS,
+    LABEL_EMBEDDING,
+    Detector,
     class_names,
     find_detector,
     match_classes,
@@ -86,9 +89,11 @@ def test_91_logits_become_80_classes(states):
     assert len(per_class) == 7 * 2 + 1
     for key in per_class:
         assert torch.equal(coco[key], every[key][list(COCO_IDS)])
-    assert class_names(coco)[:2] == ('person', 'bicycle')
-    assert class_names(every)[1:3] == ('person', 'bicycle')
-    assert class_names(every)[COCO_IDS[-1]] == class_names(coco)[-1] == 'toothbrush'
+    detector = find_detector(state)
+    assert class_names(detector, coco)[:2] == ('person', 'bicycle')
+    assert class_names(detector, every)[1:3] == ('person', 'bicycle')
+    names = class_names(detector, every)[COCO_IDS[-1]], class_names(detector, coco)[-1]
+    assert names == ('toothbrush', 'toothbrush')
 
 
 def test_objects365_keeps_its_classes(states):
@@ -96,12 +101,24 @@ def test_objects365_keeps_its_classes(states):
     more = dict(state)
     for key, value in state.items():
         if 'class_embed' in key or key == 'label_enc.weight':
-            more[key] = torch.randn(366 + (key == 'label_enc.weight'), *value.shape[1:])
-            if 'enc_out' not in key:
-                torch.manual_seed(0)  # the heads of all layers are one
-    found = to_mmdet(same_heads(more))
-    assert len(found[HEAD]) == len(class_names(found)) == 366
-    assert class_names(found)[:3] == ('unused', 'Person', 'Sneakers')
+            rows = 367 if key == 'label_enc.weight' else 366
+            more[key] = torch.zeros(rows, *value.shape[1:])
+    found = to_mmdet(more)
+    names = class_names(find_detector(more), found)
+    assert len(found[HEAD]) == len(found[LABEL_EMBEDDING]) == len(names) == 366
+    assert names[:3] == ('unused', 'Person', 'Sneakers')
+
+
+def test_91_classes_of_detrex_are_kept(states):
+    """They are the classes of other data."""
+    state, _ = states[DETREX]
+    more = dict(state)
+    for key, value in state.items():
+        if 'class_embed' in key or key == 'label_enc.weight':
+            more[key] = torch.zeros(91, *value.shape[1:])
+    found = to_mmdet(more)
+    assert len(found[HEAD]) == 91
+    assert class_names(find_detector(more), found) == ()
 
 
 def same_heads(state):
@@ -111,7 +128,9 @@ def same_heads(state):
 
 
 def test_unknown_numbers_of_classes_have_no_names():
-    assert class_names({HEAD: torch.zeros(7, 4)}) == ()
+    for source in ('FocalNet-DINO', 'detrex'):
+        detector = Detector(source, 4, 7, 900)
+        assert class_names(detector, {HEAD: torch.zeros(7, 4)}) == ()
 
 
 @pytest.mark.parametrize('name', published_dino.NAMES)
@@ -154,6 +173,20 @@ def test_mmengine_loads_the_file(name, states, tmp_path, loads):
 
 
 @pytest.mark.parametrize('name', published_dino.NAMES)
+def test_mmengine_finds_the_weights_as_the_converter_does(name, states, tmp_path):
+    state, settings = states[name]
+    model = published_dino.build(published_dino.config(settings, num_classes=80))
+    for wrap in (
+        lambda weights: weights,
+        lambda weights: dict(state_dict=weights, meta={}),
+        lambda weights: dict(model=dict(state_dict=weights), epoch=1),
+    ):
+        torch.save(wrap(state), tmp_path / 'net.pth')
+        load_checkpoint(model, str(tmp_path / 'net.pth'), strict=True)
+        assert inspect_checkpoint(tmp_path / 'net.pth').network.detector
+
+
+@pytest.mark.parametrize('name', published_dino.NAMES)
 def test_converted_files_equal_what_mmengine_loads(name, states, tmp_path):
     state, settings = states[name]
     found = inspect_checkpoint(save(state, tmp_path / 'net.pth'))
@@ -186,9 +219,11 @@ def test_the_modulator_is_normalized_as_in_the_source(name, states, tmp_path):
         ('FocalNet-DINO', 'large_fl4', 5, 91, 'focalnet_l_fl4_5scale_12e'),
         ('FocalNet-DINO', 'large_fl4', 5, 366, 'focalnet_l_fl4_5scale_objects365'),
         ('FocalNet-DINO', 'large_fl3', 4, 91, 'focalnet_l_fl3_4scale_12e'),
+        ('FocalNet-DINO', 'large_fl4', 5, 20, 'focalnet_l_fl4_5scale_12e'),
         ('FocalNet-DINO', 'large_fl3', 5, 91, None),
         ('detrex', 'large_fl3', 4, 80, 'detrex_focalnet_l_fl3_4scale_12e'),
-        ('detrex', 'large_fl4', 4, 80, 'detrex_focalnet_l_fl4_4scale_12e'),
+        ('detrex', 'large_fl4', 4, 139, 'detrex_focalnet_l_fl4_4scale_12e'),
+        ('detrex', 'small_lrf', 4, 91, 'detrex_focalnet_s_4scale_12e'),
         ('detrex', 'large_fl4', 5, 80, 'detrex_focalnet_l_fl4_5scale_12e'),
         ('detrex', 'tiny_lrf', 4, 80, 'detrex_focalnet_t_4scale_12e'),
         ('detrex', 'base_lrf', 4, 80, 'detrex_focalnet_b_4scale_12e'),
@@ -196,16 +231,27 @@ def test_the_modulator_is_normalized_as_in_the_source(name, states, tmp_path):
         ('detrex', 'huge_fl3', 4, 80, None),
     ],
 )
-def test_the_config_of_a_file(source, arch, scales, classes, config):
+@pytest.mark.parametrize('queries', [900, 300])
+def test_the_config_of_a_file(queries, source, arch, scales, classes, config):
     with torch.device('meta'):
         backbone = FocalNet(arch).state_dict()
     prefix, levels = ('backbone.0.', 'level_embed') if source != 'detrex' else ('backbone.', '')
     state = {prefix + key: value for key, value in backbone.items()}
     state[f'transformer.{levels or "level_embeds"}'] = torch.zeros(scales, 256)
-    state['transformer.tgt_embed.weight'] = torch.zeros(900, 256)
+    state['transformer.tgt_embed.weight'] = torch.zeros(queries, 256)
     state['class_embed.0.weight'] = torch.zeros(classes, 256)
     network = select_network(Checkpoint('net.pth', state))
-    assert find_config(network, deduce(network)) == (config and f'dino/{config}.py')
+    found = find_config(network.detector, deduce(network))
+    if config is None:
+        assert found is None
+        return
+    path, changes = found
+    assert path == f'dino/{config}.py'
+    cfg = Config.fromfile(published_dino.ROOT / 'configs' / path)
+    cfg.merge_from_dict(changes)
+    assert cfg.model.num_queries == queries
+    kept = 80 if source == 'FocalNet-DINO' and classes == 91 else classes
+    assert cfg.model.bbox_head.num_classes == kept
 
 
 @pytest.mark.parametrize('name', published_dino.NAMES)
@@ -221,21 +267,27 @@ def test_the_backbone_alone(name, states, tmp_path):
 
 
 @pytest.mark.parametrize('prefix', ['backbone.', 'module.backbone.', 'model.backbone.'])
-def test_the_backbone_of_other_detectors(prefix, tmp_path):
+def test_the_backbone_of_other_detectors(prefix):
     """Relation-DETR, Salience-DETR, X-Decoder L and SEEM L: FocalNet-L with four levels."""
-    settings = dict(
-        embed_dim=4, depths=(1, 1, 1, 1), focal_levels=4, focal_windows=3, use_conv_embed=True,
-        use_postln=True, use_layerscale=True, normalize_modulator=True,
-    )  # fmt: skip
+    with torch.device('meta'):
+        net = FocalNet('large_fl4')
+    others = {'sem_seg_head.predictor.query_embed.weight': torch.zeros(3, 4)}
+    state = {prefix + key: value for key, value in net.state_dict().items()} | others
+    network = select_network(Checkpoint('net.pth', state))
+    assert network.state.keys() == net.state_dict().keys()
+    assert network.detector is None and network.others == list(others)
+    architecture = deduce(network)
+    assert architecture.backbone() == dict(arch='large_fl4')
+    assert architecture.settings['normalize_modulator']
+
+
+def test_the_backbone_of_another_detector_loads(tmp_path):
+    settings = dict(embed_dim=4, depths=(1, 1), focal_levels=4, focal_windows=3)
     net = FocalNet(**settings)
-    state = {prefix + key: value for key, value in net.state_dict().items()}
-    state['sem_seg_head.predictor.query_embed.weight'] = torch.zeros(3, 4)
+    state = {f'module.backbone.{key}': value for key, value in net.state_dict().items()}
     torch.save(state, tmp_path / 'net.pt')
-    fitted, _, network = fit_checkpoint(
-        tmp_path / 'net.pt', FocalNet(**settings).state_dict(), normalize_modulator=True
-    )
+    fitted, *_ = fit_checkpoint(tmp_path / 'net.pt', FocalNet(**settings).state_dict())
     assert all(torch.equal(fitted[key], value) for key, value in net.state_dict().items())
-    assert network.settings.get('normalize_modulator', True)
 
 
 def test_blocks_with_other_convolutions_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Released models by name: their configs and the addresses of their weights.
+"""Released models by name: their configs and the URLs of their weights.
 
 A name is accepted wherever a checkpoint is, such as ``init_cfg=dict(type='Pretrained',
 checkpoint='focalnet-tiny-lrf')``.
@@ -18,7 +18,7 @@ class Released(NamedTuple):
     """A released model.
 
     Attributes:
-        url: Address of its weights.
+        url: URL of its weights.
         config: Its config in the folder ``configs``; None for a backbone without one.
     """
 

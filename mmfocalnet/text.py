@@ -49,3 +49,8 @@ def join_keys(keys: Sequence[str], label: str = '') -> str:
         return ''
     more = f' and {len(keys) - 10} more' if len(keys) > 10 else ''
     return f'{label}{": " if label else ""}{", ".join(map(short_text, keys[:10]))}{more}'
+
+
+def fold_name(name: str) -> str:
+    """Return a name without case, spaces and punctuation, to compare names of classes."""
+    return ''.join(filter(str.isalnum, name)).casefold()

@@ -54,6 +54,15 @@ def build(cfg):
         return MODELS.build(cfg.model)
 
 
+def parameters_of_norms(model):
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm))
+        for parameter in module.parameters()
+    }
+
+
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: f'{p.parent.name}/{p.stem}')
 def test_config_builds_and_its_channels_fit(path):
     cfg = Config.fromfile(path)
@@ -207,12 +216,7 @@ def test_mask2former_trains_the_backbone_slowly_and_decays_no_norm():
     model = build(cfg)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     groups = {id(group['params'][0]): group for group in wrapper.param_groups}
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm))
-        for parameter in module.parameters()
-    }
+    norms = parameters_of_norms(model)
     for name, parameter in model.named_parameters():
         group = groups[id(parameter)]
         assert group['lr'] == pytest.approx(1e-5 if name.startswith('backbone') else 1e-4), name
@@ -250,7 +254,7 @@ def test_recipes_of_dino(name, scales, arch, drop_path, epochs):
     assert cfg.auto_scale_lr.base_batch_size == 16
     transforms = cfg.train_dataloader.dataset.pipeline[4].transforms
     assert transforms[1][0].scales == [(400, 4200), (500, 4200), (600, 4200)]
-    assert not cfg.train_dataloader.dataset.filter_cfg.filter_empty_gt
+    assert cfg.train_dataloader.dataset.filter_cfg.filter_empty_gt == detrex
 
     model = build(cfg)
     assert len(model.neck.convs) == len(backbone.out_indices) == scales - 1
@@ -259,11 +263,13 @@ def test_recipes_of_dino(name, scales, arch, drop_path, epochs):
     assert normalized == (arch == 'large_fl4' and not detrex)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     groups = {id(group['params'][0]): group for group in wrapper.param_groups}
+    norms = parameters_of_norms(model)
     for parameter_name, parameter in model.named_parameters():
         group = groups[id(parameter)]
         slow = parameter_name.startswith('backbone')
         assert group['lr'] == pytest.approx(1e-5 if slow else 1e-4), parameter_name
-        assert group['weight_decay'] == 1e-4
+        exempt = detrex and id(parameter) in norms
+        assert group['weight_decay'] == (0.0 if exempt else 1e-4), parameter_name
 
 
 @pytest.mark.parametrize(('size', 'drop_path'), [('t', 0.2), ('s', 0.2), ('b', 0.3)])

@@ -14,6 +14,7 @@ from mmfocalnet.errors import UserError
 from mmfocalnet.files import check_folder, make_folder
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.inference.file_predictor import FilePredictor
+from mmfocalnet.inference.predictor import find_released
 from mmfocalnet.inference.sources import find_sources
 from mmfocalnet.released import DETECTORS
 
@@ -49,14 +50,16 @@ def parse_args():
     )
     parser.add_argument('--batch-size', type=integer_flag(1), default=1, help='default: 1')
     add_cfg_options(parser)
-    args = parser.parse_args()
-    # The last argument is a name or a checkpoint, which follows its config.
-    args.model = (args.model,) if args.model in DETECTORS else (*args.images[-1:], args.model)
-    if len(args.model) == 2:
-        del args.images[-1]
-    if not args.images:
-        parser.error('specify IMAGES, CONFIG and CHECKPOINT, or IMAGES and a NAME')
-    return args
+    return parser.parse_args()
+
+
+def split_model(images, last):
+    """Split the arguments into images and the arguments of `load_predictor`."""
+    is_file = '.' in last or '/' in last or os.path.exists(last)
+    if (last in DETECTORS and images[-1].endswith('.py')) or (is_file and len(images) > 1):
+        return images[:-1], [images[-1], last]
+    find_released(last)  # raises an error unless it is a name
+    return images, [last]
 
 
 def check_output_folder(out, sources):
@@ -89,12 +92,13 @@ def describe_ids(results):
 @report_errors
 def main():
     args = parse_args()
-    sources, problems = find_sources(args.images)
+    images, model = split_model(args.images, args.model)
+    sources, problems = find_sources(images)
     if not sources:
         raise UserError(' '.join(problems))
     check_output_folder(args.out, sources)
     check_folder('--out', args.out)
-    predictor = load_predictor(*args.model, device=args.device, cfg_options=args.cfg_options)
+    predictor = load_predictor(*model, device=args.device, cfg_options=args.cfg_options)
     make_folder('--out', args.out)
     predict = FilePredictor(predictor, args.out, args.score_thr, args.batch_size)
     written = predict(sources)

@@ -53,7 +53,7 @@ BOX_ROIS, MASK_ROIS = 1000, 100  # as in the paper, at every stage of a cascade
 
 
 def build(cfg, device='meta'):
-    # Some models change their config.
+    # The DETR detectors of mmdet change their config.
     model = copy.deepcopy(cfg.model)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
         return MODELS.build(model).eval()

@@ -1,4 +1,4 @@
-# Windows of 3 as in pretraining. No detector of this size is released.
+# Focal windows of 3, as in pretraining and in detrex. No detector of this size is released.
 _base_ = ['./detrex_focalnet_l_fl3_4scale_12e.py', '../_base_/backbones/base.py']
 
 model = dict(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.errors import CheckpointError
-from mmfocalnet.text import join_keys
+from mmfocalnet.text import fold_name, join_keys
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -28,6 +29,11 @@ LABEL_EMBEDDING = 'dn_query_generator.label_embedding.weight'
 _CLASS_ROWS = re.compile(
     rf'bbox_head\.cls_branches\.\d+\.(weight|bias)|{re.escape(LABEL_EMBEDDING)}'
 )
+_NUMBERED_PARTS = (
+    *('neck.convs', 'encoder.layers', 'decoder.layers'),
+    *('bbox_head.cls_branches', 'bbox_head.reg_branches'),
+)
+_NUMBERED = re.compile(rf'({"|".join(map(re.escape, _NUMBERED_PARTS))})\.(\d{{1,9}})\.(.*)')
 _COPIES = re.compile(r'transformer\.decoder\.((?:class|bbox)_embed\..*)')
 
 # Patterns of the published keys, and mmdet's. Both code bases have the first ones.
@@ -140,8 +146,8 @@ def to_mmdet(
         State dict in mmdet's names.
 
     Raises:
-        CheckpointError: If it has unknown keys, copies of the heads that differ, or heads of
-            different numbers of classes.
+        CheckpointError: If it has unknown keys, lacks layers or heads, or has copies of the heads
+            that differ or heads of different numbers of classes.
     """
     detector = find_detector(state)
     assert detector, 'see find_detector'
@@ -157,6 +163,7 @@ def to_mmdet(
     weights = {names[key]: value for key, value in weights.items()}
     if LABEL_EMBEDDING in weights:  # FocalNet-DINO has an additional label
         weights[LABEL_EMBEDDING] = weights[LABEL_EMBEDDING][: detector.num_classes]
+    _check_layers(weights, name)
     _check_classes(weights, detector.num_classes, name)
     if keep_classes or not detector.has_unused_logits:
         return weights
@@ -209,8 +216,8 @@ def match_classes(
     Returns:
         A new state dict, and the names of the classes that keep their weights.
     """
-    rows = {_normalized(name): index for index, name in enumerate(theirs)}
-    pairs = [(i, rows[key]) for i, key in enumerate(map(_normalized, ours)) if key in rows]
+    rows = {fold_name(name): index for index, name in enumerate(theirs)}
+    pairs = [(i, rows[key]) for i, key in enumerate(map(fold_name, ours)) if key in rows]
     new, old = [i for i, _ in pairs], [j for _, j in pairs]
     fitted = dict(state)
     for key in filter(_is_per_class, state.keys() & target.keys()):
@@ -243,11 +250,24 @@ def _drop_copies(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
             f'{name} has {join_keys(differ)}, which must be copies of {join_keys(copied)} but '
             'differ. Use the unmodified checkpoint.'
         )
-    return {copies.get(key, key): value for key, value in weights.items()}
+    return {key: value for key, value in weights.items() if key not in copies}
 
 
-def _normalized(name: str) -> str:
-    return re.sub(r'[\W_]+', ' ', name).strip().casefold()
+def _check_layers(weights: Mapping[str, Tensor], name: str) -> None:
+    """Check that all layers and all heads are there."""
+    parts: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for match in filter(None, map(_NUMBERED.fullmatch, weights)):
+        parts[match[1]][int(match[2])].add(match[3])
+    layers = {part: 1 + max(numbers) for part, numbers in parts.items()}
+    heads = 1 + layers.get('decoder.layers', 0)  # the last one is the encoder's
+    for part in _NUMBERED_PARTS:
+        count = heads if part.startswith('bbox_head') else layers.get(part, 1)
+        keys = [parts[part][number] for number in range(count)]
+        if not keys[0] or any(keys[0] != other for other in keys):
+            raise CheckpointError(
+                f'{name} is incomplete or damaged: some of the {count} {part} of the DINO detector '
+                'lack weights. Use a complete checkpoint.'
+            )
 
 
 def _is_per_class(key: str) -> bool:

@@ -40,9 +40,10 @@ def check_strategy(cfg: Config) -> None:
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
     for hook in cfg.get('custom_hooks') or ():
-        if type_name(hook) == 'EMAHook':
+        name = type_name(hook)
+        if name in ('EMAHook', 'MatchClassesHook'):
             raise ConfigError(
-                f'EMAHook does not support sharded weights ({strategy} of {cfg.filename}): remove '
+                f'{name} does not support sharded weights ({strategy} of {cfg.filename}): remove '
                 'one of the two.'
             )
     if strategy == 'DeepSpeedStrategy':

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from mmfocalnet.datasets.dataset_configs import dataset_class
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.text import short_repr
+from mmfocalnet.text import fold_name, short_repr
 
 
 def class_names(dataset: dict) -> Sequence[str]:
@@ -54,9 +54,10 @@ def compare_categories(names: Sequence[str], classes: Sequence[str]) -> str | No
         return None
     missing = [name for name in classes if name not in names]
     if missing:
-        similar = {_normalize(name): name for name in names}
-        found = [similar[key] for key in map(_normalize, missing) if key in similar]
-        hint = f'; {", ".join(map(_quote, found[:4]))} differs in case or spaces' if found else ''
+        similar = {fold_name(name): name for name in names}
+        found = [similar[key] for key in map(fold_name, missing) if key in similar]
+        similar_names = ', '.join(map(_quote, found[:4]))
+        hint = f'; {similar_names} differs in case, spaces or punctuation' if found else ''
         return f'the file lacks {quote_names(missing)}{hint}'
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
@@ -118,7 +119,3 @@ def quote_names(names: Sequence[str]) -> str:
 
 def _quote(name: str) -> str:
     return f'"{name}"'
-
-
-def _normalize(name: str) -> str:
-    return ''.join(name.split()).casefold()

@@ -1,5 +1,6 @@
 """Files of published DINO detectors: recognized, renamed, with COCO's classes."""
 
+import re
 from argparse import Namespace
 
 import published_dino
@@ -142,6 +143,24 @@ def test_copies_of_heads_must_be_equal(name, states):
         to_mmdet(dict(state, **{key: state[key] + 1e-3}), name='net.pth')
     without = {k: v for k, v in state.items() if not k.startswith('transformer.decoder.class')}
     assert to_mmdet(without).keys() == to_mmdet(state).keys()
+
+
+@pytest.mark.parametrize(
+    ('key', 'part'),
+    [
+        ('transformer.encoder.layers.3.', 'encoder.layers'),
+        ('transformer.encoder.layers.5.*norm', 'encoder.layers'),
+        ('transformer.decoder.layers.0.', 'decoder.layers'),
+        ('class_embed.5.', 'cls_branches'),
+        ('bbox_embed.2.layers.1', 'reg_branches'),
+    ],
+)
+@pytest.mark.parametrize('name', published_dino.NAMES)
+def test_layers_must_be_complete(name, key, part, states):
+    left = {k: v for k, v in states[name][0].items() if not re.match(key, k)}
+    assert len(left) < len(states[name][0])
+    with pytest.raises(CheckpointError, match=rf'net\.pth.*{part}'):
+        to_mmdet(left, name='net.pth')
 
 
 @pytest.mark.parametrize('key', ['class_embed.2.weight', 'class_embed.3.bias', 'label_enc.weight'])

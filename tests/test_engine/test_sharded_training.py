@@ -109,10 +109,11 @@ def test_configs_that_cannot_be_sharded():
     check('configs/mask_rcnn/focalnet_l_3x.py')
     with pytest.raises(ConfigError, match=r'tools/dist_train\.sh CONFIG'):
         check(FSDP, launcher='none')
-    with pytest.raises(ConfigError, match='EMAHook'):
-        check(FSDP, custom_hooks=[dict(type='mmengine.EMAHook')])
     with pytest.raises(ConfigError, match="runner_type='FlexibleRunner'"):
         check('configs/mask_rcnn/focalnet_l_3x.py', strategy=dict(type='DDPStrategy'))
+    for hook in ('EMAHook', 'MatchClassesHook'):
+        with pytest.raises(ConfigError, match=hook):
+            check(FSDP, custom_hooks=[dict(type=f'mmengine.{hook}')])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 
+import narrow_models
 import pytest
 import torch
 from forked_tools import ROOT, end, start_two_trainings
@@ -67,6 +68,22 @@ def test_fsdp_saves_complete_weights_and_moments(train, forked_tool, tiny_option
         '--cfg-options', *tiny_options, *FSDP,
     ).stdout  # fmt: skip
     assert 'coco/segm_mAP' in tested
+
+
+@pytest.mark.slow
+def test_fsdp_trains_dino_as_without(home):
+    options = [
+        *narrow_models.DINO, 'train_dataloader.batch_size=2', 'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2',
+        'param_scheduler.0.start_factor=1.0',
+    ]  # fmt: skip
+    for name, more in (('plain', []), ('fsdp', FSDP)):
+        both = start_two_trainings(
+            ROOT / 'configs/demo/dino.py', home / name, options=[*options, *more], cwd=home
+        )
+        codes = [end(process) for process in both]
+        assert codes == [0, 0], (home / f'{name}.log').read_text()
+    assert_same_weights(home / 'plain/iter_2.pth', home / 'fsdp/iter_2.pth')
 
 
 @pytest.mark.slow

@@ -124,17 +124,34 @@ def test_offline_the_message_has_the_address_and_the_place(tool, hub, image, tmp
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('arguments', [['photo.png'], ['dino-focalnet-l'], ['a.py', 'b.pth']])
-def test_images_and_a_model_are_required(tool, arguments, tmp_path):
+@pytest.mark.parametrize(
+    ('arguments', 'token'),
+    [
+        (['dino-focalnet-l'], 'IMAGES'),
+        (['photo.png', 'other.png'], "'other.png' is not a released detector"),
+        (['config.py', 'none.pth'], "'none.pth' is not a released detector"),
+        (['photo.png', 'dino-focalnet-xl'], "'dino-focalnet-xl' is not a released detector"),
+        (['a.png', 'b.png', 'dino-focalnet-xl'], "'dino-focalnet-xl' is not a released detector"),
+        (['photo.png', 'focalnet-tiny-lrf'], "'focalnet-tiny-lrf' is not a released detector"),
+        (['{image}', 'dino-focalnet-l', 'none.pth'], "no config file 'dino-focalnet-l'"),
+        (['{image}', 'none.py', 'dino-focalnet-l'], "no config file 'none.py'"),
+    ],
+)
+def test_wrong_arguments(tool, image, arguments, token, tmp_path):
+    arguments = [argument.format(image=image) for argument in arguments]
     code, _, stderr = tool('infer', *arguments, '--out', tmp_path / 'out')
-    assert code == 2 and 'IMAGES' in stderr
+    assert code == 2 and token in stderr and 'Traceback' not in stderr
+    assert not (tmp_path / 'out').exists()
 
 
-def test_unknown_names_are_refused(tool, image, tmp_path):
+def test_a_name_is_also_the_checkpoint_of_a_config(tool, server, hub, image, tmp_path, monkeypatch):
+    release(monkeypatch, server, 'none.py')
+    config = narrow(ROOT / 'configs/dino/focalnet_l_fl4_5scale_12e.py', tmp_path / 'config.py')
     code, _, stderr = tool(
-        'infer', image, 'dino-focalnet-xl', 'none.pth', '--out', tmp_path / 'out'
-    )
-    assert code == 2 and 'dino-focalnet-xl' in stderr
+        'infer', image, config, 'dino-focalnet-l', '--out', tmp_path / 'out',
+        '--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=(96,96)',
+    )  # fmt: skip
+    assert code == 0, stderr
 
 
 def test_a_name_is_a_checkpoint(hub, monkeypatch, weights):
@@ -168,7 +185,7 @@ def test_fine_tunes_on_other_classes(forked_tool, weights, home):
         'train_dataloader.dataset.pipeline.4.transforms.1.2.scales=[(96,96)]',
         'val_dataloader.dataset.pipeline.1.scale=(96,96)',
     ).stdout  # fmt: skip
-    assert '1 of 4 classes start from the weights of the checkpoint ("Sports-Ball")' in log
+    assert '1 of 4 classes are initialized from the checkpoint ("Sports-Ball")' in log
     assert 'size mismatch' not in log and 'unexpected key' not in log
 
     trained = torch.load(home / 'work/epoch_1.pth', weights_only=False)['state_dict']

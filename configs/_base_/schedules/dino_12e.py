@@ -1,4 +1,4 @@
-# AdamW as published with DINO for a total batch size of 16, with weight decay for all layers.
+# AdamW as published with FocalNet-DINO for a total batch size of 16, with weight decay for norms.
 _base_ = './adamw.py'
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)

@@ -8,44 +8,38 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
-from mmfocalnet.checkpoints.dino import match_classes
+from mmfocalnet.checkpoints.dino import count_classes, match_classes
 from mmfocalnet.datasets.category_names import class_names, quote_names
 from mmfocalnet.datasets.dataset_configs import find_datasets
-from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import register
 
 
 @register(HOOKS)
 class MatchClassesHook(Hook):
-    """Keep the weights of the classes that a checkpoint has too, by their names.
+    """Initialize the classes of a DINO detector from those of the same name in ``load_from``.
 
-    For mmdet's ``DINO``. The other classes start with new weights. Without this hook, MMEngine
-    leaves all weights that depend on the number of classes at their initial values.
+    The other classes are initialized randomly. Without this hook, MMEngine initializes all weights
+    that depend on the number of classes randomly. Testing and resuming are not affected.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Replace the weights per class in a checkpoint before it is loaded.
-
-        Raises:
-            ConfigError: If the runner shards the model.
-        """
+        """Replace the weights per class in a checkpoint before it is loaded."""
+        # MMEngine builds the training loop before it loads the checkpoint of a training run.
+        if not isinstance(runner._train_loop, BaseLoop) or runner.cfg.get('resume'):
+            return
+        state = checkpoint.get('state_dict', checkpoint)
         theirs = _classes_of(checkpoint)
         ours = class_names(next(find_datasets(runner.cfg.train_dataloader.dataset)))
-        if tuple(theirs) == tuple(ours):
+        if theirs == tuple(ours) or len(theirs) != count_classes(state):
             return
-        if not isinstance(runner, Runner):
-            raise ConfigError(
-                'MatchClassesHook does not support sharded models: remove runner_type and '
-                'strategy, or the hook.'
-            )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        state, kept = match_classes(checkpoint['state_dict'], model.state_dict(), theirs, ours)
-        checkpoint['state_dict'] = state
+        fitted, kept = match_classes(state, model.state_dict(), theirs, ours)
+        state.update(fitted)
         print_log(
-            f'{len(kept)} of {len(ours)} classes start from the weights of the checkpoint'
-            f'{f" ({quote_names(kept)})" if kept else ""}, the others from new weights.',
+            f'{len(kept)} of {len(ours)} classes are initialized from the checkpoint'
+            f'{f" ({quote_names(kept)})" if kept else ""}, the others randomly.',
             logger='current',
         )
 

@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=3, focal_windows=9)
 GROWTH = [(512, 512), (800, 1216), (1200, 1824), (1600, 2400)]
 OURS = 'mmfocalnet'
+MMCV = "mmfocalnet, mmcv's attention"
 DINO = 'configs/dino/detrex_focalnet_t_4scale_12e.py'
 DETECTORS = {'detector': 'configs/mask_rcnn/focalnet_t_1x.py', 'dino': DINO}
 
@@ -166,11 +167,10 @@ def detectors(device, config):
     def detector(change=lambda backbone: None, backbone=None):
         cfg = Config.fromfile(ROOT / config)
         cfg.model.backbone.update(init_cfg=None)
-        if backbone:
-            outputs = {k: v for k, v in cfg.model.backbone.items() if k == 'out_indices'}
-            cfg.model.backbone = backbone | outputs
+        cfg.model.backbone = backbone or cfg.model.backbone
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = MODELS.build(cfg.model)
+        model.init_weights()
         change(model.backbone)
         return model
 
@@ -178,16 +178,16 @@ def detectors(device, config):
         return lambda x: [detection_loss(model, x)]
 
     swin_cfg = dict(type='mmdet.SwinTransformer')
-    rows = {
+    if config == DINO:
+        return {
+            MMCV: row(device, detector, lambda model: with_mmcv_attention(losses(model))),
+            OURS: row(device, detector, losses),
+        }
+    return {
         'published layout': row(device, partial(detector, as_published), losses),
         OURS: row(device, detector, losses),
         'Swin-T (mmdet)': row(device, partial(detector, backbone=swin_cfg), losses),
     }
-    if config == DINO:
-        rows[f"{OURS}, mmcv's attention"] = row(
-            device, detector, lambda model: with_mmcv_attention(losses(model))
-        )
-    return rows
 
 
 def with_mmcv_attention(function):
@@ -331,19 +331,21 @@ def compare(what, shape, args):
     rows = rows_of(what, args)
     x = torch.randn(*shape, device=args.device, requires_grad=what == 'operator')
     medians = times(rows, x, args)
-    base = next(name for name in ('transformers FocalNet', 'published layout') if name in medians)
+    bases = ('transformers FocalNet', 'published layout', MMCV)
+    base = next(name for name in bases if name in medians)
     columns = ['forward, s', 'its speed', 'with backward, s', 'its speed ', 'memory, MiB']
     table = PrettyTable(['', *columns, 'its share'])
+    published = base if base == MMCV else 'published layout'
     memory = {name: peak_memory(what, name, shape, args) for name in medians}
     for name, (inference, training) in medians.items():
         cells = [f'{inference:.4g}', f'{medians[base][0] / inference:.2f}']
         cells += [f'{training:.4g}', f'{medians[base][1] / training:.2f}']
-        share = memory[name] / memory['published layout']
+        share = memory[name] / memory[published]
         table.add_row([name, *cells, f'{memory[name]:.0f}', f'{share:.2f}'])
     show(table)
     print(
         f'\nTraining is forward and backward. Speed is relative to {base}, the peak memory of a '
-        'training step relative to the published layout.'
+        f'training step relative to {published}.'
     )
     return medians
 

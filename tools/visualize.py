@@ -15,9 +15,10 @@ from mmfocalnet.cli import add_cfg_options, integer_flag, load_config, print_lin
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import check_folder, short_stem
 from mmfocalnet.inference import read_image
-from mmfocalnet.inference.predictor import move_to
+from mmfocalnet.inference.predictor import find_released, move_to
 from mmfocalnet.models import load_pretrained
 from mmfocalnet.models.focalnet_arguments import pretrained_options
+from mmfocalnet.released import DETECTORS
 from mmfocalnet.visualization import (
     draw_gates,
     draw_kernels,
@@ -40,7 +41,9 @@ def parse_args():
         description='Draw the gates, modulator, kernels and receptive field of a FocalNet'
     )
     parser.add_argument('image', help='image file, such as JPEG or PNG')
-    parser.add_argument('config', help='config file, such as configs/mask_rcnn/focalnet_t_1x.py')
+    parser.add_argument(
+        'config', help='config file, or without a checkpoint a name such as dino-focalnet-l'
+    )
     parser.add_argument('checkpoint', nargs='?', help='checkpoint of the model or of its backbone')
     parser.add_argument(
         '--what', choices=[*KINDS, 'all'], default='all', help='what to draw (default: all)'
@@ -68,6 +71,9 @@ def parse_args():
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
     args = parser.parse_intermixed_args()  # the checkpoint may come after flags
+    if args.config in DETECTORS and args.checkpoint is None:
+        config, args.checkpoint = find_released(args.config)
+        args.config = str(config)
     # Flags of the tools that start runs, which load_config reads.
     vars(args).update(work_dir=None, launcher='none', local_rank=0)
     return args

@@ -16,8 +16,10 @@ from mmfocalnet.web.request_filter import read_password
 
 def parse_args():
     parser = argparse.ArgumentParser(description='Serve a web page with predictions for images')
-    parser.add_argument('config', help='config file, such as configs/demo/mask_rcnn.py')
-    parser.add_argument('checkpoint', help='checkpoint file of the model')
+    parser.add_argument(
+        'config', help='config file, or without a checkpoint a name such as dino-focalnet-l'
+    )
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file of the model')
     parser.add_argument(
         '--host', default=web.HOST, help='address to listen on (default: %(default)s, this machine)'
     )
@@ -27,7 +29,7 @@ def parse_args():
     )
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # the checkpoint may come after flags
 
 
 @report_errors

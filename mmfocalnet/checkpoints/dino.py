@@ -79,6 +79,8 @@ _STEMS = {
 }
 _COCO_LOGITS = 91
 _CLASSES = 'class_embed.0.weight'
+# Temperatures of the position encodings, which are not visible in the tensors.
+_TEMPERATURES = {'FocalNet-DINO': 20, 'detrex': 10000}
 _QUERIES = 'transformer.tgt_embed.weight'
 
 
@@ -103,6 +105,11 @@ class Detector:
     def has_unused_logits(self) -> bool:
         """Whether it has a logit for each of COCO's category ids up to 90."""
         return self.source == 'FocalNet-DINO' and self.num_classes == _COCO_LOGITS
+
+    @property
+    def temperature(self) -> int:
+        """Temperature of its position encoding."""
+        return _TEMPERATURES[self.source]
 
     def __str__(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import logging
 import os
@@ -43,7 +44,10 @@ MIN_RATE = 1000
 
 _CHUNK = 2**20
 _INTERVAL = 0.2  # seconds between two checks of the rate
-_EXPECTED = 'Specify the path of a .pth or .safetensors file, an http(s) URL or a Hugging Face id.'
+_EXPECTED = (
+    'Specify the path of a .pth or .safetensors file, an http(s) URL, a Hugging Face id or the '
+    'name of a released model.'
+)
 
 
 def fetch(source: str | os.PathLike) -> Path:
@@ -86,7 +90,11 @@ def fetch(source: str | os.PathLike) -> Path:
         return _from_url(RELEASED[text].url)
     if _is_hub_id(text):
         return _from_hub(text)
-    raise CheckpointError(f'There is no checkpoint file {short_text(repr(text))}. {_EXPECTED}')
+    similar = difflib.get_close_matches(text, RELEASED, n=1, cutoff=0.8)
+    hint = f'Did you mean {similar[0]!r}? ' if similar else ''
+    raise CheckpointError(
+        f'There is no checkpoint file {short_text(repr(text))}. {hint}{_EXPECTED}'
+    )
 
 
 class _Requirements(NamedTuple):

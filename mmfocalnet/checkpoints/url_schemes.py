@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -19,7 +20,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from mmfocalnet.checkpoints.dino import class_names, count_classes, find_detector, to_mmdet
-from mmfocalnet.checkpoints.read import pop_cached, published_detector
+from mmfocalnet.checkpoints.read import pop_cached, published_detector, unwrap
 from mmfocalnet.checkpoints.safe_load import Loaded, load_file
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.files import is_url
@@ -98,6 +99,11 @@ def _content(loaded: Loaded, name: str) -> dict[str, Any]:
     published = published_detector(content, name)
     if published is not None:
         return _rename_detector(published, name)
+    if 'state_dict' not in content:
+        # MMEngine does not look below the other keys, and would leave the model as it is.
+        with suppress(CheckpointError):
+            state = unwrap(content, name)
+            content = content if state is content else {**content, 'state_dict': state}
     if isinstance(metadata, dict) and 'config' in metadata and 'meta' in content:
         # When MMEngine resumes, it executes this text as Python to compare the number of GPUs.
         content = {**content, 'meta': {k: v for k, v in metadata.items() if k != 'config'}}

@@ -15,6 +15,7 @@ from mmfocalnet.config import is_first_process
 from mmfocalnet.engine.hooks.atomic_checkpoint import LAST_CHECKPOINT
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.files import is_url
+from mmfocalnet.models.weight_checks import check_position_encoding
 from mmfocalnet.registry import type_name
 from mmfocalnet.text import short_repr
 
@@ -46,6 +47,7 @@ def load_initial_checkpoint(cfg: Config) -> None:
             print_error(f'{cfg.work_dir} has no checkpoint to resume: this is a new run.')
     if cfg.get('load_from'):
         check_has_weights(cfg.load_from, content)
+        check_position_encoding(cfg.get('model') or {}, content, cfg.load_from)
         _check_ema(cfg, content)
         if resume:
             _check_resumable(cfg.load_from, content)

@@ -29,7 +29,7 @@ from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
-from mmfocalnet.models.weight_checks import check_fits
+from mmfocalnet.models.weight_checks import check_fits, check_position_encoding
 from mmfocalnet.released import DETECTORS, RELEASED, configs_folder
 from mmfocalnet.text import short_text
 
@@ -73,6 +73,7 @@ def load_predictor(
     with cached_reads():
         path, content, _ = load_once(checkpoint)
         check_has_weights(path, content)
+        check_position_encoding(cfg.model, content, str(checkpoint))
         return Predictor(cfg, str(path), device)
 
 

@@ -205,6 +205,17 @@ def test_mmengine_finds_the_weights_as_the_converter_does(name, states, tmp_path
         assert inspect_checkpoint(tmp_path / 'net.pth').network.detector
 
 
+@pytest.mark.parametrize('key', ['model', 'teacher'])
+def test_mmengine_finds_other_weights_below_the_same_keys(key, tmp_path):
+    """What is checked is what is loaded."""
+    layer = torch.nn.Linear(2, 2)
+    torch.save({key: layer.state_dict(), 'epoch': 1}, tmp_path / 'net.pth')
+    model = torch.nn.Linear(2, 2)
+    check_fits(model, str(tmp_path / 'net.pth'))
+    load_checkpoint(model, str(tmp_path / 'net.pth'))
+    assert torch.equal(model.weight, layer.weight)
+
+
 @pytest.mark.parametrize('name', published_dino.NAMES)
 def test_converted_files_equal_what_mmengine_loads(name, states, tmp_path):
     state, settings = states[name]

@@ -144,6 +144,33 @@ def test_wrong_arguments(tool, image, arguments, token, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('tool_name', ['infer', 'test', 'train'])
+def test_weights_of_the_other_code_base_are_refused(tool, home, image, tool_name, monkeypatch):
+    """The position encoding is not visible in the weights."""
+    monkeypatch.chdir(home)
+    state = published_dino.weights(published_dino.numbers('detrex_fl4_5scale'))
+    torch.save(dict(model=state), home / 'detrex.pth')
+    config = narrow(ROOT / 'configs/demo/dino.py', home / 'config.py')
+    arguments = {
+        'infer': [image, config, home / 'detrex.pth', '--out', home / 'out'],
+        'test': [config, home / 'detrex.pth'],
+        'train': [config, '--cfg-options', f'load_from={home}/detrex.pth'],
+    }[tool_name]
+    code, _, stderr = tool(tool_name, *arguments)
+    assert code == 2 and 'Traceback' not in stderr
+    assert 'detrex.pth' in stderr and 'positional_encoding.temperature is 20' in stderr
+
+
+def test_visualizes_by_name(tool, server, hub, image, tmp_path, monkeypatch):
+    config = narrow(ROOT / 'configs/dino/focalnet_l_fl4_5scale_12e.py', tmp_path / 'config.py')
+    release(monkeypatch, server, config)
+    code, _, stderr = tool(
+        'visualize', image, 'dino-focalnet-l', '--what', 'gates', '--out', tmp_path / 'maps',
+        '--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=(96,96)',
+    )  # fmt: skip
+    assert code == 0, stderr
+
+
 def test_a_name_is_also_the_checkpoint_of_a_config(tool, server, hub, image, tmp_path, monkeypatch):
     release(monkeypatch, server, 'none.py')
     config = narrow(ROOT / 'configs/dino/focalnet_l_fl4_5scale_12e.py', tmp_path / 'config.py')

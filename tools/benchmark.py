@@ -5,6 +5,7 @@ do not compare seconds of different runs.
 """
 
 import argparse
+import logging
 import os
 import signal
 import statistics
@@ -468,6 +469,7 @@ def parse_args():
 
 def prepare(args):
     warnings.filterwarnings('ignore')
+    logging.disable(logging.INFO)  # MMEngine logs how it initializes each weight
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise UserError('--device cuda: PyTorch finds no GPU. Use --device cpu.')
     torch.set_num_threads(args.threads)

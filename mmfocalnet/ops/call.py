@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class Call(NamedTuple):
     """The properties of one call of an operator that decide which paths can run it."""
 
-    shape: tuple[int, ...]
     kernel_sizes: tuple[int, ...] = ()  # One per focal level; empty for linear layers and MLPs.
     dtype: torch.dtype = torch.float32
     device: str = 'cpu'
     autocast: bool = False  # CPU autocast; CUDA autocast affects no path.
     tensor_type: str = 'Tensor'  # The first tensor subclass among features and weights, if any.
+    empty: bool = False  # The features have no elements.
     mixed: bool = False  # Some weight differs from the features in dtype or device.
 
     @classmethod
@@ -25,12 +25,12 @@ class Call(NamedTuple):
         """Describe a call with features (B, H, W, C), its weights and kernels (C, 1, k, k)."""
         tensors = (*weights, *kernels)
         return cls(
-            shape=tuple(x.shape),
             kernel_sizes=tuple(kernel.shape[-1] for kernel in kernels),
             dtype=x.dtype,
             device=x.device.type,
             autocast=x.device.type == 'cpu' and cpu_autocast_enabled(),
             tensor_type=_tensor_type((x, *tensors)),
+            empty=0 in x.shape,
             mixed=any(t.dtype != x.dtype or t.device != x.device for t in tensors),
         )
 
@@ -39,7 +39,7 @@ class Call(NamedTuple):
         if self.tensor_type != 'Tensor':
             # Quantised and sharded weights are subclasses that support PyTorch's own ops only.
             return f'an input is a {self.tensor_type}, not a torch.Tensor'
-        return 'the features are empty' if 0 in self.shape else None
+        return 'the features are empty' if self.empty else None
 
 
 def _tensor_type(tensors: Sequence[Tensor]) -> str:

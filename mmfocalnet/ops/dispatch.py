@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from mmfocalnet.compat.tracing import is_compiling
+from mmfocalnet.compat.tracing import is_compiling, is_exporting
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.ops import numba_path, pytorch_path, reference, triton_path
 from mmfocalnet.ops.call import Call, cpu_autocast_enabled
@@ -48,6 +48,7 @@ FEED_FORWARD = (
     OperatorPath('pytorch', pytorch_path.unsupported_linear, pytorch_path.feed_forward),
     OperatorPath('reference', lambda call: None, reference.feed_forward),
 )
+OPERATORS = {'modulate': MODULATION, 'linear': LINEAR, 'feed_forward': FEED_FORWARD}
 PATHS = tuple(path.name for path in MODULATION)
 
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar('path', default=None)
@@ -193,7 +194,8 @@ def explain(
     """
     sizes = tuple(focal_window + focal_factor * level for level in range(focal_level))
     autocast = device == 'cpu' and cpu_autocast_enabled()
-    path, skipped = _first_supported(MODULATION, Call(tuple(shape), sizes, dtype, device, autocast))
+    call = Call(sizes, dtype, device, autocast, empty=0 in shape)
+    path, skipped = _first_supported(MODULATION, call)
     return '\n'.join([*skipped, f'{path.name}: runs'])
 
 
@@ -203,11 +205,25 @@ def _choose(
     weights: Sequence[Tensor | None],
     kernels: Sequence[Tensor] = (),
 ) -> OperatorPath:
-    # Checked first so that a compiler does not trace the choice itself.
-    if is_compiling() or _is_traced():
+    tensors = [weight for weight in weights if weight is not None]
+    if is_compiling():
+        return paths[_choose_for_compiler(paths[0].run.__name__, *Call.of(x, tensors, kernels))]
+    if _is_traced():
         return paths[-1]
-    call = Call.of(x, [weight for weight in weights if weight is not None], kernels)
-    return _choose_for(paths, call, _requested.get())
+    return _choose_for(paths, Call.of(x, tensors, kernels), _requested.get())
+
+
+@torch.compiler.assume_constant_result
+def _choose_for_compiler(operator: str, *call: Any) -> int:
+    """Return the index of the path of an operator for a `Call`.
+
+    Compilers run this function instead of tracing it. They pass and return simple constants only.
+    """
+    paths = OPERATORS[operator]
+    # Exported programs contain PyTorch's own operators only.
+    if is_exporting() or _is_traced():
+        return len(paths) - 1
+    return paths.index(_choose_for(paths, Call(*call), _requested.get()))
 
 
 def _is_traced() -> bool:
@@ -234,7 +250,7 @@ def _choose_for(paths: tuple[OperatorPath, ...], call: Call, requested: str | No
             return path
     path, skipped = _first_supported(paths, call)
     for line in skipped:
-        print_log(f'{call.shape}: {line}', logger='current', level=logging.DEBUG)
+        print_log(f'{call}: {line}', logger='current', level=logging.DEBUG)
     return path
 
 

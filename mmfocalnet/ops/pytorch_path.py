@@ -7,7 +7,6 @@ use PyTorch's fast routes, and GELU is recomputed in backward instead of kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from mmfocalnet.ops import matrix_products, reference
 from mmfocalnet.ops.call import Call
-from mmfocalnet.ops.derivatives import first_derivatives_only, without_base
+from mmfocalnet.ops.fused_operator import FusedOperator
 
 # From this kernel size on, Fourier transforms are faster than PyTorch's gradient of depth-wise
 # kernels, which takes longer for larger kernels, and 20 times longer for many channels.
@@ -57,79 +56,123 @@ def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `torch.nn.functional.linear`."""
-    rows = x.reshape(-1, x.shape[-1])
-    return _Linear.apply(rows, weight, bias).view(*x.shape[:-1], len(weight))
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return _linear(x, weight, bias, scale=1.0)
 
 
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return without_base(matrix_products.linear(x, weight, bias))
+def _linear_forward(
+    tensors: Sequence[Tensor], scale: float, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    x, weight, bias = tensors
+    out = matrix_products.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    return out.view(*x.shape[:-1], len(weight)), []
 
-    @staticmethod
-    @first_derivatives_only
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        with_x, with_weight, with_bias = ctx.needs_input_grad
-        return (
-            matrix_products.linear(grad, weight.t()) if with_x else None,
-            matrix_products.weight_grad(x, grad) if with_weight else None,
-            grad.sum(0) if with_bias else None,
-        )
+
+def _linear_shapes(tensors: Sequence[Tensor], scale: float, keep: bool) -> list[Sequence[int]]:
+    x, weight, _ = tensors
+    return [(*x.shape[:-1], weight.shape[0])]
+
+
+def _linear_backward(
+    grad: Tensor,
+    tensors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    scale: float,
+) -> list[Tensor | None]:
+    x, weight, _ = tensors
+    with_x, with_weight, with_bias = wanted
+    rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    return [
+        matrix_products.linear(grad, weight.t()).view(x.shape) if with_x else None,
+        matrix_products.weight_grad(rows, grad) if with_weight else None,
+        grad.sum(0) if with_bias else None,
+    ]
+
+
+_linear = FusedOperator('linear', _linear_forward, _linear_backward, _linear_shapes)
 
 
 def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor]) -> Tensor:
     """Compute `reference.aggregate_context`."""
-    return _AggregateContext.apply(context, gates, *kernels)
+    return _aggregate(context, gates, *kernels, scale=1.0)
 
 
-class _AggregateContext(torch.autograd.Function):
-    """Eq. 4 and 5. Keeps the contexts before GELU; internal tensors are (B, C, H, W)."""
+# Eq. 4 and 5. The contexts before GELU are kept. Internal tensors are (B, C, H, W).
 
-    @staticmethod
-    def forward(ctx: Any, context: Tensor, gates: Tensor, *kernels: Tensor) -> Tensor:
-        z = _channels_first(context)
-        gate_of = _channels_first(gates).split(1, dim=1)
-        total = torch.zeros_like(z)
-        before_gelu = []
-        for kernel, gate in zip(kernels, gate_of[:-1], strict=True):
-            z = _convolve(z, kernel.to(z.dtype))
-            before_gelu.append(z)
-            z = F.gelu(z)
-            total.addcmul_(z, gate)
-        mean = z.mean(dim=(2, 3), keepdim=True)
-        total.addcmul_(F.gelu(mean), gate_of[-1])
-        ctx.save_for_backward(context, gates, mean, *kernels, *before_gelu)
-        return total.permute(0, 2, 3, 1)
 
-    @staticmethod
-    @first_derivatives_only
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        context, gates, mean, *rest = ctx.saved_tensors
-        kernels, before_gelu = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        grad = _channels_first(grad)
-        gate_of = _channels_first(gates).split(1, dim=1)
-        gate_grads = [(grad * F.gelu(mean)).sum(1)]
-        mean_grad = (grad * gate_of[-1]).sum(dim=(2, 3), keepdim=True)
-        mean_grad = torch.ops.aten.gelu_backward(mean_grad, mean) / grad[0, 0].numel()
-        z_grad = mean_grad.expand_as(grad)
-        z = F.gelu(before_gelu[-1]) if before_gelu else None
-        kernel_grads: list[Tensor | None] = []
-        for level in reversed(range(len(kernels))):
-            gate_grads.insert(0, (grad * z).sum(1))
-            z_grad = torch.addcmul(z_grad, grad, gate_of[level])
-            z_grad = torch.ops.aten.gelu_backward(z_grad, before_gelu[level])
-            z = F.gelu(before_gelu[level - 1]) if level else _channels_first(context)
-            wanted = ctx.needs_input_grad[2 + level]
-            kernel_grads.insert(0, _kernel_grad(z, z_grad, kernels[level]) if wanted else None)
-            z_grad = _convolve(z_grad, kernels[level].to(z_grad.dtype).flip(2, 3))
-        return z_grad.permute(0, 2, 3, 1), torch.stack(gate_grads, dim=-1), *kernel_grads
+def _aggregate_forward(
+    tensors: Sequence[Tensor], scale: float, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    context, gates, *kernels = tensors
+    z = _channels_first(context)
+    gate_of = _channels_first(gates).split(1, dim=1)
+    total = torch.zeros_like(z)
+    before_gelu = []
+    for kernel, gate in zip(kernels, gate_of[:-1], strict=True):
+        z = _convolve(z, kernel.to(z.dtype))
+        if keep:
+            before_gelu.append(_channels_last(z))
+        z = F.gelu(z)
+        total.addcmul_(z, gate)
+    mean = z.mean(dim=(2, 3), keepdim=True)
+    total.addcmul_(F.gelu(mean), gate_of[-1])
+    return _channels_last(total), [mean, *before_gelu] if keep else []
+
+
+def _aggregate_shapes(tensors: Sequence[Tensor], scale: float, keep: bool) -> list[Sequence[int]]:
+    context, _, *kernels = tensors
+    mean = (context.shape[0], context.shape[-1], 1, 1)
+    return [context.shape, *([mean, *[context.shape] * len(kernels)] if keep else [])]
+
+
+def _aggregate_backward(
+    grad: Tensor,
+    tensors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    scale: float,
+) -> list[Tensor | None]:
+    context, gates, *kernels = tensors
+    mean, *before_gelu = kept
+    before_gelu = [_channels_first(z) for z in before_gelu]
+    grad = _channels_first(grad)
+    gate_of = _channels_first(gates).split(1, dim=1)
+    gate_grads = [(grad * F.gelu(mean)).sum(1)]
+    mean_grad = (grad * gate_of[-1]).sum(dim=(2, 3), keepdim=True)
+    mean_grad = torch.ops.aten.gelu_backward(mean_grad, mean) / grad[0, 0].numel()
+    z_grad = mean_grad.expand_as(grad)
+    z = F.gelu(before_gelu[-1]) if before_gelu else None
+    kernel_grads: list[Tensor | None] = []
+    for level in reversed(range(len(kernels))):
+        gate_grads.insert(0, (grad * z).sum(1))
+        z_grad = torch.addcmul(z_grad, grad, gate_of[level])
+        z_grad = torch.ops.aten.gelu_backward(z_grad, before_gelu[level])
+        z = F.gelu(before_gelu[level - 1]) if level else _channels_first(context)
+        want = wanted[2 + level]
+        kernel_grads.insert(0, _kernel_grad(z, z_grad, kernels[level]) if want else None)
+        z_grad = _convolve(z_grad, kernels[level].to(z_grad.dtype).flip(2, 3))
+    with_context, with_gates, *_ = wanted
+    return [
+        _channels_last(z_grad) if with_context else None,
+        torch.stack(gate_grads, dim=-1) if with_gates else None,
+        *kernel_grads,
+    ]
+
+
+_aggregate = FusedOperator(
+    'aggregate_context', _aggregate_forward, _aggregate_backward, _aggregate_shapes
+)
 
 
 def _channels_first(x: Tensor) -> Tensor:
     # [B, H, W, C] -> [B, C, H, W], contiguous in channels-last memory.
     return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    # [B, C, H, W] -> [B, H, W, C], contiguous.
+    return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
@@ -186,66 +229,83 @@ def feed_forward(
     fc2_bias: Tensor | None,
 ) -> Tensor:
     """Compute `reference.feed_forward`."""
-    tensors = (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    hidden = x.shape[:-1].numel() * len(fc1_weight)
-    keep = torch.is_grad_enabled() and hidden <= _HIDDEN_KEPT
-    return _FeedForward.apply(keep, *tensors)
+    fc1_bias = fc1_weight.new_zeros(len(fc1_weight)) if fc1_bias is None else fc1_bias
+    fc2_bias = fc2_weight.new_zeros(len(fc2_weight)) if fc2_bias is None else fc2_bias
+    return _feed_forward(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, scale=1.0)
 
 
-class _FeedForward(torch.autograd.Function):
-    """An MLP computed in chunks of rows, so that the wide hidden layer stays in the cache."""
+# An MLP computed in chunks of rows, so that the wide hidden layer stays in the cache.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        keep: bool,
-        x: Tensor,
-        fc1_weight: Tensor,
-        fc1_bias: Tensor | None,
-        fc2_weight: Tensor,
-        fc2_bias: Tensor | None,
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        out = rows.new_empty(len(rows), len(fc2_weight))
-        kept = []
-        for part, out_part in zip(*_in_chunks(fc1_weight, rows, out), strict=True):
+
+def _feed_forward_forward(
+    tensors: Sequence[Tensor], scale: float, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias = tensors
+    rows = x.reshape(-1, x.shape[-1])
+    if keep and _is_hidden_kept(x, fc1_weight):
+        hidden = matrix_products.linear(rows, fc1_weight, fc1_bias)
+        out = matrix_products.linear(F.gelu(hidden), fc2_weight, fc2_bias)
+        return out.view(*x.shape[:-1], -1), [hidden]
+    out = rows.new_empty(len(rows), len(fc2_weight))
+    for part, out_part in zip(*_in_chunks(fc1_weight, rows, out), strict=True):
+        hidden = torch.ops.aten.gelu_(matrix_products.linear(part, fc1_weight, fc1_bias))
+        out_part.copy_(matrix_products.linear(hidden, fc2_weight, fc2_bias))
+    return out.view(*x.shape[:-1], len(fc2_weight)), []
+
+
+def _feed_forward_shapes(
+    tensors: Sequence[Tensor], scale: float, keep: bool
+) -> list[Sequence[int]]:
+    x, fc1_weight, _, fc2_weight, _ = tensors
+    out = (*x.shape[:-1], fc2_weight.shape[0])
+    if keep and _is_hidden_kept(x, fc1_weight):
+        return [out, (x.shape[:-1].numel(), fc1_weight.shape[0])]
+    return [out]
+
+
+def _is_hidden_kept(x: Tensor, fc1_weight: Tensor) -> bool:
+    return x.shape[:-1].numel() * fc1_weight.shape[0] <= _HIDDEN_KEPT
+
+
+def _feed_forward_backward(
+    grad: Tensor,
+    tensors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    scale: float,
+) -> list[Tensor | None]:
+    x, fc1_weight, fc1_bias, fc2_weight, _ = tensors
+    rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    rows_grad = torch.empty_like(rows)
+    with_x, with_fc1, with_fc1_bias, with_fc2, with_fc2_bias = wanted
+    fc1_grad = fc2_grad = None
+    bias_grad = fc1_weight.new_zeros(len(fc1_weight))
+    all_hidden = kept[0] if kept else fc1_weight.new_empty(len(rows), 0)
+    chunks = zip(*_in_chunks(fc1_weight, rows, grad, rows_grad, all_hidden), strict=True)
+    for part, part_grad, out, hidden in chunks:
+        if not kept:
             hidden = matrix_products.linear(part, fc1_weight, fc1_bias)
-            if keep:
-                kept.append(hidden)
-            hidden = F.gelu(hidden) if keep else torch.ops.aten.gelu_(hidden)
-            out_part.copy_(matrix_products.linear(hidden, fc2_weight, fc2_bias))
-        ctx.save_for_backward(x, fc1_weight, fc1_bias, fc2_weight, *kept)
-        return without_base(out.view(*x.shape[:-1], -1))
+        activated = F.gelu(hidden)
+        if with_fc2:
+            fc2_grad = matrix_products.weight_grad(activated, part_grad, fc2_grad)
+        hidden_grad = matrix_products.linear(part_grad, fc2_weight.t())
+        torch.ops.aten.gelu_backward(hidden_grad, hidden, grad_input=hidden_grad)
+        if with_fc1:
+            fc1_grad = matrix_products.weight_grad(part, hidden_grad, fc1_grad)
+        bias_grad += hidden_grad.sum(0)
+        out.copy_(matrix_products.linear(hidden_grad, fc1_weight.t()))
+    return [
+        rows_grad.view(x.shape) if with_x else None,
+        fc1_grad,
+        bias_grad if with_fc1_bias else None,
+        fc2_grad,
+        grad.sum(0) if with_fc2_bias else None,
+    ]
 
-    @staticmethod
-    @first_derivatives_only
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, fc1_weight, fc1_bias, fc2_weight, *kept = ctx.saved_tensors
-        rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        rows_grad = torch.empty_like(rows)
-        *_, with_fc1, with_fc1_bias, with_fc2, with_fc2_bias = ctx.needs_input_grad
-        fc1_grad = fc2_grad = None
-        bias_grad = fc1_weight.new_zeros(len(fc1_weight))
-        chunks = zip(*_in_chunks(fc1_weight, rows, grad, rows_grad), strict=True)
-        for i, (part, part_grad, out) in enumerate(chunks):
-            hidden = kept[i] if kept else matrix_products.linear(part, fc1_weight, fc1_bias)
-            activated = F.gelu(hidden)
-            if with_fc2:
-                fc2_grad = matrix_products.weight_grad(activated, part_grad, fc2_grad)
-            hidden_grad = matrix_products.linear(part_grad, fc2_weight.t())
-            torch.ops.aten.gelu_backward(hidden_grad, hidden, grad_input=hidden_grad)
-            if with_fc1:
-                fc1_grad = matrix_products.weight_grad(part, hidden_grad, fc1_grad)
-            bias_grad += hidden_grad.sum(0)
-            out.copy_(matrix_products.linear(hidden_grad, fc1_weight.t()))
-        return (
-            None,
-            rows_grad.view(x.shape),
-            fc1_grad,
-            bias_grad if with_fc1_bias else None,
-            fc2_grad,
-            grad.sum(0) if with_fc2_bias else None,
-        )
+
+_feed_forward = FusedOperator(
+    'feed_forward', _feed_forward_forward, _feed_forward_backward, _feed_forward_shapes
+)
 
 
 def _in_chunks(fc1_weight: Tensor, *rows: Tensor) -> list[Sequence[Tensor]]:

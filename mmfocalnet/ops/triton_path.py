@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmfocalnet.ops import reference
 from mmfocalnet.ops.call import Call
-from mmfocalnet.ops.derivatives import first_derivatives_only
+from mmfocalnet.ops.fused_operator import FusedOperator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,9 +31,7 @@ CHUNK = 512
 
 def unsupported(call: Call) -> str | None:
     """Why this path cannot run a call; None if it can."""
-    # Triton reads this variable too: its interpreter runs kernels on the CPU, for tests.
-    interpreted = os.environ.get('TRITON_INTERPRET') == '1'
-    if call.device != 'cuda' and not interpreted:
+    if call.device != 'cuda' and not _is_interpreted():
         return f'the features are on {call.device}, not on CUDA'
     if call.dtype not in DTYPES:
         return f'it computes in float32, bfloat16 or float16, not in {call.dtype}'
@@ -75,7 +73,7 @@ def aggregate(
         The gated sum (B, H, W, C), contiguous, of the context's type.
     """
     scale = 1 / (len(kernels) + 1) if normalize_modulator else 1.0
-    return _Aggregate.apply(context, gates, scale, *kernels)
+    return _aggregate(context, gates, *kernels, scale=scale)
 
 
 @functools.cache
@@ -95,41 +93,66 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-class _Aggregate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, context: Tensor, gates: Tensor, scale: float, *kernels: Tensor) -> Tensor:
-        with torch.cuda.device_of(context):
-            all_pre, mean = _levels(context, kernels)
-            total = _combine(gates, scale, all_pre, mean)
-        ctx.save_for_backward(context, gates, all_pre, mean, *kernels)
-        ctx.scale = scale
-        return total
+def _kernel(name: str) -> Any:
+    """Return a kernel of `triton_kernels` in the form that compilers can trace."""
+    kernel = getattr(_kernels(), name)
+    # PyTorch before 2.6 cannot trace kernels, and those of the interpreter cannot be traced.
+    traceable = hasattr(torch.library, 'wrap_triton') and not _is_interpreted()
+    return torch.library.wrap_triton(kernel) if traceable else kernel
 
-    @staticmethod
-    @first_derivatives_only
-    def backward(ctx: Any, total_grad: Tensor) -> tuple[Tensor | None, ...]:
-        context, gates, all_pre, mean, *kernels = ctx.saved_tensors
-        total_grad = total_grad.contiguous()
-        with torch.cuda.device_of(context):
-            gate_grads, mean_grad = _gates_backward(total_grad, gates, ctx.scale, all_pre, mean)
-            if not kernels:
-                # Without levels the context is z^L; it reaches the sum only through its mean.
-                context_grad = mean_grad[:, None, None].to(context.dtype).expand(context.shape)
-                return context_grad, gate_grads, None
-            pre_grad = _last_level_backward(total_grad, gates, ctx.scale, all_pre[-1], mean_grad)
-            kernel_grads: list[Tensor | None] = [None] * len(kernels)
-            for level in reversed(range(len(kernels))):
-                if level:
-                    gate, pre = gates[..., level - 1 :], all_pre[level - 1]
-                    grad_below, below = _level_backward(
-                        pre_grad, kernels[level], total_grad, gate, ctx.scale, pre
-                    )
-                else:
-                    grad_below, below = _context_backward(pre_grad, kernels[0]), context
-                if ctx.needs_input_grad[3 + level]:
-                    kernel_grads[level] = _kernel_backward(below, pre_grad, kernels[level])
-                pre_grad = grad_below
-        return pre_grad, gate_grads, None, *kernel_grads
+
+def _is_interpreted() -> bool:
+    # Triton reads this variable too: its interpreter runs kernels on the CPU, for tests.
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def _forward(
+    tensors: Sequence[Tensor], scale: float, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    context, gates, *kernels = tensors
+    with torch.cuda.device_of(context):
+        all_pre, mean = _levels(context, kernels)
+        total = _combine(gates, scale, all_pre, mean)
+    return total, [all_pre, mean] if keep else []
+
+
+def _backward(
+    grad: Tensor,
+    tensors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    scale: float,
+) -> list[Tensor | None]:
+    context, gates, *kernels = tensors
+    all_pre, mean = kept
+    total_grad = grad.contiguous()
+    with torch.cuda.device_of(context):
+        gate_grads, mean_grad = _gates_backward(total_grad, gates, scale, all_pre, mean)
+        if not kernels:
+            # Without levels the context is z^L; it reaches the sum only through its mean.
+            context_grad = mean_grad[:, None, None].to(context.dtype).expand(context.shape)
+            return _only([context_grad, gate_grads], wanted)
+        pre_grad = _last_level_backward(total_grad, gates, scale, all_pre[-1], mean_grad)
+        kernel_grads: list[Tensor | None] = [None] * len(kernels)
+        for level in reversed(range(len(kernels))):
+            if level:
+                gate, pre = gates[..., level - 1 :], all_pre[level - 1]
+                grad_below, below = _level_backward(
+                    pre_grad, kernels[level], total_grad, gate, scale, pre
+                )
+            else:
+                grad_below, below = _context_backward(pre_grad, kernels[0]), context
+            if wanted[2 + level]:
+                kernel_grads[level] = _kernel_backward(below, pre_grad, kernels[level])
+            pre_grad = grad_below
+    return _only([pre_grad, gate_grads, *kernel_grads], wanted)
+
+
+def _only(grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+    return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+
+
+_aggregate = FusedOperator('aggregate_context_triton', _forward, _backward, None)
 
 
 class _Tiling:
@@ -162,7 +185,7 @@ def _levels(context: Tensor, kernels: Sequence[Tensor]) -> tuple[Tensor, Tensor]
         last = level == len(kernels) - 1
         post = None if last else torch.empty_like(pre)
         tensors = (rows, rows.stride(0), _taps(kernel), pre, post, sums if last else None)
-        _kernels().level_forward[tiling.grid](
+        _kernel('level_forward')[tiling.grid](
             *tensors, *tiling.image, K=kernel.shape[-1], **tiling.meta
         )
         rows = rows if last else _rows(post)
@@ -176,7 +199,7 @@ def _combine(gates: Tensor, scale: float, all_pre: Tensor, mean: Tensor) -> Tens
     gate_rows = _rows(gates)
     total = _empty(all_pre.shape[1:], all_pre)
     tensors = (all_pre, total.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean), total)
-    _kernels().combine[tiling.grid](
+    _kernel('combine')[tiling.grid](
         *tensors, scale, *tiling.flat, LEVELS=len(all_pre), **tiling.meta
     )
     return total
@@ -192,7 +215,7 @@ def _gates_backward(
     global_grads = _empty((tiling.tiles, tiling.channels), gates, torch.float32)
     inputs = (total_grad, all_pre, total_grad.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean))
     outputs = (gate_grads, global_grads)
-    _kernels().gates_backward[tiling.grid](
+    _kernel('gates_backward')[tiling.grid](
         *inputs, *outputs, scale, *tiling.flat, tiling.rows, LEVELS=len(all_pre), **tiling.meta
     )
     global_grads = global_grads.view(tiling.batch, -1, tiling.channels).sum(1)
@@ -208,7 +231,7 @@ def _last_level_backward(
     gate = _rows(gates[..., -2:])
     pre_grad = torch.empty_like(pre)
     tensors = (total_grad, gate, gate.stride(0), mean_grad, pre, pre_grad)
-    _kernels().last_level_backward[tiling.grid](*tensors, scale, *tiling.flat, **tiling.meta)
+    _kernel('last_level_backward')[tiling.grid](*tensors, scale, *tiling.flat, **tiling.meta)
     return pre_grad
 
 
@@ -221,7 +244,7 @@ def _level_backward(
     grad_below, post = torch.empty_like(pre), torch.empty_like(pre)
     flipped = _taps(kernel).flip(0)
     tensors = (pre_grad, flipped, grad_below, total_grad, gate, gate.stride(0), pre, post)
-    _kernels().level_backward[tiling.grid](
+    _kernel('level_backward')[tiling.grid](
         *tensors, scale, *tiling.image, K=kernel.shape[-1], **tiling.meta
     )
     return grad_below, post
@@ -232,7 +255,7 @@ def _context_backward(pre_grad: Tensor, kernel: Tensor) -> Tensor:
     tiling = _Tiling(pre_grad.shape)
     context_grad = torch.empty_like(pre_grad)
     tensors = (pre_grad, _taps(kernel).flip(0), context_grad)
-    _kernels().context_backward[tiling.grid](
+    _kernel('context_backward')[tiling.grid](
         *tensors, *tiling.image, K=kernel.shape[-1], **tiling.meta
     )
     return context_grad
@@ -245,7 +268,7 @@ def _kernel_backward(below: Tensor, pre_grad: Tensor, kernel: Tensor) -> Tensor:
     size = kernel.shape[-1]
     chunks = tiling.batch * -(-tiling.pixels // CHUNK)
     parts = _empty((chunks, size * size, tiling.channels), pre_grad, torch.float32)
-    _kernels().taps_backward[chunks, tiling.blocks, size](
+    _kernel('taps_backward')[chunks, tiling.blocks, size](
         rows, rows.stride(0), pre_grad, parts, *tiling.image, K=size, CHUNK=CHUNK, **tiling.meta
     )
     return parts.sum(0).t().reshape(kernel.shape).to(kernel.dtype)

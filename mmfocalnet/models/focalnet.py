@@ -19,6 +19,7 @@ from mmfocalnet.models.focalnet_arguments import (
     pretrained_options,
     resolve_arguments,
 )
+from mmfocalnet.models.layer_norm import LayerNorm
 from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.models.pretrained import load_pretrained
 from mmfocalnet.ops import feed_forward, is_exact_gelu, is_unmodified, keep_path
@@ -87,9 +88,9 @@ class FocalNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.use_postln = use_postln
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.modulation = build_mixer(mixer, dim, dict(mixer_settings, proj_drop=drop))
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.gamma_1 = self.gamma_2 = None
@@ -136,7 +137,7 @@ class PatchEmbed(nn.Module):
         # padding of 3 in the released dense code shifts the stem's samples.
         padding = 0 if overlap is None else (overlap - patch_size + 1) // 2
         self.proj = nn.Conv2d(in_chans, embed_dim, overlap or patch_size, patch_size, padding)
-        self.norm = nn.LayerNorm(embed_dim) if norm else None
+        self.norm = LayerNorm(embed_dim) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed patches of stride S.
@@ -283,7 +284,7 @@ class FocalNet(BaseModule):
         self.pos_drop = nn.Dropout(args.drop_rate)
         self.layers = nn.ModuleList(_build_stages(args))
         for i in self.out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(self.num_features[i]))
+            self.add_module(f'norm{i}', LayerNorm(self.num_features[i]))
         for module in self._frozen_modules():
             module.eval()
             module.requires_grad_(False)

@@ -44,11 +44,20 @@ LINEAR = (
     OperatorPath('pytorch', pytorch_path.unsupported_linear, pytorch_path.linear),
     OperatorPath('reference', lambda call: None, F.linear),
 )
+LAYER_NORM = (
+    OperatorPath('pytorch', pytorch_path.unsupported_layer_norm, pytorch_path.layer_norm),
+    OperatorPath('reference', lambda call: None, reference.layer_norm),
+)
 FEED_FORWARD = (
     OperatorPath('pytorch', pytorch_path.unsupported_linear, pytorch_path.feed_forward),
     OperatorPath('reference', lambda call: None, reference.feed_forward),
 )
-OPERATORS = {'modulate': MODULATION, 'linear': LINEAR, 'feed_forward': FEED_FORWARD}
+OPERATORS = {
+    'modulate': MODULATION,
+    'linear': LINEAR,
+    'layer_norm': LAYER_NORM,
+    'feed_forward': FEED_FORWARD,
+}
 PATHS = tuple(path.name for path in MODULATION)
 
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar('path', default=None)
@@ -86,6 +95,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ConfigError: If the path requested by `use_path` cannot run this call.
     """
     return _choose(LINEAR, x, [weight, bias]).run(x, weight, bias)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Compute a LayerNorm over the last dimension by the fastest path for compilers.
+
+    In eager mode, ``torch.nn.LayerNorm`` is as fast.
+
+    Args:
+        x: Features (..., C).
+        weight: (C).
+        bias: (C).
+        eps: Number that is added to the variance. Defaults to 1e-5.
+
+    Returns:
+        Features (..., C).
+
+    Raises:
+        ConfigError: If the path requested by `use_path` cannot run this call.
+    """
+    return _choose(LAYER_NORM, x, [weight, bias]).run(x, weight, bias, eps)
 
 
 def feed_forward(

@@ -16,9 +16,9 @@ _is_legacy_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lam
 _custom_op = getattr(torch.library, 'custom_op', None)
 _triton_op = getattr(torch.library, 'triton_op', None)
 
-FORWARD = '(Tensor[] tensors, float scale, bool keep) -> Tensor[]'
+FORWARD = '(Tensor[] tensors, float constant, bool keep) -> Tensor[]'
 BACKWARD = (
-    '(Tensor grad, Tensor[] tensors, Tensor[] kept, bool[] wanted, float scale) -> Tensor[]'
+    '(Tensor grad, Tensor[] tensors, Tensor[] kept, bool[] wanted, float constant) -> Tensor[]'
 )
 
 
@@ -30,9 +30,9 @@ class FusedOperator:
 
     Args:
         name: Name in ``torch.ops.mmfocalnet``.
-        forward: Computes ``(out, kept)`` from ``(tensors, scale, keep)``: the result, and the new
+        forward: Computes ``(out, kept)`` from ``(tensors, constant, keep)``: the result, and the new
             tensors that backward needs; an empty list unless ``keep``.
-        backward: Computes the gradients from ``(grad, tensors, kept, wanted, scale)``, None for
+        backward: Computes the gradients from ``(grad, tensors, kept, wanted, constant)``, None for
             those that are not wanted.
         shapes: Computes the shapes of ``[out, *kept]`` from the arguments of ``forward``, whose
             types are that of the first tensor. None: ``forward`` consists of Triton kernels and
@@ -61,21 +61,21 @@ class FusedOperator:
             self._forward_op.register_fake(self._fake_outputs)
             self._backward_op.register_fake(_fake_grads)
 
-    def __call__(self, *tensors: Tensor, scale: float) -> Tensor:
-        """Compute the operator; ``scale`` is a factor that has no gradient."""
+    def __call__(self, *tensors: Tensor, constant: float) -> Tensor:
+        """Compute the operator; ``constant`` is a number that has no gradient."""
         # Inside an autograd function gradients are always disabled.
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if is_compiling():
-            return self._forward_op(list(tensors), scale, keep)[0]
-        return _Function.apply(self, scale, keep, *tensors)
+            return self._forward_op(list(tensors), constant, keep)[0]
+        return _Function.apply(self, constant, keep, *tensors)
 
-    def _list_outputs(self, tensors: Sequence[Tensor], scale: float, keep: bool) -> list[Tensor]:
+    def _list_outputs(self, tensors: Sequence[Tensor], constant: float, keep: bool) -> list[Tensor]:
         with _no_autocast(tensors[0]):
-            out, kept = self.forward(tensors, scale, keep)
+            out, kept = self.forward(tensors, constant, keep)
         return [out, *kept]
 
-    def _fake_outputs(self, tensors: Sequence[Tensor], scale: float, keep: bool) -> list[Tensor]:
-        return [tensors[0].new_empty(shape) for shape in self._shapes(tensors, scale, keep)]
+    def _fake_outputs(self, tensors: Sequence[Tensor], constant: float, keep: bool) -> list[Tensor]:
+        return [tensors[0].new_empty(shape) for shape in self._shapes(tensors, constant, keep)]
 
     def _list_grads(
         self,
@@ -83,10 +83,10 @@ class FusedOperator:
         tensors: Sequence[Tensor],
         kept: Sequence[Tensor],
         wanted: Sequence[bool],
-        scale: float,
+        constant: float,
     ) -> list[Tensor]:
         with _no_autocast(grad):
-            grads = self.backward(grad, tensors, kept, wanted, scale)
+            grads = self.backward(grad, tensors, kept, wanted, constant)
         # Compilers expect contiguous tensors that share no memory.
         return [
             tensor.contiguous() if tensor._base is None else tensor.clone()
@@ -97,12 +97,12 @@ class FusedOperator:
     def _op_backward(self, ctx: Any, grads: Sequence[Tensor]) -> tuple:
         tensors, kept = _saved(ctx)
         wanted = ctx.needs_input_grad[0]
-        found = iter(self._backward_op(grads[0], tensors, kept, wanted, ctx.scale))
+        found = iter(self._backward_op(grads[0], tensors, kept, wanted, ctx.constant))
         return [next(found) if want else None for want in wanted], None, None
 
 
 def _keep_tensors(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    tensors, ctx.scale, _ = inputs
+    tensors, ctx.constant, _ = inputs
     ctx.inputs = len(tensors)
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)  # of the tensors that are only kept
@@ -119,7 +119,7 @@ def _fake_grads(
     tensors: Sequence[Tensor],
     kept: Sequence[Tensor],
     wanted: Sequence[bool],
-    scale: float,
+    constant: float,
 ) -> list[Tensor]:
     pairs = zip(tensors, wanted, strict=True)
     return [tensor.new_empty(tensor.shape) for tensor, want in pairs if want]
@@ -128,11 +128,12 @@ def _fake_grads(
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, operator: FusedOperator, scale: float, keep: bool, *tensors: Tensor
+        ctx: Any, operator: FusedOperator, constant: float, keep: bool, *tensors: Tensor
     ) -> Tensor:
-        with _no_autocast(tensors[0]):
-            out, kept = operator.forward(tensors, scale, keep)
-        ctx.operator, ctx.scale, ctx.inputs = operator, scale, len(tensors)
+        # Triton launches kernels on the current device.
+        with _no_autocast(tensors[0]), torch.cuda.device_of(tensors[0]):
+            out, kept = operator.forward(tensors, constant, keep)
+        ctx.operator, ctx.constant, ctx.inputs = operator, constant, len(tensors)
         ctx.save_for_backward(*tensors, *kept)
         # Autograd forbids in-place changes of a function's result if it is a view.
         return out.new_empty(0).set_(out)
@@ -142,8 +143,13 @@ class _Function(torch.autograd.Function):
         _check_first_derivative(grad)
         tensors, kept = _saved(ctx)
         wanted = ctx.needs_input_grad[3:]
-        with _no_autocast(grad):
-            return None, None, None, *ctx.operator.backward(grad, tensors, kept, wanted, ctx.scale)
+        with _no_autocast(grad), torch.cuda.device_of(grad):
+            return (
+                None,
+                None,
+                None,
+                *ctx.operator.backward(grad, tensors, kept, wanted, ctx.constant),
+            )
 
 
 def _check_first_derivative(grad: Tensor) -> None:

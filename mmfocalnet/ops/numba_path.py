@@ -52,7 +52,7 @@ def modulate(x: Tensor, weights: ModulationWeights) -> Tensor:
     f_bias = f_weight.new_zeros(len(f_weight)) if f_bias is None else f_bias
     h_bias = h_weight.new_zeros(len(h_weight)) if h_bias is None else h_bias
     scale = 1 / (len(kernels) + 1) if normalize_modulator else 1.0
-    return _modulate(x, f_weight, f_bias, h_weight.flatten(1), h_bias, *kernels, scale=scale)
+    return _modulate(x, f_weight, f_bias, h_weight.flatten(1), h_bias, *kernels, constant=scale)
 
 
 # Eq. 3 to 6. Query and modulator are (B, P, C) with P = H * W pixels, the layout of the
@@ -60,9 +60,7 @@ def modulate(x: Tensor, weights: ModulationWeights) -> Tensor:
 # products produce these layouts directly, without transposing in memory.
 
 
-def _forward(
-    tensors: Sequence[Tensor], scale: float, keep: bool
-) -> tuple[Tensor, list[Tensor]]:
+def _forward(tensors: Sequence[Tensor], scale: float, keep: bool) -> tuple[Tensor, list[Tensor]]:
     x, f_weight, f_bias, h_weight, h_bias, *kernels = tensors
     batch, height, width, dim = x.shape
     rows = x.reshape(batch, height * width, dim)
@@ -107,9 +105,7 @@ def _backward(
 ) -> list[Tensor | None]:
     x, f_weight, _, h_weight, _, *kernels = tensors
     # The loops rely on the layout, which hooks on saved tensors may change.
-    query, projected, packed, means, modulator, *contexts = (
-        tensor.contiguous() for tensor in kept
-    )
+    query, projected, packed, means, modulator, *contexts = (tensor.contiguous() for tensor in kept)
     with_x, with_f, with_f_bias, with_h, with_h_bias, *with_kernels = wanted
     batch, height, width, dim = x.shape
     sizes = [kernel.shape[-1] for kernel in kernels]

@@ -57,7 +57,7 @@ def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `torch.nn.functional.linear`."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return _linear(x, weight, bias, scale=1.0)
+    return _linear(x, weight, bias, constant=0.0)
 
 
 def _linear_forward(
@@ -93,9 +93,53 @@ def _linear_backward(
 _linear = FusedOperator('linear', _linear_forward, _linear_backward, _linear_shapes)
 
 
+def unsupported_layer_norm(call: Call) -> str | None:
+    """Why this path cannot run a LayerNorm; None if it can."""
+    if call.dtype != torch.float32:
+        return f'it computes in float32, not in {call.dtype}'
+    return unsupported_linear(call)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Compute `torch.nn.functional.layer_norm` over the last dimension."""
+    return _layer_norm(x, weight, bias, constant=eps)
+
+
+def _layer_norm_forward(
+    tensors: Sequence[Tensor], eps: float, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    x, weight, bias = tensors
+    out, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+    return out, [mean, rstd] if keep else []
+
+
+def _layer_norm_shapes(tensors: Sequence[Tensor], eps: float, keep: bool) -> list[Sequence[int]]:
+    x = tensors[0]
+    statistics = (*x.shape[:-1], 1)
+    return [x.shape, *([statistics, statistics] if keep else [])]
+
+
+def _layer_norm_backward(
+    grad: Tensor,
+    tensors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    wanted: Sequence[bool],
+    eps: float,
+) -> list[Tensor | None]:
+    x, weight, bias = tensors
+    return torch.ops.aten.native_layer_norm_backward(
+        grad.contiguous(), x.contiguous(), weight.shape, *kept, weight, bias, list(wanted)
+    )
+
+
+_layer_norm = FusedOperator(
+    'layer_norm', _layer_norm_forward, _layer_norm_backward, _layer_norm_shapes
+)
+
+
 def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor]) -> Tensor:
     """Compute `reference.aggregate_context`."""
-    return _aggregate(context, gates, *kernels, scale=1.0)
+    return _aggregate(context, gates, *kernels, constant=0.0)
 
 
 # Eq. 4 and 5. The contexts before GELU are kept. Internal tensors are (B, C, H, W).
@@ -231,7 +275,7 @@ def feed_forward(
     """Compute `reference.feed_forward`."""
     fc1_bias = fc1_weight.new_zeros(len(fc1_weight)) if fc1_bias is None else fc1_bias
     fc2_bias = fc2_weight.new_zeros(len(fc2_weight)) if fc2_bias is None else fc2_bias
-    return _feed_forward(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, scale=1.0)
+    return _feed_forward(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, constant=0.0)
 
 
 # An MLP computed in chunks of rows, so that the wide hidden layer stays in the cache.

@@ -68,14 +68,18 @@ def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor])
     *level_gates, global_gate = gates.permute(0, 3, 1, 2).split(1, dim=1)
     total = 0.0
     for kernel, gate in zip(kernels, level_gates, strict=True):
-        channels, _, size, _ = kernel.shape
         # Eq. 4: z^l = GELU(depth-wise convolution of z^{l-1}).
-        z = F.gelu(F.conv2d(z, kernel, padding=size // 2, groups=channels))
+        z = F.gelu(F.conv2d(z, kernel, padding='same', groups=len(kernel)))
         # Eq. 5: sum of g^l * z^l ...
         total = total + z * gate
     # ... and of the global context z^{L+1}, the average of z^L over the image.
     total = total + F.gelu(z.mean(dim=(2, 3), keepdim=True)) * global_gate
     return total.permute(0, 2, 3, 1)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise features (..., C) over the last dimension."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def feed_forward(

@@ -73,7 +73,7 @@ def aggregate(
         The gated sum (B, H, W, C), contiguous, of the context's type.
     """
     scale = 1 / (len(kernels) + 1) if normalize_modulator else 1.0
-    return _aggregate(context, gates, *kernels, scale=scale)
+    return _aggregate(context, gates, *kernels, constant=scale)
 
 
 @functools.cache
@@ -106,13 +106,10 @@ def _is_interpreted() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
-def _forward(
-    tensors: Sequence[Tensor], scale: float, keep: bool
-) -> tuple[Tensor, list[Tensor]]:
+def _forward(tensors: Sequence[Tensor], scale: float, keep: bool) -> tuple[Tensor, list[Tensor]]:
     context, gates, *kernels = tensors
-    with torch.cuda.device_of(context):
-        all_pre, mean = _levels(context, kernels)
-        total = _combine(gates, scale, all_pre, mean)
+    all_pre, mean = _levels(context, kernels)
+    total = _combine(gates, scale, all_pre, mean)
     return total, [all_pre, mean] if keep else []
 
 
@@ -126,25 +123,24 @@ def _backward(
     context, gates, *kernels = tensors
     all_pre, mean = kept
     total_grad = grad.contiguous()
-    with torch.cuda.device_of(context):
-        gate_grads, mean_grad = _gates_backward(total_grad, gates, scale, all_pre, mean)
-        if not kernels:
-            # Without levels the context is z^L; it reaches the sum only through its mean.
-            context_grad = mean_grad[:, None, None].to(context.dtype).expand(context.shape)
-            return _only([context_grad, gate_grads], wanted)
-        pre_grad = _last_level_backward(total_grad, gates, scale, all_pre[-1], mean_grad)
-        kernel_grads: list[Tensor | None] = [None] * len(kernels)
-        for level in reversed(range(len(kernels))):
-            if level:
-                gate, pre = gates[..., level - 1 :], all_pre[level - 1]
-                grad_below, below = _level_backward(
-                    pre_grad, kernels[level], total_grad, gate, scale, pre
-                )
-            else:
-                grad_below, below = _context_backward(pre_grad, kernels[0]), context
-            if wanted[2 + level]:
-                kernel_grads[level] = _kernel_backward(below, pre_grad, kernels[level])
-            pre_grad = grad_below
+    gate_grads, mean_grad = _gates_backward(total_grad, gates, scale, all_pre, mean)
+    if not kernels:
+        # Without levels the context is z^L; it reaches the sum only through its mean.
+        context_grad = mean_grad[:, None, None].to(context.dtype).expand(context.shape)
+        return _only([context_grad, gate_grads], wanted)
+    pre_grad = _last_level_backward(total_grad, gates, scale, all_pre[-1], mean_grad)
+    kernel_grads: list[Tensor | None] = [None] * len(kernels)
+    for level in reversed(range(len(kernels))):
+        if level:
+            gate, pre = gates[..., level - 1 :], all_pre[level - 1]
+            grad_below, below = _level_backward(
+                pre_grad, kernels[level], total_grad, gate, scale, pre
+            )
+        else:
+            grad_below, below = _context_backward(pre_grad, kernels[0]), context
+        if wanted[2 + level]:
+            kernel_grads[level] = _kernel_backward(below, pre_grad, kernels[level])
+        pre_grad = grad_below
     return _only([pre_grad, gate_grads, *kernel_grads], wanted)
 
 

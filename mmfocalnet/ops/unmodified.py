@@ -25,7 +25,7 @@ def is_unmodified(layer: nn.Module, kind: type[nn.Module]) -> bool:
         layer._backward_hooks,
         layer._backward_pre_hooks,
     )
-    replaced = type(layer) is not kind or 'forward' in vars(layer)
+    replaced = type(layer) is not kind or 'forward' in layer.__dict__
     return not replaced and not any(hooks) and not any(_GLOBAL_HOOKS)
 
 

@@ -66,16 +66,22 @@ class FusedOperator:
         # Inside an autograd function gradients are always disabled.
         keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if is_compiling():
-            return self._forward_op(list(tensors), constant, keep)[0]
+            # With an additional dimension: Inductor saves tensors of four dimensions as images in
+            # channels-last memory, which it copies before and after each operator.
+            x, *weights = tensors
+            return self._forward_op([x.unsqueeze(0), *weights], constant, keep)[0].squeeze(0)
         return _Function.apply(self, constant, keep, *tensors)
 
     def _list_outputs(self, tensors: Sequence[Tensor], constant: float, keep: bool) -> list[Tensor]:
-        with _no_autocast(tensors[0]):
-            out, kept = self.forward(tensors, constant, keep)
-        return [out, *kept]
+        x, *weights = tensors
+        with _no_autocast(x):
+            out, kept = self.forward((x.squeeze(0), *weights), constant, keep)
+        return [out.unsqueeze(0), *kept]
 
     def _fake_outputs(self, tensors: Sequence[Tensor], constant: float, keep: bool) -> list[Tensor]:
-        return [tensors[0].new_empty(shape) for shape in self._shapes(tensors, constant, keep)]
+        x, *weights = tensors
+        out, *kept = self._shapes((x.squeeze(0), *weights), constant, keep)
+        return [x.new_empty(shape) for shape in ((1, *out), *kept)]
 
     def _list_grads(
         self,
@@ -85,14 +91,11 @@ class FusedOperator:
         wanted: Sequence[bool],
         constant: float,
     ) -> list[Tensor]:
+        x, *weights = tensors
         with _no_autocast(grad):
-            grads = self.backward(grad, tensors, kept, wanted, constant)
-        # Compilers expect contiguous tensors that share no memory.
-        return [
-            tensor.contiguous() if tensor._base is None else tensor.clone()
-            for tensor in grads
-            if tensor is not None
-        ]
+            grads = self.backward(grad.squeeze(0), (x.squeeze(0), *weights), kept, wanted, constant)
+        found = [tensor.contiguous() for tensor in grads if tensor is not None]
+        return [found[0].unsqueeze(0), *found[1:]] if wanted[0] else found
 
     def _op_backward(self, ctx: Any, grads: Sequence[Tensor]) -> tuple:
         tensors, kept = _saved(ctx)

@@ -169,7 +169,7 @@ def _unpack(
         return [None] * len(sizes)
     parts = kernel_grads.split([size * size for size in sizes], dim=1)
     return [
-        part.reshape(len(part), 1, size, size) if want else None
+        part.clone().view(len(part), 1, size, size) if want else None
         for part, size, want in zip(parts, sizes, wanted, strict=True)
     ]
 

@@ -110,13 +110,13 @@ def _layer_norm_forward(
 ) -> tuple[Tensor, list[Tensor]]:
     x, weight, bias = tensors
     out, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
-    return out, [mean, rstd] if keep else []
+    return out, [mean.flatten(), rstd.flatten()] if keep else []
 
 
 def _layer_norm_shapes(tensors: Sequence[Tensor], eps: float, keep: bool) -> list[Sequence[int]]:
     x = tensors[0]
-    statistics = (*x.shape[:-1], 1)
-    return [x.shape, *([statistics, statistics] if keep else [])]
+    rows = (x.shape[:-1].numel(),)
+    return [x.shape, *([rows, rows] if keep else [])]
 
 
 def _layer_norm_backward(
@@ -127,8 +127,9 @@ def _layer_norm_backward(
     eps: float,
 ) -> list[Tensor | None]:
     x, weight, bias = tensors
+    mean, rstd = (statistics.view(*x.shape[:-1], 1) for statistics in kept)
     return torch.ops.aten.native_layer_norm_backward(
-        grad.contiguous(), x.contiguous(), weight.shape, *kept, weight, bias, list(wanted)
+        grad.contiguous(), x.contiguous(), weight.shape, mean, rstd, weight, bias, list(wanted)
     )
 
 

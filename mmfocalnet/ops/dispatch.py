@@ -23,6 +23,7 @@ from mmfocalnet.compat.tracing import is_compiling, is_exporting
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.ops import numba_path, pytorch_path, reference, triton_path
 from mmfocalnet.ops.call import Call, cpu_autocast_enabled
+from mmfocalnet.ops.fused_operator import CAN_COMPILE, CAN_COMPILE_TRITON
 
 
 class OperatorPath(NamedTuple):
@@ -252,7 +253,9 @@ def _choose_for_compiler(operator: str, *call: Any) -> int:
     # Exported programs contain PyTorch's own operators only.
     if is_exporting() or _is_traced():
         return len(paths) - 1
-    return paths.index(_choose_for(paths, Call(*call), _requested.get()))
+    path = _choose_for(paths, Call(*call), _requested.get())
+    compiles = CAN_COMPILE_TRITON if path.name == 'triton' else CAN_COMPILE
+    return paths.index(path) if compiles else len(paths) - 1
 
 
 def _is_traced() -> bool:

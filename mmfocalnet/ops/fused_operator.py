@@ -12,9 +12,9 @@ from mmfocalnet.compat.tracing import is_compiling
 
 # Private to PyTorch and missing in some versions.
 _is_legacy_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: False)
-# PyTorch before 2.4 has no custom operators; before 2.6 no custom operators made of Triton kernels.
-_custom_op = getattr(torch.library, 'custom_op', None)
-_triton_op = getattr(torch.library, 'triton_op', None)
+# Whether compilers can use custom operators (PyTorch 2.4), and those of Triton kernels (2.6).
+CAN_COMPILE = hasattr(torch.library, 'custom_op')
+CAN_COMPILE_TRITON = hasattr(torch.library, 'triton_op')
 
 FORWARD = '(Tensor[] tensors, float constant, bool keep) -> Tensor[]'
 BACKWARD = (
@@ -30,10 +30,10 @@ class FusedOperator:
 
     Args:
         name: Name in ``torch.ops.mmfocalnet``.
-        forward: Computes ``(out, kept)`` from ``(tensors, constant, keep)``: the result, and the new
-            tensors that backward needs; an empty list unless ``keep``.
-        backward: Computes the gradients from ``(grad, tensors, kept, wanted, constant)``, None for
-            those that are not wanted.
+        forward: Computes ``(out, kept)`` from ``(tensors, constant, keep)``: the result, and the
+            new tensors that backward needs; an empty list unless ``keep``.
+        backward: Computes the gradients from ``(grad, tensors, kept, wanted, constant)``; None
+            for those that are not wanted.
         shapes: Computes the shapes of ``[out, *kept]`` from the arguments of ``forward``, whose
             types are that of the first tensor. None: ``forward`` consists of Triton kernels and
             PyTorch's operators, which compilers trace.
@@ -47,10 +47,9 @@ class FusedOperator:
         shapes: Callable[..., list[Sequence[int]]] | None,
     ) -> None:
         self.forward, self.backward, self._shapes = forward, backward, shapes
-        define = _custom_op if shapes else _triton_op
-        self.can_compile = define is not None
-        if define is None:
+        if not (CAN_COMPILE if shapes else CAN_COMPILE_TRITON):
             return
+        define = torch.library.custom_op if shapes else torch.library.triton_op
         name = f'mmfocalnet::{name}'
         self._forward_op = define(name, self._list_outputs, mutates_args=(), schema=FORWARD)
         self._backward_op = define(

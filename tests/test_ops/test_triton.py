@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -201,3 +202,59 @@ def test_reasons_against_triton(changes, reason, monkeypatch):
 def test_triton_is_not_installed(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     assert 'pip install triton' in triton_path.unsupported(Call(device='cuda'))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter has no kernels that compilers can trace')
+def test_compilers_see_the_kernels(monkeypatch):
+    pytest.importorskip('triton')
+    if not hasattr(torch.library, 'triton_op'):
+        pytest.skip('PyTorch 2.6 and later trace Triton kernels')
+    from torch._functorch.aot_autograd import aot_function
+    from torch._functorch.partitioners import default_partition
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    # The compiler reads the kernels for a GPU; nothing is run.
+    target = types.SimpleNamespace(get_current_target=lambda: GPUTarget('cuda', 80, 32))
+    monkeypatch.setattr(driver, '_active', target, raising=False)
+    graphs = []
+
+    class SeenError(Exception):
+        pass
+
+    def partition(graph, *args, **kwargs):
+        graphs.append(graph)
+        return default_partition(graph, *args, **kwargs)
+
+    def stop(*args):
+        raise SeenError
+
+    projected, kernels, _ = make((1, 2, 3), 5, (3, 5))
+    tensors = [*slices(projected, 2), *kernels]
+    tensors = [tensor.contiguous().requires_grad_() for tensor in tensors]
+    operator = torch.ops.mmfocalnet.aggregate_context_triton
+
+    def function(context, *rest):
+        return operator([context.unsqueeze(0), *rest], 1.0, True)[0]
+
+    compiled = aot_function(function, fw_compiler=stop, partition_fn=partition)
+    with pytest.raises(SeenError):
+        compiled(*tensors)
+    seen = [
+        kernel_side_table.get_kernel(node.kwargs['kernel_idx']).fn.__name__
+        for node in graphs[0].graph.nodes
+        if 'kernel_idx' in node.kwargs
+    ]
+    assert sorted(seen) == [
+        'combine',
+        'context_backward',
+        'gates_backward',
+        'last_level_backward',
+        'level_backward',
+        'level_forward',
+        'level_forward',
+        'taps_backward',
+        'taps_backward',
+    ]

@@ -163,10 +163,10 @@ def _interpolation(start: float, end: float, length: int, limit: int) -> tuple[s
     """Interpolate values of ``length`` cells between two edges at the pixels of an image.
 
     Returns:
-        The pixels around the edges, and their bilinear weights (pixels, length).
+        The pixels between the edges, and their bilinear weights (pixels, length).
     """
-    first = max(0, int(np.floor(start)) - 1)
-    last = max(first, min(limit, int(np.ceil(end)) + 1))
+    first = max(0, int(np.floor(start)))
+    last = max(first, min(limit, int(np.ceil(end))))
     pixels = np.arange(first, last, dtype=np.float32) + 0.5
     cells = (pixels - start) / max(end - start, 1e-6) * length - 0.5
     weights = 1 - np.abs(cells[:, None] - np.arange(length, dtype=np.float32))

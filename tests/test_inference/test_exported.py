@@ -241,6 +241,10 @@ def test_semantic_padding_is_cropped():
     assert not semantic_map(logits, (96, 48), (40, 80)).any()
 
 
+def test_of_equal_logits_the_first_class_is_predicted():
+    assert not semantic_map(np.zeros((2, 4, 4), np.float32), (4, 4), (8, 8)).any()
+
+
 @pytest.mark.parametrize(('batch', 'lengths'), [(None, [2, 1, 1]), (1, [1, 1, 1, 1])])
 def test_consecutive_images_of_one_size_form_a_batch(exported, image, batch, lengths):
     images = [image, image[::-1], image[:30], image]

@@ -18,9 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from mmfocalnet.errors import UserError
-from mmfocalnet.inference import ExportedPredictor, Predictor
-from mmfocalnet.inference.predictor import AnyPredictor
+from mmfocalnet.inference import Predictor
 from mmfocalnet.web.interface import CSS, Handlers, build_interface
 from mmfocalnet.web.network import AllowedHosts
 from mmfocalnet.web.request_filter import API, MAX_MEGABYTES, UPLOAD, RequestFilter
@@ -69,9 +67,7 @@ def build_app(
     return RequestFilter(app, AllowedHosts(host), folder, functions, password)
 
 
-def serve(
-    predictor: AnyPredictor, listener: socket.socket, host: str, password: str | None
-) -> None:
+def serve(predictor: Predictor, listener: socket.socket, host: str, password: str | None) -> None:
     """Serve the page until it is interrupted.
 
     Args:
@@ -79,15 +75,7 @@ def serve(
         listener: Socket from `mmfocalnet.web.network.listen`.
         host: IP address or name that it listens on.
         password: ``USER:PASSWORD``, or None.
-
-    Raises:
-        UserError: If the model is exported.
     """
-    if isinstance(predictor, ExportedPredictor):
-        raise UserError(
-            f'{predictor.path} has no backbone whose modulation the page could draw. Specify a '
-            'config and a checkpoint.'
-        )
     # The first run compiles kernels.
     predictor.predict([np.zeros((64, 64, 3), np.uint8)])
     with listener, tempfile.TemporaryDirectory(prefix='mmfocalnet-web-') as folder:

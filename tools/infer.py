@@ -15,6 +15,7 @@ from mmfocalnet.files import check_folder, make_folder
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.inference.file_predictor import FilePredictor
 from mmfocalnet.inference.predictor import find_released
+from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
 from mmfocalnet.inference.sources import find_sources
 from mmfocalnet.released import DETECTORS
 
@@ -29,7 +30,7 @@ def score(text):
 def parse_args():
     parser = argparse.ArgumentParser(
         description='Predict images and videos with a trained model',
-        usage='%(prog)s IMAGES ... {CONFIG CHECKPOINT | NAME} --out DIR [options]',
+        usage='%(prog)s IMAGES ... {CONFIG CHECKPOINT | NAME | EXPORTED} --out DIR [options]',
     )
     parser.add_argument(
         'images', nargs='+', metavar='IMAGES', help='images, videos, folders or globs in quotes'
@@ -38,7 +39,8 @@ def parse_args():
         'model',
         metavar='CONFIG CHECKPOINT',
         help='config file and the checkpoint trained with it, or instead of both the NAME of a '
-        f'released model: {", ".join(DETECTORS)}',
+        f'released model ({", ".join(DETECTORS)}) or the file EXPORTED by tools/export.py (.onnx '
+        'or .xml)',
     )
     parser.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder to write to')
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
@@ -55,6 +57,8 @@ def parse_args():
 
 def split_model(images, last):
     """Split the arguments into images and the arguments of `load_predictor`."""
+    if last.endswith(EXPORTED_SUFFIXES) and not images[-1].endswith('.py'):
+        return images, [last]
     is_file = '.' in last or '/' in last or os.path.exists(last)
     if (last in DETECTORS and images[-1].endswith('.py')) or (is_file and len(images) > 1):
         return images[:-1], [images[-1], last]

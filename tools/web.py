@@ -9,7 +9,9 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmfocalnet import web
 from mmfocalnet.cli import add_cfg_options, report_errors
+from mmfocalnet.errors import UserError
 from mmfocalnet.inference import load_predictor
+from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
 from mmfocalnet.web.network import AllowedHosts, listen
 from mmfocalnet.web.request_filter import read_password
 
@@ -35,6 +37,11 @@ def parse_args():
 @report_errors
 def main():
     args = parse_args()
+    if args.config.endswith(EXPORTED_SUFFIXES):
+        raise UserError(
+            f'{args.config} is an exported model, without the maps that the page draws. '
+            'Specify a config and a checkpoint.'
+        )
     # SIGTERM and a closed terminal must remove the temporary folder too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))

@@ -6,12 +6,14 @@
 >>> prediction.boxes, prediction.labels, prediction.scores, prediction.overlay
 """
 
+from mmfocalnet.inference.exported import ExportedPredictor
 from mmfocalnet.inference.images import MAX_PIXELS, ImageError, read_image
 from mmfocalnet.inference.prediction import Prediction, Segment, draw
 from mmfocalnet.inference.predictor import Predictor, load_predictor
 
 __all__ = [
     'MAX_PIXELS',
+    'ExportedPredictor',
     'ImageError',
     'Prediction',
     'Predictor',

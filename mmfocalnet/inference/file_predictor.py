@@ -16,7 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from mmfocalnet.files import replacing
 from mmfocalnet.inference.images import MAX_PIXELS, ImageError, read_image
 from mmfocalnet.inference.prediction import Prediction
-from mmfocalnet.inference.predictor import Predictor
+from mmfocalnet.inference.predictor import AnyPredictor
 from mmfocalnet.inference.results import Results, save_image
 from mmfocalnet.inference.sources import Source
 
@@ -41,7 +41,7 @@ class FilePredictor:
     """
 
     def __init__(
-        self, predictor: Predictor, out: Path, score_thr: float = 0.3, batch_size: int = 1
+        self, predictor: AnyPredictor, out: Path, score_thr: float = 0.3, batch_size: int = 1
     ) -> None:
         self.predictor = predictor
         self.results = Results(out, predictor)

@@ -59,6 +59,21 @@ def read_image(
     return _decode(content, str(path), max_pixels)
 
 
+def check_image(image: object) -> None:
+    """Check that an image in memory is as `read_image` returns it.
+
+    Raises:
+        ImageError: If it is not a uint8 array (H, W, 3).
+    """
+    is_array = isinstance(image, np.ndarray)
+    if not is_array or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        found = f'{image.dtype} array {image.shape}' if is_array else repr(image)
+        raise ImageError(
+            f'expected an image as a BGR uint8 array (H, W, 3), got {found}. Read files with '
+            'mmfocalnet.inference.read_image.'
+        )
+
+
 def _decode(content: bytes, name: str, max_pixels: int) -> np.ndarray:
     if not content:
         raise ImageError(f'{name} is empty, {EXPECTED}.')

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 
 from mmfocalnet.datasets.dataset_configs import find_datasets
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.inference.images import ImageError
+from mmfocalnet.inference.images import ImageError, check_image
 from mmfocalnet.registry import type_name
 
 
@@ -51,13 +51,7 @@ def build_pipeline(cfg: Config) -> Callable[[np.ndarray], dict[str, Any]]:
         pipeline = Compose(steps)
 
     def preprocess(image: np.ndarray) -> dict[str, Any]:
-        is_array = isinstance(image, np.ndarray)
-        if not is_array or image.dtype != np.uint8 or image.shape[2:] != (3,):
-            found = f'{image.dtype} array {image.shape}' if is_array else repr(image)
-            raise ImageError(
-                f'expected an image as a BGR uint8 array (H, W, 3), got {found}. Read files with '
-                'mmfocalnet.inference.read_image.'
-            )
+        check_image(image)
         size = image.shape[:2]
         try:
             return pipeline(

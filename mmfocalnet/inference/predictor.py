@@ -27,8 +27,10 @@ from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.dataset_configs import dataset_class
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.colors import find_palette
+from mmfocalnet.inference.exported import ExportedPredictor
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
+from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
 from mmfocalnet.models.weight_checks import check_fits, check_position_encoding
 from mmfocalnet.released import DETECTORS, RELEASED, configs_folder
 from mmfocalnet.text import short_text
@@ -42,25 +44,39 @@ def load_predictor(
     checkpoint: str | os.PathLike | None = None,
     device: str = 'cpu',
     cfg_options: dict[str, Any] | None = None,
-) -> Predictor:
+) -> AnyPredictor:
     """Load a trained model.
 
     Args:
         config: Config file of an mmdet or mmseg model, which is executed, or without a checkpoint
-            the name of a released model (`mmfocalnet.released`), such as ``'dino-focalnet-l'``.
+            the name of a released model (`mmfocalnet.released`), such as ``'dino-focalnet-l'``, or
+            a file that tools/export.py wrote, such as ``'model.onnx'``, which is not executed.
         checkpoint: Checkpoint trained with it, path or http(s) URL. No code in it is executed.
             Defaults to None: the released weights.
         device: Such as ``'cuda:0'``. Defaults to ``'cpu'``.
         cfg_options: Overrides of config values, by dotted key. Defaults to none.
 
     Returns:
-        The predictor.
+        The predictor: an `ExportedPredictor` for an exported file, otherwise a `Predictor`.
 
     Raises:
         ConfigError: If the config is missing or invalid, the number of classes is not that of the
-            model, or the device is unavailable.
-        CheckpointError: If the checkpoint is missing, damaged, unsafe or of another model.
+            model, or the device is unavailable; for an exported file, if there is a checkpoint or
+            overrides.
+        CheckpointError: If the checkpoint or exported file is missing, damaged, unsafe or of
+            another model.
     """
+    if str(config).endswith(EXPORTED_SUFFIXES):
+        if checkpoint is not None or cfg_options:
+            raise ConfigError(
+                f'{config} is an exported model, which has no checkpoint and no config to override.'
+                ' Specify it alone.'
+            )
+        return ExportedPredictor(config, device)
+    if str(checkpoint).endswith(EXPORTED_SUFFIXES):
+        raise ConfigError(
+            f'{checkpoint} is an exported model, which needs no config. Specify it alone.'
+        )
     if checkpoint is None:
         config, checkpoint = find_released(str(config))
     cfg = read_model_config(str(config), cfg_options)
@@ -92,7 +108,7 @@ def find_released(name: str) -> tuple[Path, str]:
     if name not in DETECTORS:
         raise ConfigError(
             f'{short_text(repr(name))} is not a released detector. Use {", ".join(DETECTORS)}, or '
-            'specify a config and a checkpoint.'
+            'specify a config and a checkpoint, or an exported file (.onnx or .xml).'
         )
     return configs_folder() / str(RELEASED[name].config), RELEASED[name].url
 
@@ -127,6 +143,12 @@ class Predictor(BaseInferencer):
         self.task = _task(self.model, scope)
         panoptic = self.task == 'panoptic'
         self.things = self.model.panoptic_fusion_head.num_things_classes if panoptic else None
+
+    @property
+    def annotations(self) -> Path:
+        """Annotation file of the test dataset, which need not exist."""
+        dataset = find_test_dataset(self.cfg)
+        return Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
 
     def predict(self, images: Sequence[np.ndarray], score_thr: float = 0.3) -> list[Prediction]:
         """Predict images. Consecutive ones of one size form a batch.
@@ -234,6 +256,9 @@ class Predictor(BaseInferencer):
                 area = int((packed == value).sum())
                 segments.append(Segment(int(ids[index]), label, area, label < self.things))
         return dict(panoptic=ids[indices].reshape(packed.shape), segments=segments)
+
+
+AnyPredictor = Predictor | ExportedPredictor
 
 
 def _dataset_meta(cfg: Config, checkpoint_meta: Any) -> dict[str, Any]:

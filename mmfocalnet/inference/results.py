@@ -12,9 +12,8 @@ from PIL import Image
 
 from mmfocalnet.compat.panopticapi import id2rgb
 from mmfocalnet.files import replacing
-from mmfocalnet.inference.pipeline import find_test_dataset
 from mmfocalnet.inference.prediction import Prediction
-from mmfocalnet.inference.predictor import Predictor
+from mmfocalnet.inference.predictor import AnyPredictor
 
 # Folder of the maps, by task.
 MAP_FOLDERS = {'panoptic': 'panoptic', 'semantic': 'pred'}
@@ -50,7 +49,7 @@ class Results:
         ids_from: The annotation file whose ids are used, or None.
     """
 
-    def __init__(self, out: Path, predictor: Predictor) -> None:
+    def __init__(self, out: Path, predictor: AnyPredictor) -> None:
         self.out = out
         self.task = predictor.task
         self.ids, self.ids_from = _category_ids(predictor)
@@ -130,15 +129,14 @@ class Results:
             yield entry
 
 
-def _category_ids(predictor: Predictor) -> tuple[list[int], Path | None]:
+def _category_ids(predictor: AnyPredictor) -> tuple[list[int], Path | None]:
     """An id per class, and the annotation file that contains them."""
     count = len(predictor.classes)
     if predictor.task == 'semantic':
         return list(range(count)), None
-    dataset = find_test_dataset(predictor.cfg)
-    path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    path = predictor.annotations
     try:
-        categories = json.loads(path.read_text())['categories']
+        categories = json.loads(path.read_text())['categories'] if path else []
         by_name = {category['name']: category['id'] for category in categories}
         return [by_name[name] for name in predictor.classes], path
     except (OSError, ValueError, KeyError, TypeError):  # predicting does not need the dataset

@@ -92,6 +92,11 @@ def test_other_machines_cause_a_warning(tool, monkeypatch, tmp_path, password):
     assert code == 2 and 'Warning: --host 0.0.0.0' in err and 'secret' not in out + err
 
 
+def test_exported_models_are_refused(tool):
+    code, _, err = tool('web', 'model.onnx')
+    assert code == 2 and 'model.onnx' in err
+
+
 @pytest.mark.parametrize(
     ('host', 'port', 'token'),
     [

@@ -149,8 +149,9 @@ def use_path(name: str) -> Iterator[None]:
     """Request one path for all operators inside a ``with`` block.
 
     Operators that do not have the path choose as usual: the linear layer and the MLP have no
-    ``triton`` and no ``numba`` path. Compilers, tracers, counters of FLOPs and transforms of
-    `torch.func` always use the reference.
+    ``triton`` and no ``numba`` path. Compiled code keeps the path that is requested when it is
+    compiled. Exporters, tracers, counters of FLOPs and transforms of `torch.func` always use the
+    reference.
 
     Args:
         name: ``'triton'``, ``'numba'``, ``'pytorch'`` or ``'reference'``. ``'plain'`` is the

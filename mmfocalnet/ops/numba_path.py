@@ -152,7 +152,7 @@ def _backward(
         x_grad.view(x.shape) if with_x else None,
         f_weight_grad,
         f_bias_grad if with_f_bias else None,
-        h_weight_grad * scale if with_h else None,
+        None if h_weight_grad is None else h_weight_grad * scale,
         modulator_grad.sum(dim=(0, 1)) if with_h_bias else None,
         *_unpack(kernel_grads, sizes, with_kernels),
     ]

@@ -21,6 +21,7 @@ from mmfocalnet.compat.mmcv_ops import log_ops_provider
 from mmfocalnet.config import find_dicts, is_first_process
 from mmfocalnet.datasets.dataset_configs import find_datasets
 from mmfocalnet.engine.ddp import init_cpu_processes
+from mmfocalnet.engine.hooks import PlainParamGroupsHook
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet, FocalNetClassifier
@@ -95,6 +96,8 @@ def train(cfg: Config) -> None:
     check_names(cfg, 'optim_wrapper.optimizer', 'param_scheduler', 'train_dataloader.sampler')
     _check_clipping(cfg)
     runner = build_runner(cfg)
+    if cfg.get('compile'):
+        runner.register_hook(PlainParamGroupsHook())
     _warn_if_unseeded(cfg)
     if cfg.get('resume') and cfg.get('load_from') and isinstance(runner, Runner):
         check_fits(runner.model, cfg.load_from)

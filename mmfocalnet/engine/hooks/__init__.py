@@ -5,6 +5,7 @@ from mmfocalnet.engine.hooks.check_labels import CheckLabelsHook
 from mmfocalnet.engine.hooks.check_losses import CheckLossesHook
 from mmfocalnet.engine.hooks.class_visualization import ClassVisualizationHook
 from mmfocalnet.engine.hooks.match_classes import MatchClassesHook
+from mmfocalnet.engine.hooks.plain_param_groups import PlainParamGroupsHook
 from mmfocalnet.engine.hooks.seed_iterations import SeedIterationsHook
 from mmfocalnet.engine.hooks.tolerant_param_scheduler import TolerantParamSchedulerHook
 from mmfocalnet.engine.hooks.unreadable_files import UnreadableFilesHook
@@ -15,6 +16,7 @@ __all__ = [
     'CheckLossesHook',
     'ClassVisualizationHook',
     'MatchClassesHook',
+    'PlainParamGroupsHook',
     'SeedIterationsHook',
     'TolerantParamSchedulerHook',
     'UnreadableFilesHook',

@@ -11,6 +11,8 @@ from typing import Any
 from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 from mmfocalnet.compat.module_finder import ImportTrigger, ModulePatch
 
+_USERS_OF_PANOPTICAPI = ('mmdet.apis', 'mmdet.datasets', 'mmdet.evaluation')
+
 
 def register_on_first_use() -> None:
     """Register all classes when a registry is first searched; now if MMEngine is imported.
@@ -30,8 +32,8 @@ def register_on_first_use() -> None:
     if 'mmengine' in sys.modules:
         _register()
         return
-    ImportTrigger('mmcv.ops', ensure_mmcv_ops).install()
-    ImportTrigger('mmdet', ensure_panopticapi).install()
+    ImportTrigger(('mmcv.ops',), ensure_mmcv_ops).install()
+    ImportTrigger(_USERS_OF_PANOPTICAPI, ensure_panopticapi).install()
     ModulePatch('mmengine.registry.registry', _register_before_search).install()
 
 
@@ -50,5 +52,5 @@ def _register_before_search(module: Any) -> None:
     module.Registry.get = register_and_search
 
 
-def _register_schemes(module: Any) -> None:
+def _register_schemes(_: Any) -> None:
     importlib.import_module('mmfocalnet.checkpoints.url_schemes')

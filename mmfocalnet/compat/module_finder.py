@@ -68,9 +68,9 @@ class ModulePatch(importlib.abc.MetaPathFinder):
 
 @dataclass(frozen=True)
 class ImportTrigger(importlib.abc.MetaPathFinder):
-    """Calls a function before a module is imported. The function must not import the module."""
+    """Calls a function before one of some modules is imported, which it must not import itself."""
 
-    name: str
+    names: tuple[str, ...]
     function: Callable[[], Any]
 
     def install(self) -> None:
@@ -79,6 +79,6 @@ class ImportTrigger(importlib.abc.MetaPathFinder):
             sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> None:
-        """Call the function if this is the module. Other finders find it."""
-        if fullname == self.name:
+        """Call the function if this is one of the modules. Other finders find it."""
+        if fullname in self.names:
             self.function()

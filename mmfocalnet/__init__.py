@@ -12,7 +12,7 @@ from mmfocalnet.first_use import register_on_first_use
 from mmfocalnet.version import __version__
 
 if TYPE_CHECKING:
-    from mmfocalnet.registration import (
+    from mmfocalnet.registered import (
         AtomicCheckpointHook,
         CheckLabelsHook,
         CheckLossesHook,
@@ -63,7 +63,7 @@ register_on_first_use()
 def __getattr__(name: str) -> Any:
     """Import the public names, and modules of the package, when they are first used."""
     if name in __all__:
-        return getattr(import_module('mmfocalnet.registration'), name)
+        return getattr(import_module('mmfocalnet.registered'), name)
     module = f'{__name__}.{name}'
     try:
         return import_module(module)

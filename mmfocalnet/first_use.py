@@ -38,7 +38,7 @@ def register_on_first_use() -> None:
 
 
 def _register() -> None:
-    importlib.import_module('mmfocalnet.registration')
+    importlib.import_module('mmfocalnet.registered')
 
 
 def _register_before_search(module: Any) -> None:

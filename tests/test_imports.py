@@ -56,8 +56,8 @@ def test_importing_the_package_needs_no_slow_import():
     assert not slow
 
 
-def test_public_names_are_those_of_the_registration():
-    assert sorted([*mmfocalnet.registration.__all__, '__version__']) == sorted(mmfocalnet.__all__)
+def test_public_names_are_all_that_is_registered():
+    assert sorted([*mmfocalnet.registered.__all__, '__version__']) == sorted(mmfocalnet.__all__)
     assert all(hasattr(mmfocalnet, name) for name in mmfocalnet.__all__)
     assert not hasattr(mmfocalnet, 'no_such_name')
 

@@ -446,7 +446,7 @@ def test_mmdet_imported_before(no_panopticapi, monkeypatch):
 def test_new_process_loads_and_scores_panoptic_data(shapes):
     """With mmdet imported while panopticapi was missing."""
     code = textwrap.dedent(HIDE) + textwrap.dedent(f"""
-        import mmfocalnet.registration
+        import mmfocalnet.registered
         assert not any(name.split('.')[0] == 'mmdet' for name in sys.modules), 'a slow import'
         from mmfocalnet.compat import ensure_panopticapi, panopticapi
         from mmfocalnet.compat.module_finder import ImportTrigger

@@ -1,4 +1,4 @@
-"""Registers all classes of the package in MMEngine. `mmfocalnet.first_use` imports this module."""
+"""Everything that is registered in MMEngine. `mmfocalnet.first_use` imports this module."""
 
 from importlib.util import find_spec
 

@@ -1,42 +1,38 @@
 """mmfocalnet: Focal Modulation Networks as a backbone for OpenMMLab 2.x.
 
 Importing the package registers everything: ``type='FocalNet'`` works in any mmdet or mmseg
-config after ``custom_imports = dict(imports=['mmfocalnet'])``.
+config after ``custom_imports = dict(imports=['mmfocalnet'])``. PyTorch and MMEngine are imported
+when they are needed.
 """
 
-from importlib.util import find_spec
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
-
-ensure_mmcv_ops()  # before anything imports mmcv.ops
-ensure_panopticapi()  # mmdet looks for it when imported
-
-from mmfocalnet.checkpoints.url_schemes import register_schemes
-from mmfocalnet.datasets import ImageFolder
-from mmfocalnet.datasets.skip_unreadable import SkipUnreadable
-from mmfocalnet.engine.hooks import (
-    AtomicCheckpointHook,
-    CheckLabelsHook,
-    CheckLossesHook,
-    ClassVisualizationHook,
-    MatchClassesHook,
-    SeedIterationsHook,
-    TolerantParamSchedulerHook,
-    UnreadableFilesHook,
-)
-from mmfocalnet.engine.layer_decay import FocalNetLayerDecayOptimizerConstructor
-from mmfocalnet.engine.samplers import SeededInfiniteSampler, SeededSampler
-from mmfocalnet.engine.seeding import SeededClassBalancedDataset, SeedSample
-from mmfocalnet.evaluation import TopKAccuracy
-from mmfocalnet.models import FocalModulation, FocalNet, FocalNetClassifier
-from mmfocalnet.registry import warn_if_shadowed
+from mmfocalnet.first_use import register_on_first_use
 from mmfocalnet.version import __version__
 
-register_schemes()
-warn_if_shadowed()
-
-if find_spec('mmengine._strategy'):  # MMEngine 0.8 and later
-    import mmfocalnet.engine.fsdp  # noqa: F401
+if TYPE_CHECKING:
+    from mmfocalnet.registered import (
+        AtomicCheckpointHook,
+        CheckLabelsHook,
+        CheckLossesHook,
+        ClassVisualizationHook,
+        FocalModulation,
+        FocalNet,
+        FocalNetClassifier,
+        FocalNetLayerDecayOptimizerConstructor,
+        ImageFolder,
+        MatchClassesHook,
+        SeededClassBalancedDataset,
+        SeededInfiniteSampler,
+        SeededSampler,
+        SeedIterationsHook,
+        SeedSample,
+        SkipUnreadable,
+        TolerantParamSchedulerHook,
+        TopKAccuracy,
+        UnreadableFilesHook,
+    )
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -60,3 +56,22 @@ __all__ = [
     'UnreadableFilesHook',
     '__version__',
 ]
+
+register_on_first_use()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names, and modules of the package, when they are first used."""
+    if name in __all__:
+        return getattr(import_module('mmfocalnet.registered'), name)
+    module = f'{__name__}.{name}'
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}') from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

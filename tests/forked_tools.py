@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(
     [
-        'mmfocalnet.cli',  # first: it provides the ops that mmdet looks for in mmcv
+        'mmfocalnet.registered',  # first: it provides the ops that mmdet looks for in mmcv
+        'mmfocalnet.cli.config_flags',
+        'mmfocalnet.cli.initial_checkpoint',
+        'mmfocalnet.cli.runner',
         'mmfocalnet.inference',
         'mmfocalnet.ops.numba_kernels',
         'mmfocalnet.visualization',

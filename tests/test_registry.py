@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS, MODELS, DefaultScope
 from torch import nn
 
 import mmfocalnet
-from mmfocalnet.cli import check_model
+from mmfocalnet.cli.runner import check_model
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.registry import register, warn_if_shadowed
 

@@ -20,6 +20,49 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
+from mmfocalnet.cli.error_handling import check_usage, report_errors
+from mmfocalnet.cli.flags import integer_flag
+from mmfocalnet.errors import UserError
+from mmfocalnet.files import make_folder
+
+DINO = 'configs/dino/detrex_focalnet_t_4scale_12e.py'
+DETECTORS = {'detector': 'configs/mask_rcnn/focalnet_t_1x.py', 'dino': DINO}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'what',
+        choices=['operator', 'backbone', *DETECTORS, 'growth'],
+        help='focal modulation alone; FocalNet-T; a training step of Mask R-CNN or DINO; '
+        'FocalNet-T for growing images and batches',
+    )
+    parser.add_argument(
+        '--size',
+        type=integer_flag(1),
+        nargs=2,
+        default=(800, 1216),
+        metavar=('H', 'W'),
+        help='height and width of the images in pixels',
+    )
+    parser.add_argument('--dim', type=integer_flag(1), default=96, help='channels of the operator')
+    parser.add_argument('--batch', type=integer_flag(1), default=1, help='images per batch')
+    parser.add_argument(
+        '--rounds', type=integer_flag(1), default=5, help='repetitions; medians are printed'
+    )
+    parser.add_argument('--threads', type=integer_flag(1), default=2, help='CPU threads')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
+    parser.add_argument('--compile', action='store_true', help='add a row for torch.compile')
+    parser.add_argument('--out', help='folder for the plot of "growth"')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
@@ -30,9 +73,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocalnet import ops
-from mmfocalnet.cli import integer_flag, report_errors
-from mmfocalnet.errors import UserError
-from mmfocalnet.files import make_folder
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import Mlp
@@ -43,8 +83,6 @@ TINY = dict(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=3, focal_windows=9)
 GROWTH = [(512, 512), (800, 1216), (1200, 1824), (1600, 2400)]
 OURS = 'mmfocalnet'
 MMCV = "mmfocalnet, mmcv's attention"
-DINO = 'configs/dino/detrex_focalnet_t_4scale_12e.py'
-DETECTORS = {'detector': 'configs/mask_rcnn/focalnet_t_1x.py', 'dino': DINO}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -434,37 +472,6 @@ def machine(args):
 # ------------------------------------------------------------------------------------------------
 # Command line
 # ------------------------------------------------------------------------------------------------
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        'what',
-        choices=['operator', 'backbone', *DETECTORS, 'growth'],
-        help='focal modulation alone; FocalNet-T; a training step of Mask R-CNN or DINO; '
-        'FocalNet-T for growing images and batches',
-    )
-    parser.add_argument(
-        '--size',
-        type=integer_flag(1),
-        nargs=2,
-        default=(800, 1216),
-        metavar=('H', 'W'),
-        help='height and width of the images in pixels',
-    )
-    parser.add_argument('--dim', type=integer_flag(1), default=96, help='channels of the operator')
-    parser.add_argument('--batch', type=integer_flag(1), default=1, help='images per batch')
-    parser.add_argument(
-        '--rounds', type=integer_flag(1), default=5, help='repetitions; medians are printed'
-    )
-    parser.add_argument('--threads', type=integer_flag(1), default=2, help='CPU threads')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')
-    parser.add_argument('--compile', action='store_true', help='add a row for torch.compile')
-    parser.add_argument('--out', help='folder for the plot of "growth"')
-    return parser.parse_args()
 
 
 def prepare(args):

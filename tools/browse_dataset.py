@@ -7,12 +7,9 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import add_cfg_options, integer_flag, print_lines, report_errors
-from mmfocalnet.compat.log_filters import import_datasets
-from mmfocalnet.config import override, read_config
-from mmfocalnet.datasets.data_checks import check_paths
+from mmfocalnet.cli.error_handling import check_usage, print_lines, report_errors
+from mmfocalnet.cli.flags import add_cfg_options, integer_flag
 from mmfocalnet.files import check_folder
-from mmfocalnet.visualization.browse import draw_samples
 
 
 def parse_args():
@@ -52,6 +49,15 @@ def parse_args():
     )
     add_cfg_options(parser)
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.compat.log_filters import import_datasets
+from mmfocalnet.config import override, read_config
+from mmfocalnet.datasets.data_checks import check_paths
+from mmfocalnet.visualization.browse import draw_samples
 
 
 @report_errors

@@ -8,16 +8,8 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmengine.registry import DefaultScope
-
-from mmfocalnet.cli import add_cfg_options, print_lines, report_errors
-from mmfocalnet.compat.log_filters import import_datasets
-from mmfocalnet.config import override, read_config
-from mmfocalnet.datasets.category_names import check_num_classes
-from mmfocalnet.datasets.data_checks import check_paths, split_datasets, split_evaluator
-from mmfocalnet.datasets.inspection import find_evaluated_datasets, inspect_dataset
-from mmfocalnet.datasets.inspection.chart import draw_counts
-from mmfocalnet.datasets.inspection.findings import CLASSES
+from mmfocalnet.cli.error_handling import check_usage, print_lines, report_errors
+from mmfocalnet.cli.flags import add_cfg_options
 from mmfocalnet.errors import ConfigError, DataError
 from mmfocalnet.files import check_folder, make_folder
 
@@ -44,6 +36,20 @@ def parse_args():
     )
     add_cfg_options(parser)
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmengine.registry import DefaultScope
+
+from mmfocalnet.compat.log_filters import import_datasets
+from mmfocalnet.config import override, read_config
+from mmfocalnet.datasets.category_names import check_num_classes
+from mmfocalnet.datasets.data_checks import check_paths, split_datasets, split_evaluator
+from mmfocalnet.datasets.inspection import find_evaluated_datasets, inspect_dataset
+from mmfocalnet.datasets.inspection.chart import draw_counts
+from mmfocalnet.datasets.inspection.findings import CLASSES
 
 
 def find_inspections(cfg, splits):

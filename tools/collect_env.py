@@ -8,13 +8,21 @@ from importlib.metadata import PackageNotFoundError, version
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
+from mmfocalnet.cli.error_handling import check_usage, report_errors
+
+
+def parse_args():
+    return argparse.ArgumentParser(description=__doc__).parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
 import torch
 from mmengine.utils.dl_utils import collect_env
 
 import mmfocalnet
-from mmfocalnet.cli import report_errors
-from mmfocalnet.compat import ensure_panopticapi
-from mmfocalnet.compat.mmcv_ops import ops_provider
+from mmfocalnet.compat import ensure_mmcv_ops, ensure_panopticapi
 
 STACKS = {
     'maintained forks (onedl)': (
@@ -46,7 +54,7 @@ def stacks():
 
 @report_errors
 def main():
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parse_args()
     info = {
         key: value for key, value in collect_env().items() if key != 'PyTorch compiling details'
     }
@@ -55,7 +63,7 @@ def main():
         info[f'Stack: {stack}'] = packages
     if len(stacks()) > 1:
         info['WARNING'] = 'both stacks are installed and overwrite each other: uninstall one'
-    info['mmcv ops'] = ops_provider()
+    info['mmcv ops'] = ensure_mmcv_ops()
     info['panopticapi'] = ensure_panopticapi()
     info['Devices'] = (
         ', '.join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or 'CPU'

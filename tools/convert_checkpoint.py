@@ -6,9 +6,10 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import integer_flag, print_lines, report_errors
 from mmfocalnet.cli.checkpoint_flags import add_source_flags, inspect_source
-from mmfocalnet.conversion.convert import DESTINATIONS, Changes, convert
+from mmfocalnet.cli.error_handling import check_usage, print_lines, report_errors
+from mmfocalnet.cli.flags import integer_flag
+from mmfocalnet.conversion import DESTINATIONS
 
 
 def parse_args():
@@ -47,6 +48,12 @@ def parse_args():
 
 def numbers(text):
     return tuple(map(integer_flag(1), text.split(',')))
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.conversion.convert import Changes, convert
 
 
 @report_errors

@@ -9,11 +9,8 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import report_errors
-from mmfocalnet.datasets import make_shape_crops, make_shapes
-from mmfocalnet.visualization import draw_curves, draw_sheet, metrics, read_history
+from mmfocalnet.cli.error_handling import check_usage, report_errors
 
-TOOLS = Path(__file__).resolve().parent
 BOXES = {'coco/bbox_mAP_50': 'box AP50'}
 MASKS = {'coco/segm_mAP_50': 'mask AP50'}
 METRICS = {
@@ -34,6 +31,15 @@ def parse_args():
     parser.add_argument('model', nargs='?', default='mask_rcnn', choices=METRICS)
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo or demo_MODEL')
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.datasets import make_shape_crops, make_shapes
+from mmfocalnet.visualization import draw_curves, draw_sheet, metrics, read_history
+
+TOOLS = Path(__file__).resolve().parent
 
 
 def run(tool, *arguments):

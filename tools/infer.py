@@ -9,22 +9,11 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import add_cfg_options, integer_flag, print_error, print_lines, report_errors
+from mmfocalnet.cli.error_handling import check_usage, print_error, print_lines, report_errors
+from mmfocalnet.cli.flags import add_cfg_options, integer_flag
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import check_folder, make_folder
-from mmfocalnet.inference import load_predictor
-from mmfocalnet.inference.file_predictor import FilePredictor
-from mmfocalnet.inference.predictor import find_released
-from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
-from mmfocalnet.inference.sources import find_sources
 from mmfocalnet.released import DETECTORS
-
-
-def score(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 1')
-    return value
 
 
 def parse_args():
@@ -53,6 +42,23 @@ def parse_args():
     parser.add_argument('--batch-size', type=integer_flag(1), default=1, help='default: 1')
     add_cfg_options(parser)
     return parser.parse_args()
+
+
+def score(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 1')
+    return value
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.inference import load_predictor
+from mmfocalnet.inference.file_predictor import FilePredictor
+from mmfocalnet.inference.predictor import find_released
+from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
+from mmfocalnet.inference.sources import find_sources
 
 
 def split_model(images, last):

@@ -6,16 +6,21 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import print_lines, report_errors
 from mmfocalnet.cli.checkpoint_flags import add_source_flags, inspect_source
-from mmfocalnet.conversion.architecture import find_config, output_stages
-from mmfocalnet.conversion.convert import loading_problem
+from mmfocalnet.cli.error_handling import check_usage, print_lines, report_errors
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     add_source_flags(parser)
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.conversion.architecture import find_config, output_stages
+from mmfocalnet.conversion.convert import loading_problem
 
 
 def count(state):

@@ -6,9 +6,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import print_lines, report_errors
-from mmfocalnet.datasets import make_shape_crops, make_shapes
-from mmfocalnet.datasets.shapes_files import STAMP
+from mmfocalnet.cli.error_handling import check_usage, print_lines, report_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import check_folder
 
@@ -34,6 +32,13 @@ def parse_args():
     args = parser.parse_args()
     args.out = args.out or ('data/shapes_crops' if args.crops else 'data/shapes')
     return args
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.datasets import make_shape_crops, make_shapes
+from mmfocalnet.datasets.shapes_files import STAMP
 
 
 @report_errors

@@ -8,14 +8,8 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import integer_flag, print_lines, report_errors
-from mmfocalnet.config import read_config
-from mmfocalnet.config_writing.base_config import base_reference, read_base
-from mmfocalnet.config_writing.child_config import child_config
-from mmfocalnet.config_writing.data_settings import label_kind
-from mmfocalnet.config_writing.labels import read_labels
-from mmfocalnet.config_writing.new_config import new_config
-from mmfocalnet.datasets.data_checks import check_data
+from mmfocalnet.cli.error_handling import check_usage, print_lines, report_errors
+from mmfocalnet.cli.flags import integer_flag
 from mmfocalnet.files import check_new_config, replacing
 
 
@@ -42,6 +36,18 @@ def parse_args():
         '--batch', type=integer_flag(1), metavar='B', help='images per process and iteration'
     )
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.config import read_config
+from mmfocalnet.config_writing.base_config import base_reference, read_base
+from mmfocalnet.config_writing.child_config import child_config
+from mmfocalnet.config_writing.data_settings import label_kind
+from mmfocalnet.config_writing.labels import read_labels
+from mmfocalnet.config_writing.new_config import new_config
+from mmfocalnet.datasets.data_checks import check_data
 
 
 @report_errors

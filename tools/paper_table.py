@@ -13,24 +13,10 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-import torch
-import yaml
-from mmcv.cnn import get_model_complexity_info
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import InstanceData
-from torch import nn
-
-from mmfocalnet.cli import report_errors
+from mmfocalnet.cli.error_handling import check_usage, report_errors
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import replacing
-from mmfocalnet.models import FocalNet
-from mmfocalnet.models.complexity import classifier_flops, classifier_parameters
 
-ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = '<!-- paper_table: begin -->', '<!-- paper_table: end -->'
-CLASSIFIERS = Path(__file__).with_name('paper_classifiers.yml')
-PARAMETERS, FLOPS = 'Parameters (M)', 'FLOPs (G)'
 DENSE = {
     'Table 5: Mask R-CNN on COCO': ['mask_rcnn'],
     'Table 6: other detectors on COCO': ['cascade_rcnn', 'sparse_rcnn', 'atss'],
@@ -40,6 +26,44 @@ DENSE = {
 FOLDERS = [folder for folders in DENSE.values() for folder in folders]
 GROUPS = ['classification', *FOLDERS, 'ablations']
 PAGES = {'docs/model_zoo.md': GROUPS[:-1], 'docs/ablations.md': GROUPS[-1:]}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('groups', nargs='*', help=f'choose from {", ".join(GROUPS)} (default: all)')
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
+        '--markdown', action='store_true', help=f'write all tables to {" and ".join(PAGES)}'
+    )
+    action.add_argument(
+        '--check', action='store_true', help="exit with 1 unless the figures agree with the paper's"
+    )
+    args = parser.parse_args()
+    if unknown := set(args.groups) - set(GROUPS):
+        parser.error(f'unknown {", ".join(sorted(unknown))}: choose from {", ".join(GROUPS)}')
+    if args.markdown and args.groups:
+        parser.error('--markdown writes all tables: remove the groups')
+    return args
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+import torch
+import yaml
+from mmcv.cnn import get_model_complexity_info
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
+from torch import nn
+
+from mmfocalnet.models import FocalNet
+from mmfocalnet.models.complexity import classifier_flops, classifier_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = '<!-- paper_table: begin -->', '<!-- paper_table: end -->'
+CLASSIFIERS = Path(__file__).with_name('paper_classifiers.yml')
+PARAMETERS, FLOPS = 'Parameters (M)', 'FLOPs (G)'
 SIZES = {
     'mmdet': (800, 1280),
     'mmseg': (512, 2048),
@@ -332,24 +356,6 @@ def judge(agreeing, noted):
 # ------------------------------------------------------------------------------------------------
 # Command line
 # ------------------------------------------------------------------------------------------------
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('groups', nargs='*', help=f'choose from {", ".join(GROUPS)} (default: all)')
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument(
-        '--markdown', action='store_true', help=f'write all tables to {" and ".join(PAGES)}'
-    )
-    action.add_argument(
-        '--check', action='store_true', help="exit with 1 unless the figures agree with the paper's"
-    )
-    args = parser.parse_args()
-    if unknown := set(args.groups) - set(GROUPS):
-        parser.error(f'unknown {", ".join(sorted(unknown))}: choose from {", ".join(GROUPS)}')
-    if args.markdown and args.groups:
-        parser.error('--markdown writes all tables: remove the groups')
-    return args
 
 
 @report_errors

@@ -8,9 +8,9 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.cli import integer_flag, print_error, print_lines, report_errors
+from mmfocalnet.cli.error_handling import check_usage, print_error, print_lines, report_errors
+from mmfocalnet.cli.flags import integer_flag
 from mmfocalnet.files import check_file
-from mmfocalnet.visualization.report import write_report
 
 
 def parse_args():
@@ -28,6 +28,12 @@ def parse_args():
         help='predict N held-out images with the newest checkpoint; 0: none (default: 16)',
     )
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.visualization.report import write_report
 
 
 @report_errors

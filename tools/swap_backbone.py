@@ -10,11 +10,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 from mmfocalnet.archs import CHECKPOINTS
-from mmfocalnet.cli import print_error, print_lines, report_errors
-from mmfocalnet.config_writing.base_config import base_reference, read_base
-from mmfocalnet.config_writing.child_config import child_config
-from mmfocalnet.config_writing.swap_backbone import pretrained_backbone, swap_backbone
-from mmfocalnet.config_writing.trial import build_model, try_model
+from mmfocalnet.cli.error_handling import check_usage, print_error, print_lines, report_errors
 from mmfocalnet.files import check_new_config, replacing
 
 
@@ -30,6 +26,15 @@ def parse_args():
         '--out', metavar='NEW.py', help='file to write (default: CONFIG_NAME_focalnet_ARCH.py)'
     )
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.config_writing.base_config import base_reference, read_base
+from mmfocalnet.config_writing.child_config import child_config
+from mmfocalnet.config_writing.swap_backbone import pretrained_backbone, swap_backbone
+from mmfocalnet.config_writing.trial import build_model, try_model
 
 
 @report_errors

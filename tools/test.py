@@ -6,24 +6,10 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmengine.evaluator import DumpResults
-
-from mmfocalnet.checkpoints import cached_reads
-from mmfocalnet.cli import (
-    add_common_flags,
-    build_runner,
-    drop_strategy,
-    load_config,
-    load_initial_checkpoint,
-    report_errors,
-    test,
-    use_drawing,
-    use_tta,
-)
-from mmfocalnet.datasets.data_checks import check_data
+from mmfocalnet.cli.error_handling import check_usage, report_errors
+from mmfocalnet.cli.flags import add_common_flags
 from mmfocalnet.errors import UserError
 from mmfocalnet.files import check_file, check_folder
-from mmfocalnet.models.weight_checks import check_fits
 
 
 def parse_args():
@@ -43,6 +29,20 @@ def parse_args():
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmengine.evaluator import DumpResults
+
+from mmfocalnet.checkpoints import cached_reads
+from mmfocalnet.cli.config_flags import load_config, use_drawing, use_tta
+from mmfocalnet.cli.initial_checkpoint import load_initial_checkpoint
+from mmfocalnet.cli.runner import build_runner, test
+from mmfocalnet.cli.strategy_checks import drop_strategy
+from mmfocalnet.datasets.data_checks import check_data
+from mmfocalnet.models.weight_checks import check_fits
 
 
 def dump_metric(path, scope):

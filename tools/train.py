@@ -6,19 +6,8 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-from mmfocalnet.checkpoints import cached_reads
-from mmfocalnet.cli import (
-    add_common_flags,
-    check_model,
-    check_strategy,
-    load_config,
-    load_initial_checkpoint,
-    report_errors,
-    scale_lr,
-    train,
-    use_amp,
-)
-from mmfocalnet.datasets.data_checks import check_data
+from mmfocalnet.cli.error_handling import check_usage, report_errors
+from mmfocalnet.cli.flags import add_common_flags
 from mmfocalnet.files import check_folder
 
 
@@ -37,6 +26,17 @@ def parse_args():
         help='continue from a checkpoint: PATH, or by default the newest one of the work dir',
     )
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.checkpoints import cached_reads
+from mmfocalnet.cli.config_flags import load_config, scale_lr, use_amp
+from mmfocalnet.cli.initial_checkpoint import load_initial_checkpoint
+from mmfocalnet.cli.runner import check_model, train
+from mmfocalnet.cli.strategy_checks import check_strategy
+from mmfocalnet.datasets.data_checks import check_data
 
 
 @report_errors

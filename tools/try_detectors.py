@@ -15,12 +15,8 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-import torch
-
-from mmfocalnet.cli import check_model, integer_flag, print_lines, report_errors
-from mmfocalnet.config_writing.families import find_families, try_family
-
-LIMIT = 600  # seconds per family
+from mmfocalnet.cli.error_handling import check_usage, print_lines, report_errors
+from mmfocalnet.cli.flags import integer_flag
 
 
 def parse_args():
@@ -36,6 +32,17 @@ def parse_args():
         '--out', metavar='FILE.md', help='replace the table of each package in this file'
     )
     return parser.parse_args()
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+import torch
+
+from mmfocalnet.cli.runner import check_model
+from mmfocalnet.config_writing.families import find_families, try_family
+
+LIMIT = 600  # seconds per family
 
 
 @report_errors

@@ -7,31 +7,11 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
-import torch
-from mmengine.logging import print_log
-from mmengine.registry import MODELS, DefaultScope
-
-from mmfocalnet.cli import add_cfg_options, integer_flag, load_config, print_lines, report_errors
+from mmfocalnet.cli.error_handling import check_usage, print_lines, report_errors
+from mmfocalnet.cli.flags import add_cfg_options, integer_flag
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.files import check_folder, short_stem
-from mmfocalnet.inference import read_image
-from mmfocalnet.inference.predictor import find_released, move_to
-from mmfocalnet.models import load_pretrained
-from mmfocalnet.models.focalnet_arguments import pretrained_options
 from mmfocalnet.released import DETECTORS
-from mmfocalnet.visualization import (
-    draw_gates,
-    draw_kernels,
-    draw_modulator,
-    draw_receptive_field,
-    find_block,
-    find_focalnet,
-    level_kernels,
-    modulation_maps,
-    prepare_image,
-    receptive_field,
-    save_figure,
-)
 
 KINDS = ('gates', 'modulator', 'kernels', 'erf')
 
@@ -71,12 +51,36 @@ def parse_args():
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
     args = parser.parse_intermixed_args()  # the checkpoint may come after flags
-    if args.config in DETECTORS and args.checkpoint is None:
-        config, args.checkpoint = find_released(args.config)
-        args.config = str(config)
     # Flags of the tools that start runs, which load_config reads.
     vars(args).update(work_dir=None, launcher='none', local_rank=0)
     return args
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, DefaultScope
+
+from mmfocalnet.cli.config_flags import load_config
+from mmfocalnet.inference import read_image
+from mmfocalnet.inference.predictor import find_released, move_to
+from mmfocalnet.models import load_pretrained
+from mmfocalnet.models.focalnet_arguments import pretrained_options
+from mmfocalnet.visualization import (
+    draw_gates,
+    draw_kernels,
+    draw_modulator,
+    draw_receptive_field,
+    find_block,
+    find_focalnet,
+    level_kernels,
+    modulation_maps,
+    prepare_image,
+    receptive_field,
+    save_figure,
+)
 
 
 def build_backbone(cfg, args):
@@ -135,6 +139,9 @@ def draw(kind, net, place, window, image, pixels):
 @report_errors
 def main():
     args = parse_args()
+    if args.config in DETECTORS and args.checkpoint is None:
+        config, args.checkpoint = find_released(args.config)
+        args.config = str(config)
     cfg = load_config(args)
     out = Path(args.out or Path(cfg.work_dir) / 'maps')
     check_folder('--out', out)

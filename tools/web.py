@@ -8,12 +8,8 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
 
 from mmfocalnet import web
-from mmfocalnet.cli import add_cfg_options, report_errors
-from mmfocalnet.errors import UserError
-from mmfocalnet.inference import load_predictor
-from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
-from mmfocalnet.web.network import AllowedHosts, listen
-from mmfocalnet.web.request_filter import read_password
+from mmfocalnet.cli.error_handling import check_usage, report_errors
+from mmfocalnet.cli.flags import add_cfg_options
 
 
 def parse_args():
@@ -32,6 +28,16 @@ def parse_args():
     parser.add_argument('--device', default='cpu', help='such as cuda:0 (default: cpu)')
     add_cfg_options(parser)
     return parser.parse_intermixed_args()  # the checkpoint may come after flags
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.errors import UserError
+from mmfocalnet.inference import load_predictor
+from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
+from mmfocalnet.web.network import AllowedHosts, listen
+from mmfocalnet.web.request_filter import read_password
 
 
 @report_errors

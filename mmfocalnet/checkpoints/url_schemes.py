@@ -1,7 +1,8 @@
 """Schemes of MMEngine's ``CheckpointLoader`` that never unpickle unsafe content.
 
 MMEngine's own schemes fall back to unpickling if a safe load fails. These replacements serve
-runners, ``init_detector``, inferencers and ``Pretrained`` initializers.
+runners, ``init_detector``, inferencers and ``Pretrained`` initializers. Importing this module
+registers them.
 """
 
 from __future__ import annotations
@@ -122,3 +123,6 @@ def _rename_detector(published: dict[str, Tensor], name: str) -> dict[str, Any]:
     return dict(
         state_dict=state, meta=dict(dataset_meta=dict(classes=class_names(detector, state)))
     )
+
+
+register_schemes()

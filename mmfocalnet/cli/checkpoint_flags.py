@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from typing import TYPE_CHECKING
 
-from mmfocalnet.checkpoints.metadata import METADATA_SETTINGS
-from mmfocalnet.conversion.convert import Inspection, inspect_checkpoint
+if TYPE_CHECKING:
+    from mmfocalnet.conversion.convert import Inspection
 
 
 def add_source_flags(parser: ArgumentParser) -> None:
@@ -34,6 +35,9 @@ def inspect_source(args: Namespace) -> Inspection:
     Raises:
         CheckpointError: If the file cannot be read or contains no FocalNet.
     """
+    from mmfocalnet.checkpoints.metadata import METADATA_SETTINGS  # slow imports
+    from mmfocalnet.conversion.convert import inspect_checkpoint
+
     flags = {key: getattr(args, key) for key in METADATA_SETTINGS}
     given = {key: value for key, value in flags.items() if value is not None}
     return inspect_checkpoint(args.source, args.prefix, given)

@@ -15,9 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mmfocalnet.cli.run_errors import RunError
 from mmfocalnet.compat.log_filters import filter_warnings
 from mmfocalnet.errors import DataError, UserError
 from mmfocalnet.text import escape
@@ -27,6 +24,10 @@ USER_ERROR, UNEXPECTED = 2, 3
 INTERRUPTED, CLOSED_STDOUT = 128 + 2, 128 + 13  # as shells report SIGINT and SIGPIPE
 # The disk is full, or the user's quota, or the maximum size of a file is reached.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class RunError(Exception):
+    """A run failed. ``__cause__`` is the cause; the message has the log file and the config."""
 
 
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -50,6 +51,19 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(code or closed)
 
     return wrapper
+
+
+def check_usage(parse_args: Callable[[], Any]) -> None:
+    """End with the help or a usage error, if any, before the slow imports of a tool.
+
+    Args:
+        parse_args: Parses the command line. The tool calls it again for the values.
+    """
+    _prepare_streams()
+    try:
+        parse_args()
+    except SystemExit as end:
+        sys.exit(end.code or _flush_stdout())
 
 
 def print_lines(*lines: Any) -> None:
@@ -127,6 +141,8 @@ def _is_reported_by_this_process(error: BaseException) -> bool:
     Usually all processes of a launch raise the same error, and one per machine prints it. Faulty
     data may be found by a single process, which then prints it.
     """
+    import torch  # a slow import, which --help and usage errors do not need
+
     of_one_batch = isinstance(error, DataError) and torch.distributed.is_initialized()
     return of_one_batch or _is_of_worker(error) or os.environ.get('LOCAL_RANK', '0') == '0'
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from typing import Any
 
-from mmengine.config import DictAction
 
-
-class _Options(DictAction):
+class _Options(Action):
     """KEY=VALUE pairs; anything else is a usage error."""
 
     def __call__(self, parser: ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        from mmengine.config import DictAction  # a slow import
+
         try:
-            super().__call__(parser, *args, **kwargs)
+            DictAction(self.option_strings, self.dest)(parser, *args, **kwargs)
         except Exception:  # ValueError, AssertionError or SyntaxError
             parser.error('--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_epochs=1')
 

@@ -10,13 +10,10 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 
+from mmfocalnet.cli.error_handling import RunError
 from mmfocalnet.cli.misspellings import find_misspelling
 from mmfocalnet.engine.hooks.atomic_checkpoint import LAST_CHECKPOINT
 from mmfocalnet.errors import ConfigError, UserError
-
-
-class RunError(Exception):
-    """A run failed. ``__cause__`` is the cause; the message has the log file and the config."""
 
 
 @contextmanager

@@ -64,3 +64,21 @@ class ModulePatch(importlib.abc.MetaPathFinder):
 
         spec.loader.exec_module = exec_and_change
         return spec
+
+
+@dataclass(frozen=True)
+class ImportTrigger(importlib.abc.MetaPathFinder):
+    """Calls a function before one of some modules is imported, which it must not import itself."""
+
+    names: tuple[str, ...]
+    function: Callable[[], Any]
+
+    def install(self) -> None:
+        """Call the function before later imports. Can be repeated."""
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> None:
+        """Call the function if this is one of the modules. Other finders find it."""
+        if fullname in self.names:
+            self.function()

@@ -26,7 +26,6 @@ from mmfocalnet.models import FocalNet
 from mmfocalnet.text import join_keys
 from mmfocalnet.version import __version__
 
-DESTINATIONS = ('ours', 'timm', 'transformers', 'release')
 # Metadata of training checkpoints that tools read to draw predictions.
 _KEPT_META = ('CLASSES', 'PALETTE', 'dataset_meta')
 
@@ -106,7 +105,7 @@ def convert(
     Args:
         inspection: The result of `inspect_checkpoint`.
         destination: File to write, or folder for transformers.
-        to: One of `DESTINATIONS`.
+        to: One of `mmfocalnet.conversion.DESTINATIONS`.
         changes: Changes to make. Defaults to None: no changes.
 
     Returns:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmfocalnet.cli import load_initial_checkpoint, report_errors, use_drawing
+from mmfocalnet.cli.config_flags import use_drawing
+from mmfocalnet.cli.error_handling import report_errors
+from mmfocalnet.cli.initial_checkpoint import load_initial_checkpoint
 from mmfocalnet.datasets.data_checks import check_data
 from mmfocalnet.errors import CheckpointError, ConfigError, DataError
 

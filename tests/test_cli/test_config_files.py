@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from mmengine.registry import MODELS, DefaultScope
 
-from mmfocalnet.cli import RunError, check_model, check_strategy, load_config, report_errors
+from mmfocalnet.cli.config_flags import load_config
+from mmfocalnet.cli.error_handling import RunError, report_errors
 from mmfocalnet.cli.run_errors import run_errors
+from mmfocalnet.cli.runner import check_model
+from mmfocalnet.cli.strategy_checks import check_strategy
 from mmfocalnet.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,9 @@ from mmengine.hooks import Hook, IterTimerHook
 from mmengine.registry import HOOKS, TRANSFORMS
 from toy_training import toy_config
 
-from mmfocalnet.cli import RunError, report_errors, train
+from mmfocalnet.cli.error_handling import RunError, report_errors
 from mmfocalnet.cli.misspellings import find_misspelling
+from mmfocalnet.cli.runner import train
 from mmfocalnet.errors import ConfigError, UserError
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from mmfocalnet.cli import report_errors
+from mmfocalnet.cli.error_handling import report_errors
 from mmfocalnet.compat import log_filters
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from mmfocalnet.compat import ensure_mmcv_ops, mmcv_ops
 from mmfocalnet.compat.mmcv_ops import nms, roi_align
 from mmfocalnet.compat.module_finder import ModulePatch
+from mmfocalnet.first_use import register_on_first_use
 
 ROOT = Path(__file__).parents[2]
 SCALE = 0.25  # of the fixture
@@ -491,7 +492,7 @@ def test_broken_compiled_ops_are_replaced_with_a_warning(monkeypatch, error):
 def test_missing_mmcv_raises_with_the_extras(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv', None)
     with pytest.raises(ImportError, match=r'mmfocalnet\[onedl\].*mmfocalnet\[openmmlab\]'):
-        ensure_mmcv_ops()
+        register_on_first_use()
 
 
 def test_modules_that_mmcv_lacks_are_reported_as_such(monkeypatch):

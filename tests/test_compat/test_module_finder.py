@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mmfocalnet.compat.module_finder import ModulePatch
+from mmfocalnet.compat.module_finder import ImportTrigger, ModulePatch
 
 
 def double(module):
@@ -33,3 +33,18 @@ def test_the_same_patch_is_installed_once(monkeypatch):
     for _ in range(2):
         ModulePatch('not_imported', double).install()
     assert len(sys.meta_path) == finders + 1
+
+
+def test_a_trigger_is_called_before_its_modules_are_imported(monkeypatch, tmp_path):
+    (tmp_path / 'triggering_module.py').write_text('import os; value = os.environ["TRIGGERED"]')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, 'meta_path', list(sys.meta_path))
+    finders = len(sys.meta_path)
+    trigger = ImportTrigger(
+        ('another_module', 'triggering_module'), lambda: monkeypatch.setenv('TRIGGERED', 'yes')
+    )
+    for _ in range(2):
+        trigger.install()
+    assert len(sys.meta_path) == finders + 1
+    assert importlib.import_module('triggering_module').value == 'yes'
+    del sys.modules['triggering_module']

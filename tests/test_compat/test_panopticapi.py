@@ -446,13 +446,13 @@ def test_mmdet_imported_before(no_panopticapi, monkeypatch):
 def test_new_process_loads_and_scores_panoptic_data(shapes):
     """With mmdet imported while panopticapi was missing."""
     code = textwrap.dedent(HIDE) + textwrap.dedent(f"""
-        import mmfocalnet
+        import mmfocalnet.registered
         assert not any(name.split('.')[0] == 'mmdet' for name in sys.modules), 'a slow import'
         from mmfocalnet.compat import ensure_panopticapi, panopticapi
+        from mmfocalnet.compat.module_finder import ImportTrigger
         finders = list(sys.meta_path)
-        sys.meta_path[:] = [
-            f for f in sys.meta_path if not isinstance(f, panopticapi.PanopticapiFinder)
-        ]
+        ours = (panopticapi.PanopticapiFinder, ImportTrigger)
+        sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, ours)]
         for name in panopticapi.MODULES:
             del sys.modules[name]
 

@@ -5,7 +5,7 @@ from forked_tools import ROOT, run
 from mmengine.config import Config
 
 from mmfocalnet.archs import ARCHS, CHECKPOINTS
-from mmfocalnet.cli import check_model
+from mmfocalnet.cli.runner import check_model
 from mmfocalnet.config_writing.base_config import base_reference, read_base
 from mmfocalnet.config_writing.swap_backbone import pretrained_backbone, swap_backbone
 from mmfocalnet.config_writing.trial import build_model, try_model

@@ -12,7 +12,8 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from toy_training import ToyMetric, toy_config
 
-from mmfocalnet.cli import load_initial_checkpoint, train
+from mmfocalnet.cli.initial_checkpoint import load_initial_checkpoint
+from mmfocalnet.cli.runner import train
 from mmfocalnet.engine.hooks.atomic_checkpoint import AtomicBackend
 from mmfocalnet.errors import CheckpointError
 

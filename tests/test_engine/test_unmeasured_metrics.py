@@ -7,7 +7,8 @@ import torch
 from mmengine.config import Config
 from toy_training import ToyMetric, toy_config
 
-from mmfocalnet.cli import load_initial_checkpoint, train
+from mmfocalnet.cli.initial_checkpoint import load_initial_checkpoint
+from mmfocalnet.cli.runner import train
 from mmfocalnet.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

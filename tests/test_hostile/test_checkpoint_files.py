@@ -27,7 +27,7 @@ from mmengine.logging import HistoryBuffer
 from mmfocalnet import FocalNet
 from mmfocalnet.checkpoints import CheckpointError, load_file, open_checkpoint
 from mmfocalnet.checkpoints.layouts import to_transformers
-from mmfocalnet.cli import load_initial_checkpoint
+from mmfocalnet.cli.initial_checkpoint import load_initial_checkpoint
 from mmfocalnet.conversion.convert import convert, inspect_checkpoint
 from mmfocalnet.models import load_pretrained
 from mmfocalnet.models.weight_checks import check_fits

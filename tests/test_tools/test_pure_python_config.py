@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.visualization import Visualizer
 
-from mmfocalnet.cli import use_tta
+from mmfocalnet.cli.config_flags import use_tta
 from mmfocalnet.config import read_config
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.registry import type_name

@@ -13,8 +13,8 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmfocalnet.checkpoints import CheckpointError, read, safe_load
-from mmfocalnet.cli import load_initial_checkpoint
 from mmfocalnet.cli import runner as runs
+from mmfocalnet.cli.initial_checkpoint import load_initial_checkpoint
 from mmfocalnet.visualization.gallery import make_gallery
 
 CONFIG = ROOT / 'configs/demo/mask_rcnn.py'

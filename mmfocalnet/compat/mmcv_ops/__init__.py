@@ -93,11 +93,8 @@ def ensure_mmcv_ops() -> str:
 
     Returns:
         What runs nms and roi_align: 'mmcv', 'torchvision' or 'pytorch'.
-
-    Raises:
-        ImportError: If mmcv is not installed.
     """
-    _require_mmcv()
+    importlib.import_module('mmcv')
     if not _ext_imports():
         # An entry of None, or of a partly imported module, would hide ours.
         sys.modules.pop(EXT, None)
@@ -109,18 +106,6 @@ def ensure_mmcv_ops() -> str:
         importlib.import_module(EXT)
     _ATTENTION_PATCH.install()
     return ops_provider()
-
-
-def _require_mmcv() -> None:
-    try:
-        importlib.import_module('mmcv')
-    except ModuleNotFoundError as error:
-        if error.name != 'mmcv':
-            raise
-        raise ImportError(
-            'mmfocalnet needs mmcv: install `mmfocalnet[onedl]` (the maintained forks) or '
-            '`mmfocalnet[openmmlab]` (upstream) with pip.'
-        ) from error
 
 
 def _ext_imports() -> bool:

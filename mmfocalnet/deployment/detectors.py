@@ -6,6 +6,7 @@ from mmdet.models import detectors
 from torch import nn
 
 from mmfocalnet.deployment.boxes import require
+from mmfocalnet.deployment.dino_detector import DINODetector
 from mmfocalnet.deployment.one_stage import OneStageDetector
 from mmfocalnet.deployment.two_stage import TwoStageDetector
 
@@ -35,6 +36,8 @@ def build_detector(model: nn.Module, grid_sample: bool = True) -> nn.Module:
     """
     if isinstance(model, detectors.TwoStageDetector):
         return TwoStageDetector(model)
+    if isinstance(model, detectors.DINO):
+        return DINODetector(model, grid_sample)
     one_stage = isinstance(model, detectors.SingleStageDetector)
     require(one_stage, model, 'ATSS, RetinaNet, Faster, Mask or Cascade R-CNN, or DINO')
     return OneStageDetector(model)

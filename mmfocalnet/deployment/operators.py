@@ -160,8 +160,8 @@ def _sample_by_gather(values: Tensor, grid: Tensor) -> Tensor:
         for row, row_share in ((top, top + 1 - y), (top + 1, y - top)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             share = torch.where(inside, column_share * row_share, 0.0)
-            pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-            pixel = pixel.long().flatten(1).unsqueeze(1).expand(-1, channels, -1)
+            pixel = torch.where(inside, row * width + column, 0.0).long()
+            pixel = pixel.flatten(1).unsqueeze(1).expand(-1, channels, -1)
             found = values.gather(2, pixel).unflatten(2, grid.shape[1:3])
             samples = samples + found * share.unsqueeze(1)
     return samples

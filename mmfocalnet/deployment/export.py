@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,7 +64,6 @@ def export(
     options: Options,
     image: np.ndarray,
     metadata: Metadata,
-    translations: Mapping | None = None,
 ) -> Iterator[str]:
     """Export a graph, check the file and write a JSON file beside it.
 
@@ -75,7 +74,6 @@ def export(
         options: The format and its settings.
         image: The image to check the file with: BGR, uint8, (H, W, 3).
         metadata: What else the JSON file contains.
-        translations: Operators to replace in ONNX. Defaults to none.
 
     Yields:
         Lines that report the progress.
@@ -98,7 +96,7 @@ def export(
     names = graph.output_names
     with TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
         file = Path(folder, path.name)
-        write(program, file, options.format, names, translations, options.half and in_openvino)
+        write(program, file, options.format, names, options.half and in_openvino)
         size = sum(part.stat().st_size for part in Path(folder).iterdir())
         yield f'{options.format}: {size / 1e6:.1f} MB, {time.monotonic() - started:.0f} s'
         run = load(file, options.format, names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mmfocalnet.deployment.graph import ExportGraph
+from mmfocalnet.deployment.operators import onnx_translations
 from mmfocalnet.errors import UserError
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -85,7 +86,6 @@ def write(
     path: Path,
     format: str,
     output_names: Sequence[str],
-    translations: Mapping | None = None,
     compress: bool = False,
 ) -> None:
     """Write a recorded graph to a file.
@@ -96,19 +96,18 @@ def write(
             does ONNX (``.onnx.data``) if the weights exceed 2 GiB.
         format: A key of `mmfocalnet.deployment.SUFFIXES`.
         output_names: Names of the outputs.
-        translations: Operators to replace in ONNX, as for `torch.onnx.export`.
         compress: Store the weights of OpenVINO in half precision. Defaults to False.
     """
     if format == 'torch-export':
         torch.export.save(program, path)
         return
     if format == 'onnx':
-        _write_onnx(program, path, output_names, translations)
+        _write_onnx(program, path, output_names)
         return
     import openvino
 
     source = path.with_suffix('.onnx')
-    _write_onnx(program, source, output_names, translations)
+    _write_onnx(program, source, output_names)
     openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=compress)
     for file in path.parent.glob(f'{source.name}*'):
         file.unlink()
@@ -128,12 +127,7 @@ def load(path: Path, format: str, output_names: Sequence[str]) -> Run:
     return _LOADERS[format](path, output_names)
 
 
-def _write_onnx(
-    program: ExportedProgram,
-    path: Path,
-    output_names: Sequence[str],
-    translations: Mapping | None,
-) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, output_names: Sequence[str]) -> None:
     with _quiet():
         model = torch.onnx.export(
             program,
@@ -142,7 +136,7 @@ def _write_onnx(
             output_names=list(output_names),
             opset_version=OPSET,
             dynamo=True,
-            custom_translation_table=dict(translations or {}),
+            custom_translation_table=onnx_translations(),
             verbose=False,
         )
     _drop_metadata(model.model)
@@ -161,16 +155,18 @@ def _drop_metadata(model: object) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide messages about packages that are not needed, and deprecations inside PyTorch."""
-    logger = logging.getLogger('torch.onnx')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Hide messages about packages that are not needed, and of optimizers about single nodes."""
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir')]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _load_onnx(path: Path, output_names: Sequence[str]) -> Run:

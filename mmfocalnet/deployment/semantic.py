@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import torch
+from mmdet.models.layers import MSDeformAttnPixelDecoder
 from mmseg.models import CascadeEncoderDecoder, EncoderDecoder
+from mmseg.models.decode_heads import Mask2FormerHead
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmfocalnet.deployment.graph import weight_dtype
+from mmfocalnet.deployment.mask2former import PixelDecoder
 from mmfocalnet.errors import ConfigError
 
 
@@ -14,7 +18,10 @@ class SemanticNetwork(nn.Module):
     """Logits of a segmentor of mmseg, computed from the complete image.
 
     Args:
-        model: The segmentor. Its auxiliary head is removed, and its adaptive pooling replaced.
+        model: The segmentor. Its auxiliary head is removed; adaptive pooling and the pixel decoder
+            of Mask2Former are replaced.
+        grid_sample: Whether deformable attention uses `torch.nn.functional.grid_sample`. Defaults
+            to True.
 
     Raises:
         ConfigError: If it is neither an ``EncoderDecoder`` nor a ``CascadeEncoderDecoder``.
@@ -22,7 +29,7 @@ class SemanticNetwork(nn.Module):
 
     output_names = ('seg_logits',)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, grid_sample: bool = True) -> None:
         super().__init__()
         if type(model) not in (EncoderDecoder, CascadeEncoderDecoder):
             raise ConfigError(
@@ -36,13 +43,25 @@ class SemanticNetwork(nn.Module):
             for name, child in module.named_children():
                 if type(child) is nn.AdaptiveAvgPool2d:
                     setattr(module, name, AdaptiveAveragePooling(child.output_size))
+                elif type(child) is MSDeformAttnPixelDecoder:
+                    setattr(module, name, PixelDecoder(child, grid_sample))
 
     def forward(self, images: Tensor, height: int, width: int) -> tuple[Tensor]:
-        """Return logits (B, classes, height, width)."""
-        size = tuple(images.shape[2:])
-        meta = dict(img_shape=size, pad_shape=size, ori_shape=size)
-        logits = self.model.encode_decode(images.to(weight_dtype(self)), [meta])
+        """Return logits, or scores from Mask2Former, (B, classes, height, width)."""
+        logits = self._predict(images.to(weight_dtype(self)))
         return (logits[:, :, :height, :width].float(),)
+
+    def _predict(self, images: Tensor) -> Tensor:
+        size = tuple(images.shape[2:])
+        head = self.model.decode_head
+        if not isinstance(head, Mask2FormerHead):
+            meta = dict(img_shape=size, pad_shape=size, ori_shape=size)
+            return self.model.encode_decode(images, [meta])
+        # As its `predict`, which copies the size to data samples: impossible for symbols.
+        logits, masks = (outs[-1] for outs in head(self.model.extract_feat(images), []))
+        masks = F.interpolate(masks, size=size, mode='bilinear', align_corners=False)
+        scores = logits.softmax(-1)[..., :-1]
+        return torch.einsum('bqc,bqhw->bchw', scores, masks.sigmoid())
 
 
 class AdaptiveAveragePooling(nn.Module):

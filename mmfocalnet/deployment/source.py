@@ -42,7 +42,7 @@ def model_graph(
     if task == 'semantic':
         from mmfocalnet.deployment.semantic import SemanticNetwork
 
-        network: nn.Module = SemanticNetwork(model)
+        network: nn.Module = SemanticNetwork(model, grid_sample)
     else:
         from mmfocalnet.deployment.detectors import build_detector
 

@@ -37,9 +37,9 @@ class Tolerance:
 
 
 FLOAT32 = Tolerance(relative=1e-4, iou=0.99, score=1e-3, unmatched=0.05, mask=1e-3)
-# The numbers of half precision have 11 significant bits, an error of 5e-4 each. It grows over the
-# dozens of layers of a network; 1e-2 was measured for the deepest.
-FLOAT16 = Tolerance(relative=5e-2, iou=0.9, score=2e-2, unmatched=0.2, mask=5e-2)
+# Numbers in half precision have 11 significant bits, an error of 5e-4 each, which grows over the
+# layers. UperNet with FocalNet-T has 9e-4 of the largest value.
+FLOAT16 = Tolerance(relative=2e-2, iou=0.9, score=2e-2, unmatched=0.2, mask=5e-2)
 
 
 def compare(expected: Outputs, found: Outputs, tolerance: Tolerance) -> str:

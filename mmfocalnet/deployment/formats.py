@@ -134,6 +134,7 @@ def _write_onnx(program: ExportedProgram, path: Path, output_names: Sequence[str
             (),
             input_names=['image'],
             output_names=list(output_names),
+            dynamic_shapes=(_dynamic_names(program),),
             opset_version=OPSET,
             dynamo=True,
             custom_translation_table=onnx_translations(),
@@ -142,6 +143,14 @@ def _write_onnx(program: ExportedProgram, path: Path, output_names: Sequence[str
     _drop_metadata(model.model)
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     model.save(path, external_data=weights > _MAX_ONNX_BYTES)
+
+
+def _dynamic_names(program: ExportedProgram) -> dict[int, str]:
+    """Names of the dynamic dimensions of the input."""
+    *_, image = (node for node in program.graph.nodes if node.op == 'placeholder')
+    shape = image.meta['val'].shape
+    dynamic = [index for index, side in enumerate(shape) if not isinstance(side, int)]
+    return dict(zip(dynamic, ('batch', 'height', 'width'), strict=False))
 
 
 def _drop_metadata(model: object) -> None:

@@ -64,7 +64,7 @@ def make_inputs(
 
 def _fit(image: np.ndarray, size: tuple[int, int], graph: ExportGraph) -> np.ndarray:
     """Scale an image to fit into a size (height, width), and pad it with the mean color."""
-    scaled = mmcv.imrescale(image, size[::-1])
+    scaled = mmcv.imrescale(image, min(size[0] / image.shape[0], size[1] / image.shape[1]))
     mean = graph.preprocessing.mean.flatten().round().tolist()
     color = mean[::-1] if graph.preprocessing.channels == 'RGB' else mean
     return mmcv.impad(scaled, shape=size, pad_val=tuple(color))

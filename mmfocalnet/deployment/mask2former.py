@@ -17,7 +17,7 @@ class PixelDecoder(nn.Module):
     """Compute what mmdet's ``MSDeformAttnPixelDecoder`` computes, with its layers.
 
     Args:
-        source: The pixel decoder.
+        source: The pixel decoder; its position encoding is replaced.
         grid_sample: Whether deformable attention uses `torch.nn.functional.grid_sample`;
             otherwise it gathers pixels.
     """
@@ -25,6 +25,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, source: MSDeformAttnPixelDecoder, grid_sample: bool) -> None:
         super().__init__()
         self.source = source
+        source.postional_encoding = PositionEncoding(source.postional_encoding)  # mmdet's spelling
         self.grid_sample = grid_sample
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -56,8 +57,7 @@ class PixelDecoder(nn.Module):
         positions = []
         for level, embedding in zip(maps, source.level_encoding.weight, strict=True):
             mask = torch.zeros(1, *level.shape[-2:], dtype=torch.bool, device=level.device)
-            encoding = source.postional_encoding(mask).to(level.dtype)  # mmdet's spelling
-            positions.append(_to_tokens(encoding) + embedding)
+            positions.append(_to_tokens(source.postional_encoding(mask)) + embedding)
         position = torch.cat(positions, 1)
         points = torch.cat([_centers(size, tokens.device) for size in sizes])
         for layer in source.encoder.layers:
@@ -98,6 +98,25 @@ class PixelDecoder(nn.Module):
         weights = weights.unflatten(3, (levels, count))
         output = deformable_attention(maps, locations, weights, self.grid_sample)
         return layer.output_proj(output.to(query.dtype))
+
+
+class PositionEncoding(nn.Module):
+    """A position encoding whose result has the type of the weights around it.
+
+    Args:
+        source: The position encoding, which computes in float32.
+    """
+
+    weight: Tensor
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.source = source
+        self.register_buffer('weight', torch.empty(0))
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """Encode the positions of a mask (B, H, W)."""
+        return self.source(mask).to(self.weight.dtype)
 
 
 def _to_tokens(features: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfocalnet.deployment.graph import weight_dtype
-from mmfocalnet.deployment.mask2former import PixelDecoder
+from mmfocalnet.deployment.mask2former import PixelDecoder, PositionEncoding
 from mmfocalnet.errors import ConfigError
 
 
@@ -18,8 +18,8 @@ class SemanticNetwork(nn.Module):
     """Logits of a segmentor of mmseg, computed from the complete image.
 
     Args:
-        model: The segmentor. Its auxiliary head is removed; adaptive pooling and the pixel decoder
-            of Mask2Former are replaced.
+        model: The segmentor. Its auxiliary head is removed; adaptive pooling, the pixel decoder and
+            the position encodings of Mask2Former are replaced.
         grid_sample: Whether deformable attention uses `torch.nn.functional.grid_sample`. Defaults
             to True.
 
@@ -39,6 +39,9 @@ class SemanticNetwork(nn.Module):
         self.model = model
         if model.with_auxiliary_head:
             del model.auxiliary_head
+        head = model.decode_head
+        if isinstance(head, Mask2FormerHead):
+            head.decoder_positional_encoding = PositionEncoding(head.decoder_positional_encoding)
         for module in list(model.modules()):
             for name, child in module.named_children():
                 if type(child) is nn.AdaptiveAvgPool2d:

@@ -127,7 +127,8 @@ def test_adaptive_pooling_equals_that_of_pytorch(size):
 
 
 def backbone_graph(raw=False, **settings):
-    source = build_preprocessor(type='mmdet.DetDataPreprocessor', pad_size_divisor=32)
+    preprocessing = dict(bgr_to_rgb=True, pad_size_divisor=32)
+    source = build_preprocessor(type='mmdet.DetDataPreprocessor', **preprocessing)
     return ExportGraph(BackboneNetwork(small(**settings)), Preprocessing(source), raw).eval()
 
 
@@ -261,7 +262,7 @@ def test_description(raw):
         graph, outputs, dtype='float32', size=(64, 96), resize=None, classes=['a'],
         palette=[(np.int64(1), 2, 3)],
     )  # fmt: skip
-    layout, channels = ('BCHW', 'BGR') if raw else ('BHWC', 'BGR')
+    layout, channels = ('BCHW', 'RGB') if raw else ('BHWC', 'BGR')
     assert content['input'] == dict(name='image', dtype='float32', layout=layout, channels=channels)
     assert content['task'] == 'features' and list(content['outputs']) == ['stage1', 'stage3']
     assert content['normalization']['mean'] == [123.675, 116.28, 103.53]

@@ -109,6 +109,8 @@ def load_graph(args):
         predictor = random_predictor(config, args.cfg_options)
     else:
         predictor = load_predictor(config, checkpoint, cfg_options=args.cfg_options)
+    if (getattr(predictor.model, 'test_cfg', None) or {}).get('mode') == 'slide':
+        print_error("test_cfg.mode='slide' is ignored: the file predicts complete images.")
     graph = model_graph(predictor.model, predictor.task, args.raw, args.grid_sample)
     return graph, Metadata(find_resize(predictor.cfg), predictor.classes, predictor.palette)
 

@@ -108,7 +108,7 @@ def write(
 
     source = path.with_suffix('.onnx')
     _write_onnx(program, source, output_names)
-    openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=compress)
+    openvino.save_model(openvino.Core().read_model(source), path, compress_to_fp16=compress)
     for file in path.parent.glob(f'{source.name}*'):
         file.unlink()
 

@@ -21,6 +21,7 @@ BUDGET ?= 7200
 MARKERS ?=
 
 BIN := $(VENV)/bin
+EXPORT := $(VENV)/.export
 READY := $(VENV)/.ready-$(shell printf '%s' '$(STACK) $(TORCH)' | cksum | cut -d' ' -f1)
 PYTEST := -m pytest -q -n $(JOBS) --maxprocesses 8
 
@@ -34,9 +35,9 @@ test: lint types
 
 test-all: test test-rest
 
-test-rest: $(READY)
+test-rest: $(EXPORT)
 	$(BIN)/python $(PYTEST) --dist worksteal --budget $(BUDGET) \
-	    -m '(e2e or packaging or slow or triton) and not web'
+	    -m '(e2e or export or packaging or slow or triton) and not web'
 
 lint: $(READY)
 	$(BIN)/ruff check --quiet .
@@ -67,6 +68,11 @@ $(READY): pyproject.toml setup.py
 	    --force-reinstall --no-deps "opencv-python-headless==$$($(BIN)/python -c \
 	    'from importlib.metadata import version; print(version("opencv-python"))')"
 	@$(BIN)/python -W ignore -c 'import mmfocalnet, mmdet.models, mmseg.models'
+	@touch $@
+
+# The packages of the extra "export", which the default tests do without.
+$(EXPORT): $(READY)
+	$(BIN)/python -m pip install -q -e '.[$(STACK),test,export]'
 	@touch $@
 
 clean:

@@ -79,6 +79,30 @@ def load_predictor(
         )
     if checkpoint is None:
         config, checkpoint = find_released(str(config))
+    cfg = _read_config(config, cfg_options)
+    with cached_reads():
+        path, content, _ = load_once(checkpoint)
+        check_has_weights(path, content)
+        check_position_encoding(cfg.model, content, str(checkpoint))
+        return Predictor(cfg, str(path), device)
+
+
+def random_predictor(
+    config: str | os.PathLike, cfg_options: dict[str, Any] | None = None
+) -> Predictor:
+    """Build a model with random weights, on the CPU.
+
+    Args:
+        config: Config file of an mmdet or mmseg model, which is executed.
+        cfg_options: Overrides of config values, by dotted key. Defaults to none.
+
+    Raises:
+        ConfigError: As `load_predictor`.
+    """
+    return Predictor(_read_config(config, cfg_options), None)
+
+
+def _read_config(config: str | os.PathLike, cfg_options: dict[str, Any] | None) -> Config:
     cfg = read_model_config(str(config), cfg_options)
     if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
         raise ConfigError(
@@ -86,11 +110,7 @@ def load_predictor(
             "Set default_scope='mmdet' or 'mmseg'."
         )
     import_datasets(cfg.default_scope)
-    with cached_reads():
-        path, content, _ = load_once(checkpoint)
-        check_has_weights(path, content)
-        check_position_encoding(cfg.model, content, str(checkpoint))
-        return Predictor(cfg, str(path), device)
+    return cfg
 
 
 def find_released(name: str) -> tuple[Path, str]:
@@ -122,7 +142,7 @@ class Predictor(BaseInferencer):
 
     Args:
         cfg: Config of the model; everything is built in its scope.
-        weights: Checkpoint, as for `mmfocalnet.checkpoints.fetch`.
+        weights: Checkpoint, as for `mmfocalnet.checkpoints.fetch`; None for random weights.
         device: Such as ``'cuda:0'``. Defaults to ``'cpu'``.
 
     Attributes:
@@ -136,7 +156,7 @@ class Predictor(BaseInferencer):
 
     postprocess_kwargs: ClassVar[set[str]] = {'score_thr'}
 
-    def __init__(self, cfg: Config, weights: str, device: str = 'cpu') -> None:
+    def __init__(self, cfg: Config, weights: str | None, device: str = 'cpu') -> None:
         scope = cfg.default_scope
         with DefaultScope.overwrite_default_scope(scope):
             super().__init__(cfg, weights, device, scope, show_progress=False)
@@ -223,11 +243,13 @@ class Predictor(BaseInferencer):
             masks=found.masks[best_first].numpy().astype(bool) if 'masks' in found else None,
         )
 
-    def _init_model(self, cfg: Config, weights: str, device: str) -> nn.Module:
+    def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
-        with cached_reads():
-            check_fits(model, weights)
-            content = load_checkpoint(model, weights, map_location='cpu')
+        content = {}
+        if weights is not None:
+            with cached_reads():
+                check_fits(model, weights)
+                content = load_checkpoint(model, weights, map_location='cpu')
         model.eval()
         meta = _dataset_meta(cfg, content.get('meta'))
         self.classes = list(meta['classes'])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mmfocalnet.compat.tracing import is_exporting
 from mmfocalnet.models.focalnet_arguments import (
     FocalNetArguments,
     pretrained_options,
@@ -148,12 +149,26 @@ class PatchEmbed(nn.Module):
         Returns:
             Features (B, ceil(H / S), ceil(W / S), C).
         """
-        bottom, right = (-x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size)
-        # Traces do not record branches: always pad, so that they accept other sizes.
-        if torch.jit.is_tracing() or bottom or right:
-            x = F.pad(x, (0, right, 0, bottom))
+        x = pad_to_multiple(x, self.patch_size)
         x = self.proj(x).permute(0, 2, 3, 1)  # [B, C, H, W] -> [B, H, W, C]
         return x if self.norm is None else self.norm(x)
+
+
+def pad_to_multiple(x: Tensor, divisor: int, value: float = 0.0) -> Tensor:
+    """Pad (B, C, H, W) on the right and bottom to multiples of ``divisor``.
+
+    Args:
+        x: The input.
+        divisor: Divisor of the new height and width.
+        value: Value of the padding. Defaults to 0.
+    """
+    # Rounded up without remainders of negative numbers, whose bounds `torch.export` cannot derive.
+    bottom, right = ((size + divisor - 1) // divisor * divisor - size for size in x.shape[2:])
+    # Traces and exported programs do not record branches: always pad, so that they accept other
+    # sizes.
+    if torch.jit.is_tracing() or is_exporting() or bottom or right:
+        x = F.pad(x, (0, right, 0, bottom), value=value)
+    return x
 
 
 class Stage(nn.Module):

@@ -99,12 +99,13 @@ OPTIONS = {
 @pytest.mark.parametrize('name', OPTIONS)
 def test_other_settings_equal_mmdet(name):
     base, options = OPTIONS[name]
-    check_equals_mmdet(small_detectors.build(base, **options), torch.randn(SHAPES[1]))
+    model, images = small_detectors.build(base, **options), torch.randn(SHAPES[1])
+    # Random weights of DINO amplify rounding.
+    check_equals_mmdet(model, images, tolerances=(0.05, 1e-4) if base == 'dino' else (1e-3, 1e-5))
 
 
 def test_gathered_attention_equals_mmdet():
     model, images = small_detectors.build('dino'), torch.randn(SHAPES[1])
-    # The weights of random models amplify rounding.
     check_equals_mmdet(model, images, tolerances=(0.1, 1e-3), grid_sample=False)
 
 

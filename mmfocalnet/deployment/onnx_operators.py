@@ -47,21 +47,15 @@ def multilevel_roi_align(
     scales: Sequence[float],
     sampling_ratio: int,
 ) -> FLOAT:
-    """One RoiAlign per level, whose results are scattered to the places of their RoIs."""
+    """One RoiAlign per level, whose results are put into the order of the RoIs."""
     images = op.Cast(op.Gather(rois, op.Constant(value_int=0), axis=1), to=INT64.dtype)
     boxes = op.Gather(rois, op.Constant(value_ints=[1, 2, 3, 4]), axis=1)
     if sampling_ratio == 0:
         boxes = _move_empty(boxes)
-    shape = op.Concat(
-        op.Shape(rois, end=1),
-        op.Shape(features[0], start=1, end=2),
-        op.Constant(value_ints=output_size),
-        axis=0,
-    )
-    pooled = op.Expand(op.Constant(value_float=0.0), shape)
+    places, pooled = [], []
     for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
-        positions = op.Transpose(op.NonZero(op.Equal(levels, op.Constant(value_int=level))))
-        chosen = op.Squeeze(positions, op.Constant(value_ints=[1]))
+        chosen = op.NonZero(op.Equal(levels, op.Constant(value_int=level)))
+        chosen = op.Squeeze(chosen, op.Constant(value_ints=[0]))
         values = op.RoiAlign(
             feature,
             op.Gather(boxes, chosen, axis=0),
@@ -72,8 +66,18 @@ def multilevel_roi_align(
             sampling_ratio=sampling_ratio,
             spatial_scale=scale,
         )
-        pooled = op.ScatterND(pooled, positions, values)
-    return pooled
+        places.append(chosen)
+        pooled.append(values)
+    return op.Gather(op.Concat(*pooled, axis=0), _inverse(op.Concat(*places, axis=0)), axis=0)
+
+
+def _inverse(permutation: INT64) -> INT64:
+    """Positions of 0, 1, 2, ... in a permutation (N,)."""
+    count = op.Shape(permutation)
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    numbers = op.Range(zero, op.Squeeze(count), one)
+    indices = op.Unsqueeze(permutation, op.Constant(value_ints=[1]))
+    return op.ScatterND(numbers, indices, numbers)
 
 
 def _move_empty(boxes: FLOAT) -> FLOAT:

@@ -14,6 +14,7 @@ ensure_panopticapi()  # mmdet looks for it when imported
 from mmfocalnet.checkpoints.url_schemes import register_schemes
 from mmfocalnet.datasets import ImageFolder
 from mmfocalnet.datasets.skip_unreadable import SkipUnreadable
+from mmfocalnet.engine.fused_adamw import FusedAdamW
 from mmfocalnet.engine.hooks import (
     AtomicCheckpointHook,
     CheckLabelsHook,
@@ -47,6 +48,7 @@ __all__ = [
     'FocalNet',
     'FocalNetClassifier',
     'FocalNetLayerDecayOptimizerConstructor',
+    'FusedAdamW',
     'ImageFolder',
     'MatchClassesHook',
     'SeedIterationsHook',

@@ -9,12 +9,14 @@ ensure_panopticapi()  # mmdet looks for it when imported
 
 from mmfocalnet.datasets import ImageFolder
 from mmfocalnet.datasets.skip_unreadable import SkipUnreadable
+from mmfocalnet.engine.fused_adamw import FusedAdamW
 from mmfocalnet.engine.hooks import (
     AtomicCheckpointHook,
     CheckLabelsHook,
     CheckLossesHook,
     ClassVisualizationHook,
     MatchClassesHook,
+    PlainParamGroupsHook,
     SeedIterationsHook,
     TolerantParamSchedulerHook,
     UnreadableFilesHook,
@@ -40,8 +42,10 @@ __all__ = [
     'FocalNet',
     'FocalNetClassifier',
     'FocalNetLayerDecayOptimizerConstructor',
+    'FusedAdamW',
     'ImageFolder',
     'MatchClassesHook',
+    'PlainParamGroupsHook',
     'SeedIterationsHook',
     'SeedSample',
     'SeededClassBalancedDataset',

@@ -136,7 +136,7 @@ def test_upernet_is_the_published_one(name):
     params = sum(p.numel() for p in build(cfg).parameters())
     assert round(params / 1e6, 3) == UPERNET_PARAMS[name]
     optimizer, (warmup, poly) = cfg.optim_wrapper.optimizer, cfg.param_scheduler
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('FusedAdamW', 6e-5, 0.01)
     assert (warmup.start_factor, warmup.end) == (1e-6, 1500)
     assert (poly.power, poly.eta_min, poly.end) == (1.0, 0.0, 160000)
     assert cfg.model.backbone.drop_path_rate == 0.3
@@ -153,7 +153,7 @@ def test_classifiers_are_the_published_ones(name):
 def test_recipe_of_imagenet():
     cfg = Config.fromfile(CONFIGS / 'imagenet/focalnet_t.py')
     optimizer, (warmup, cosine) = cfg.optim_wrapper.optimizer, cfg.param_scheduler
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('FusedAdamW', 1e-3, 0.05)
     assert cfg.auto_scale_lr.base_batch_size == 1024
     assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
     assert (warmup.start_factor, warmup.end) == (0.001, 20)
@@ -283,7 +283,7 @@ def test_deeper_and_thinner(size, drop_path):
 def test_recipe_of_the_paper():
     cfg = Config.fromfile(CONFIGS / 'mask_rcnn/focalnet_t_1x.py')
     optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('FusedAdamW', 1e-4, 0.05)
     warmup = cfg.param_scheduler[0]
     assert (warmup.start_factor, warmup.end, warmup.by_epoch) == (0.001, 500, False)
     assert cfg.auto_scale_lr.base_batch_size == 16

@@ -362,7 +362,7 @@ def _use_adamw(swap: Swap) -> None:
         rate = old.get('decay_rate', old.get('layer_decay_rate'))
         wrapper.paramwise_cfg = ConfigDict(decay_rate=rate)
     old = type_name(wrapper.get('optimizer'))
-    if old in (None, 'AdamW'):
+    if old in (None, 'AdamW', 'FusedAdamW'):
         return
     lr, decay, batch = _RECIPES.get(swap.cfg.get('default_scope'), _RECIPES['mmdet'])
     wrapper.optimizer = ConfigDict(type='AdamW', lr=lr, weight_decay=decay)

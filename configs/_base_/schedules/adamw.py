@@ -2,7 +2,7 @@
 # The paper trained with mixed precision: add --amp on a GPU.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='FusedAdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=16)

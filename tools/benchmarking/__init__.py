@@ -1,0 +1,1 @@
+"""Networks, measurements and tables of tools/benchmark.py."""

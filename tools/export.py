@@ -119,7 +119,10 @@ def load_graph(args):
     if (getattr(predictor.model, 'test_cfg', None) or {}).get('mode') == 'slide':
         print_error("test_cfg.mode='slide' is ignored: the file predicts complete images.")
     graph = model_graph(predictor.model, predictor.task, args.raw, args.grid_sample)
-    return graph, Metadata(find_resize(predictor.cfg), predictor.classes, predictor.palette)
+    ids, source = predictor.category_ids()
+    return graph, Metadata(
+        find_resize(predictor.cfg), predictor.classes, predictor.palette, ids if source else None
+    )
 
 
 def choose_size(args, graph, metadata):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,8 @@ _OUTPUTS = {
 def describe(
     graph: ExportGraph,
     outputs: Mapping[str, np.ndarray],
-    *,
     dtype: str,
     size: tuple[int, int] | None,
-    resize: dict[str, Any] | None,
-    classes: Sequence[str],
-    palette: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """Describe a graph; `tools/infer.py` reads it.
 
@@ -40,12 +36,9 @@ def describe(
         outputs: Its outputs for one input.
         dtype: ``'uint8'`` or ``'float32'``.
         size: Height and width of the input; None if they are dynamic.
-        resize: The scaling of the test pipeline, of `find_resize`.
-        classes: Names of the classes; empty for a backbone.
-        palette: A color per class, RGB, 0 to 255.
 
     Returns:
-        The content of the JSON file without ``format`` and ``file``.
+        The content of the JSON file that depends on the graph.
     """
     source = graph.preprocessing
     layout, channels = ('BCHW', source.channels) if graph.raw else ('BHWC', 'BGR')
@@ -54,7 +47,6 @@ def describe(
         'task': _task(graph),
         'input': {'name': 'image', 'dtype': dtype, 'layout': layout, 'channels': channels},
         'size': size and list(size),
-        'resize': resize,
         'normalization': {
             'in_graph': not graph.raw,
             'mean': _short(source.mean),
@@ -65,8 +57,6 @@ def describe(
             name: f'{_shape(name, values)} {values.dtype}: {_meaning(name, graph)}'
             for name, values in outputs.items()
         },
-        'classes': list(classes),
-        'palette': [list(map(int, color)) for color in palette],
     }
 
 

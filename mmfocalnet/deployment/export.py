@@ -51,11 +51,13 @@ class Metadata:
         resize: The scaling of its test pipeline (`find_resize`). Defaults to None: unknown.
         classes: Names of its classes. Defaults to none.
         palette: A color per class. Defaults to none.
+        category_ids: Ids of the classes in the annotation file. Defaults to None: unknown.
     """
 
     resize: dict[str, Any] | None = None
     classes: Sequence[str] = ()
     palette: Sequence[Sequence[int]] = ()
+    category_ids: Sequence[int] | None = None
 
 
 def export(
@@ -108,17 +110,16 @@ def export(
         # The file itself last: its presence means that it is complete.
         for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
             os.replace(part, path.with_name(part.name))
-    content = describe(
-        graph,
-        expected[0],
-        dtype=options.dtype,
-        size=options.size,
-        resize=metadata.resize,
-        classes=metadata.classes,
-        palette=metadata.palette,
-    )
+    content = {
+        'format': options.format,
+        'file': path.name,
+        **describe(graph, expected[0], options.dtype, options.size),
+        'resize': metadata.resize,
+        'classes': list(metadata.classes),
+        'palette': [list(map(int, color)) for color in metadata.palette],
+        'category_ids': metadata.category_ids,
+    }
     with replacing(json_path(path)) as part:
-        content = {'format': options.format, 'file': path.name, **content}
         lines = [f' {json.dumps(key)}: {json.dumps(value)}' for key, value in content.items()]
         part.write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
     yield f'Written: {path}, {json_path(path)}'

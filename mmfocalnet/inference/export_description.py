@@ -41,6 +41,7 @@ class Description(NamedTuple):
         std: Their standard deviation, BGR, float32 (3,).
         classes: Names of the classes.
         palette: A color per class, RGB, 0 to 255.
+        category_ids: Ids of the classes in the annotation file; None if they are unknown.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Description(NamedTuple):
     std: np.ndarray
     classes: list[str]
     palette: list[tuple[int, int, int]]
+    category_ids: list[int] | None
 
 
 def read_description(model: Path) -> Description:
@@ -93,6 +95,11 @@ def read_description(model: Path) -> Description:
         std=std[::reverse],
         classes=classes,
         palette=find_palette(file.get('palette', lambda _: True, ''), len(classes)),
+        category_ids=file.get(
+            'category_ids',
+            lambda value: value is None or _is_list(value, len(classes), (int,)),
+            'null, or an integer per class',
+        ),
     )
 
 

@@ -49,7 +49,6 @@ class ExportedPredictor:
         classes: Names of the classes.
         palette: A color per class, RGB, 0 to 255.
         things: None, because there are no panoptic maps.
-        annotations: None, because the file does not refer to a dataset.
 
     Raises:
         CheckpointError: If the file is missing, damaged, of ``torch.export``, or does not match its
@@ -60,7 +59,6 @@ class ExportedPredictor:
     """
 
     things = None
-    annotations = None
 
     def __init__(self, path: str | os.PathLike, device: str = 'cpu') -> None:
         self.path = Path(path)
@@ -70,6 +68,14 @@ class ExportedPredictor:
         self.classes = self.description.classes
         self.palette = self.description.palette
         _check_graph(self.path, self.runtime, self.description)
+
+    def category_ids(self) -> tuple[list[int], Path | None]:
+        """An id per class, and the JSON file that contains them, if any."""
+        ids = self.description.category_ids
+        if ids:
+            return ids, self.path.with_suffix('.json')
+        first = 0 if self.task == 'semantic' else 1
+        return list(range(first, first + len(self.classes))), None
 
     def predict(self, images: Sequence[np.ndarray], score_thr: float = 0.3) -> list[Prediction]:
         """Predict images; as `mmfocalnet.inference.Predictor.predict`.

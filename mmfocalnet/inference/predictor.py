@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -164,11 +165,21 @@ class Predictor(BaseInferencer):
         panoptic = self.task == 'panoptic'
         self.things = self.model.panoptic_fusion_head.num_things_classes if panoptic else None
 
-    @property
-    def annotations(self) -> Path:
-        """Annotation file of the test dataset, which need not exist."""
+    def category_ids(self) -> tuple[list[int], Path | None]:
+        """An id per class, and the annotation file of the test dataset that contains them.
+
+        Without the file, ids start at 1; indices of semantic classes at 0.
+        """
+        if self.task == 'semantic':
+            return list(range(len(self.classes))), None
         dataset = find_test_dataset(self.cfg)
-        return Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+        path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+        try:
+            categories = json.loads(path.read_text())['categories']
+            by_name = {category['name']: category['id'] for category in categories}
+            return [by_name[name] for name in self.classes], path
+        except (OSError, ValueError, KeyError, TypeError):  # predicting does not need the dataset
+            return list(range(1, len(self.classes) + 1)), None
 
     def predict(self, images: Sequence[np.ndarray], score_thr: float = 0.3) -> list[Prediction]:
         """Predict images. Consecutive ones of one size form a batch.

@@ -36,8 +36,7 @@ def save_json(content: Any, path: Path) -> None:
 class Results:
     """Collect predictions and write them to a folder; docs/inference.md describes the files.
 
-    Category ids are those of the annotation file of the test dataset if it exists, else they start
-    at 1. Semantic maps contain class indices from 0.
+    Category ids are those of the predictor. Semantic maps contain class indices from 0.
 
     Args:
         out: The folder.
@@ -46,13 +45,13 @@ class Results:
     Attributes:
         task: Task of the model.
         images: The images so far, as in ``images.json``.
-        ids_from: The annotation file whose ids are used, or None.
+        ids_from: The file whose ids are used, or None.
     """
 
     def __init__(self, out: Path, predictor: AnyPredictor) -> None:
         self.out = out
         self.task = predictor.task
-        self.ids, self.ids_from = _category_ids(predictor)
+        self.ids, self.ids_from = predictor.category_ids()
         self.categories: list[dict[str, Any]] = [
             dict(id=id_, name=name) for id_, name in zip(self.ids, predictor.classes, strict=True)
         ]
@@ -127,20 +126,6 @@ class Results:
             if prediction.masks is not None:
                 entry['segmentation'] = _rle(prediction.masks[index])
             yield entry
-
-
-def _category_ids(predictor: AnyPredictor) -> tuple[list[int], Path | None]:
-    """An id per class, and the annotation file that contains them."""
-    count = len(predictor.classes)
-    if predictor.task == 'semantic':
-        return list(range(count)), None
-    path = predictor.annotations
-    try:
-        categories = json.loads(path.read_text())['categories'] if path else []
-        by_name = {category['name']: category['id'] for category in categories}
-        return [by_name[name] for name in predictor.classes], path
-    except (OSError, ValueError, KeyError, TypeError):  # predicting does not need the dataset
-        return list(range(1, count + 1)), None
 
 
 def _rle(mask: np.ndarray) -> dict[str, Any]:

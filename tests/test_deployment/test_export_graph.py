@@ -258,13 +258,10 @@ def test_scaling_of_the_test_pipeline(steps, expected):
 def test_description(raw):
     graph = backbone_graph(raw, out_indices=[1, 3])
     outputs = dict(zip(graph.output_names, [np.zeros((1, 16, 4, 4), np.float32)] * 2, strict=True))
-    content = describe(
-        graph, outputs, dtype='float32', size=(64, 96), resize=None, classes=['a'],
-        palette=[(np.int64(1), 2, 3)],
-    )  # fmt: skip
+    content = describe(graph, outputs, 'float32', (64, 96))
     layout, channels = ('BCHW', 'RGB') if raw else ('BHWC', 'BGR')
     assert content['input'] == dict(name='image', dtype='float32', layout=layout, channels=channels)
     assert content['task'] == 'features' and list(content['outputs']) == ['stage1', 'stage3']
     assert content['normalization']['mean'] == [123.675, 116.28, 103.53]
     assert content['normalization']['in_graph'] is not raw
-    assert content['size'] == [64, 96] and content['palette'] == [[1, 2, 3]]
+    assert content['size'] == [64, 96]

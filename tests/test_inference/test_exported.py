@@ -13,6 +13,7 @@ from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.inference import ExportedPredictor, ImageError, load_predictor
 from mmfocalnet.inference.exported import paste_masks, semantic_map
 from mmfocalnet.inference.pipeline import build_pipeline
+from mmfocalnet.inference.results import Results
 from mmfocalnet.inference.runtimes import InputInfo, load_runtime
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -521,3 +522,14 @@ def test_no_model_code_is_imported(file_of):
         'assert not {"mmdet", "mmseg"} & set(sys.modules)\n'
     )
     subprocess.run([sys.executable, '-c', code, str(file_of('semantic'))], check=True)
+
+
+def test_category_ids_of_the_description(exported, tmp_path):
+    outputs = dict(boxes=[[0, 0, 4, 4]], scores=[0.9], labels=[1])
+    ids = list(range(10, 10 + len(DESCRIPTION['classes'])))
+    predictor = exported(outputs, task='boxes', category_ids=ids)
+    results = Results(tmp_path, predictor)
+    assert [category['id'] for category in results.categories] == ids
+    assert results.ids_from == tmp_path / 'model.json'
+    with pytest.raises(ConfigError, match='category_ids'):
+        exported(outputs, task='boxes', category_ids=ids[1:])

@@ -1,6 +1,7 @@
 """Export a model: python tools/export.py CONFIG CHECKPOINT --format onnx --out model.onnx"""
 
 import argparse
+import json
 import signal
 from pathlib import Path
 
@@ -96,6 +97,20 @@ def check_output(args):
     check_file('--out', args.out)
     if not args.out.absolute().parent.is_dir():
         raise UserError(f'--out {args.out} is in a folder that does not exist: create it.')
+    description = args.out.with_suffix('.json')
+    if description.exists() and described_file(description) != args.out.name:
+        raise UserError(
+            f'{description} exists and does not describe {args.out.name}: choose another --out, or '
+            'remove it.'
+        )
+
+
+def described_file(description):
+    """Name of the exported file that a JSON file describes; None for other files."""
+    try:
+        return json.loads(description.read_text(encoding='utf-8')).get('file')
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def load_graph(args):

@@ -6,6 +6,7 @@ import torch
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._dynamo.is_compiling
 
 
+@torch.compiler.assume_constant_result
 def _is_dynamo_exporting() -> bool:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 

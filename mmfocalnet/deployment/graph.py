@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
 from mmfocalnet.errors import ConfigError
@@ -29,12 +28,15 @@ class Preprocessing(nn.Module):
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
-        if not isinstance(source, ImgDataPreprocessor):
+        # The names of MMEngine and mmdet, and of upstream's mmseg.
+        names = ('_channel_conversion', 'channel_conversion')
+        converts = [getattr(source, name) for name in names if hasattr(source, name)]
+        if not converts:
             raise ConfigError(
                 f'The data_preprocessor {type(source).__name__} cannot be exported: use '
                 'DetDataPreprocessor, SegDataPreProcessor or ImgDataPreprocessor.'
             )
-        self.channels = 'RGB' if source._channel_conversion else 'BGR'
+        self.channels = 'RGB' if converts[0] else 'BGR'
         self.divisor, self.value = _padding(source)
         self.register_buffer('mean', self._per_channel(source, 'mean', 0.0))
         self.register_buffer('std', self._per_channel(source, 'std', 1.0))

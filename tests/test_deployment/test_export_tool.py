@@ -77,6 +77,14 @@ def test_a_checkpoint_of_another_model(tool, tmp_path):
     assert code == 2 and 'other.pth' in stderr and not (tmp_path / 'm.onnx').exists()
 
 
+@pytest.mark.parametrize('content', ['{"file": "model.xml"}', '[]', 'text'])
+def test_the_json_file_of_another_model_is_kept(tool, tmp_path, content):
+    (tmp_path / 'model.json').write_text(content)
+    code, _, stderr = tool('export', UPERNET_CONFIG, '--out', tmp_path / 'model.onnx')
+    assert code == 2 and 'model.json' in stderr
+    assert (tmp_path / 'model.json').read_text() == content
+
+
 @can_export
 def test_a_missing_package(tool, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
@@ -132,10 +140,11 @@ def test_a_file_that_differs_is_not_written(tool, tmp_path, monkeypatch):
 
     monkeypatch.setitem(formats._LOADERS, 'torch-export', load_damaged)
     (tmp_path / 'model.pt2').write_text('an older file')
+    (tmp_path / 'model.json').write_text('{"file": "model.pt2"}')
     code, _, stderr = tool(
         'export', UPERNET_CONFIG, '--out', tmp_path / 'model.pt2', '--format', 'torch-export',
         *BACKBONE,
     )  # fmt: skip
     assert code == 2 and 'stage0' in stderr and 'Traceback' not in stderr
-    assert [path.name for path in tmp_path.iterdir()] == ['model.pt2']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['model.json', 'model.pt2']
     assert (tmp_path / 'model.pt2').read_text() == 'an older file'

@@ -54,16 +54,16 @@ def score(text):
 if __name__ == '__main__':
     check_usage(parse_args)  # before the slow imports
 
+from mmfocalnet.deployment import SUFFIXES
 from mmfocalnet.inference import load_predictor
 from mmfocalnet.inference.file_predictor import FilePredictor
 from mmfocalnet.inference.predictor import find_released
-from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
 from mmfocalnet.inference.sources import find_sources
 
 
 def split_model(images, last):
     """Split the arguments into images and the arguments of `load_predictor`."""
-    if last.endswith(EXPORTED_SUFFIXES) and not images[-1].endswith('.py'):
+    if last.endswith(tuple(SUFFIXES.values())) and not images[-1].endswith('.py'):
         return images, [last]
     is_file = '.' in last or '/' in last or os.path.exists(last)
     if (last in DETECTORS and images[-1].endswith('.py')) or (is_file and len(images) > 1):

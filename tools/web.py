@@ -33,9 +33,9 @@ def parse_args():
 if __name__ == '__main__':
     check_usage(parse_args)  # before the slow imports
 
+from mmfocalnet.deployment import SUFFIXES
 from mmfocalnet.errors import UserError
 from mmfocalnet.inference import load_predictor
-from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
 from mmfocalnet.web.network import AllowedHosts, listen
 from mmfocalnet.web.request_filter import read_password
 
@@ -43,7 +43,7 @@ from mmfocalnet.web.request_filter import read_password
 @report_errors
 def main():
     args = parse_args()
-    if args.config.endswith(EXPORTED_SUFFIXES):
+    if args.config.endswith(tuple(SUFFIXES.values())):
         raise UserError(
             f'{args.config} is an exported model, without the maps that the page draws. '
             'Specify a config and a checkpoint.'

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from mmfocalnet.deployment.graph import ExportGraph
 from mmfocalnet.deployment.operators import onnx_translations
+from mmfocalnet.deployment.runtimes import load_runtime
 from mmfocalnet.errors import UserError
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -119,12 +120,12 @@ def load(path: Path, format: str, output_names: Sequence[str]) -> Run:
     Args:
         path: The file. It must be trusted.
         format: A key of `mmfocalnet.deployment.SUFFIXES`.
-        output_names: Names of the outputs.
+        output_names: Names of the outputs, in their order.
 
     Returns:
         A function from the input to the outputs by name.
     """
-    return _LOADERS[format](path, output_names)
+    return _load_program(path, output_names) if format == 'torch-export' else load_runtime(path)
 
 
 def _write_onnx(program: ExportedProgram, path: Path, output_names: Sequence[str]) -> None:
@@ -178,31 +179,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _load_onnx(path: Path, output_names: Sequence[str]) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    return lambda image: dict(
-        zip(output_names, session.run(list(output_names), {'image': image}), strict=True)
-    )
-
-
-def _load_openvino(path: Path, output_names: Sequence[str]) -> Run:
-    import openvino
-
-    # On processors with bfloat16 arithmetic that is the default.
-    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
-    model = openvino.Core().compile_model(path, 'CPU', settings)
-
-    def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = model({'image': image})
-        return {name: outputs[name] for name in output_names}
-
-    return run
-
-
 def _load_program(path: Path, output_names: Sequence[str]) -> Run:
     module: nn.Module = torch.export.load(path).module()
 
@@ -212,6 +188,3 @@ def _load_program(path: Path, output_names: Sequence[str]) -> Run:
         return {name: out.numpy() for name, out in zip(output_names, outputs, strict=True)}
 
     return run
-
-
-_LOADERS = {'onnx': _load_onnx, 'openvino': _load_openvino, 'torch-export': _load_program}

@@ -14,11 +14,11 @@ import mmcv
 import numpy as np
 from mmcv.image import rescale_size
 
+from mmfocalnet.deployment.runtimes import Runtime, load_runtime
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.inference.export_description import OUTPUTS, Description, read_description
 from mmfocalnet.inference.images import ImageError, check_image
 from mmfocalnet.inference.prediction import Prediction
-from mmfocalnet.inference.runtimes import Runtime, load_runtime
 
 # As mask_thr_binary of mmdet's configs.
 MASK_THRESHOLD = 0.5

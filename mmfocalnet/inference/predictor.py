@@ -26,12 +26,12 @@ from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import read_model_config
 from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.dataset_configs import dataset_class
+from mmfocalnet.deployment import SUFFIXES
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.inference.exported import ExportedPredictor
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
-from mmfocalnet.inference.runtimes import EXPORTED_SUFFIXES
 from mmfocalnet.models.weight_checks import check_fits, check_position_encoding
 from mmfocalnet.released import DETECTORS, RELEASED, configs_folder
 from mmfocalnet.text import short_text
@@ -67,14 +67,14 @@ def load_predictor(
         CheckpointError: If the checkpoint or exported file is missing, damaged, unsafe or of
             another model.
     """
-    if str(config).endswith(EXPORTED_SUFFIXES):
+    if str(config).endswith(tuple(SUFFIXES.values())):
         if checkpoint is not None or cfg_options:
             raise ConfigError(
                 f'{config} is an exported model, which has no checkpoint and no config to override.'
                 ' Specify it alone.'
             )
         return ExportedPredictor(config, device)
-    if str(checkpoint).endswith(EXPORTED_SUFFIXES):
+    if str(checkpoint).endswith(tuple(SUFFIXES.values())):
         raise ConfigError(
             f'{checkpoint} is an exported model, which needs no config. Specify it alone.'
         )

@@ -9,12 +9,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmfocalnet.deployment.runtimes import InputInfo, load_runtime
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.inference import ExportedPredictor, ImageError, load_predictor
 from mmfocalnet.inference.exported import paste_masks, semantic_map
 from mmfocalnet.inference.pipeline import build_pipeline
 from mmfocalnet.inference.results import Results
-from mmfocalnet.inference.runtimes import InputInfo, load_runtime
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 DESCRIPTION = {

@@ -11,9 +11,6 @@ import numpy as np
 from mmfocalnet.errors import CheckpointError, ConfigError, UserError
 from mmfocalnet.text import short_text
 
-EXPORTED_SUFFIXES = ('.onnx', '.xml', '.pt2')
-"""Suffixes of the files that tools/export.py writes."""
-
 
 class InputInfo(NamedTuple):
     """The input of a graph.

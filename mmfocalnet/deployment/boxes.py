@@ -43,7 +43,7 @@ def check_coder(head: Any) -> None:
     require(supported, coder, 'DeltaXYWHBBoxCoder with clip_border=True')
 
 
-def check_nms(settings: dict) -> None:
+def check_nms(settings: dict | None) -> None:
     """Raise ConfigError unless `suppress` supports these settings of mmcv's `batched_nms`."""
     kind = settings.get('type', 'nms') if settings else None
     unknown = set(settings or ()) - {'type', 'iou_threshold', 'class_agnostic'}

@@ -38,6 +38,7 @@ def build_detector(model: nn.Module, grid_sample: bool = True) -> nn.Module:
         return TwoStageDetector(model)
     if isinstance(model, detectors.DINO):
         return DINODetector(model, grid_sample)
-    one_stage = isinstance(model, detectors.SingleStageDetector)
+    # mmdet's RPN has no bbox_head.
+    one_stage = isinstance(model, detectors.SingleStageDetector) and hasattr(model, 'bbox_head')
     require(one_stage, model, 'ATSS, RetinaNet, Faster, Mask or Cascade R-CNN, or DINO')
     return OneStageDetector(model)

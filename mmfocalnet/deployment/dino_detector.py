@@ -201,15 +201,11 @@ def _describe(
         )
         masks.append((rows[:, None] | columns).unsqueeze(0))
         ratios.append(torch.stack([(~columns).float().mean(), (~rows).float().mean()]))
-        points.append(
-            torch.stack(
-                torch.broadcast_tensors(_centers(columns), _centers(rows)[:, None]), -1
-            ).flatten(0, 1)
-        )
+        y, x = torch.meshgrid(_centers(rows), _centers(columns), indexing='ij')
+        points.append(torch.stack([x, y], -1).flatten(0, 1))
     padding = torch.cat([mask.flatten(1) for mask in masks], 1).expand(batch, -1)
-    return _Levels(
-        sizes, masks, padding, torch.stack(ratios).unsqueeze(0), torch.cat(points).unsqueeze(0)
-    )
+    ratios, points = torch.stack(ratios).unsqueeze(0), torch.cat(points).unsqueeze(0)
+    return _Levels(sizes, masks, padding, ratios, points)
 
 
 def _centers(padding: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class DenseHead:
         )
         require(supported, head, 'a head with the prediction of ATSSHead, RetinaHead or RPNHead')
         check_coder(head)
-        check_nms(self.settings.nms)
+        check_nms(self.settings.get('nms'))
 
     def predict(
         self, features: Sequence[Tensor], height: int, width: int

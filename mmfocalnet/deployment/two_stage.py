@@ -44,7 +44,7 @@ class TwoStageDetector(nn.Module):
         supported = type(head) in (StandardRoIHead, CascadeRoIHead) and not head.with_shared_head
         require(supported, head, 'StandardRoIHead or CascadeRoIHead without shared_head')
         self.settings = head.test_cfg
-        check_nms(self.settings.nms)
+        check_nms(self.settings.get('nms'))
         self.box_stages = _stages(BoxStage, head.bbox_roi_extractor, head.bbox_head)
         self.mask_stages = []
         self.output_names = ('boxes', 'scores', 'labels')

@@ -132,13 +132,13 @@ def test_a_backbone_of_a_classifier(tool, tmp_path):
 
 @can_export
 def test_a_file_that_differs_is_not_written(tool, tmp_path, monkeypatch):
-    load = formats._LOADERS['torch-export']
+    load = formats.load
 
     def load_damaged(*args):
         run = load(*args)
         return lambda image: {name: out * 1.001 for name, out in run(image).items()}
 
-    monkeypatch.setitem(formats._LOADERS, 'torch-export', load_damaged)
+    monkeypatch.setattr('mmfocalnet.deployment.export.load', load_damaged)
     (tmp_path / 'model.pt2').write_text('an older file')
     (tmp_path / 'model.json').write_text('{"file": "model.pt2"}')
     code, _, stderr = tool(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mmfocalnet.arguments import boolean, choice, integer, is_integer, probability
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.models.layer_norm import LayerNorm
+from mmfocalnet.models.layer_norm import normalize
 from mmfocalnet.ops import ModulationWeights, is_exact_gelu, is_unmodified, linear, modulate
 from mmfocalnet.text import short_repr
 
@@ -93,7 +93,7 @@ class FocalModulation(nn.Module):
         self.proj_drop = nn.Dropout(probability('proj_drop', proj_drop))
         self.focal_layers = nn.ModuleList(focal_layer(self.dim, size) for size in sizes)
         use_norm = boolean('use_postln_in_modulation', use_postln_in_modulation)
-        self.ln = LayerNorm(self.dim) if use_norm else None
+        self.ln = nn.LayerNorm(self.dim) if use_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Modulate every location of ``x`` by its context (Algorithm 1).
@@ -126,7 +126,7 @@ class FocalModulation(nn.Module):
             # Eq. 6, or its additive variant (Table 11).
             x = query * modulator if self.interaction == 'multiply' else query + modulator
         if self.ln is not None:
-            x = self.ln(x)
+            x = normalize(self.ln, x)
         if is_unmodified(self.proj, nn.Linear):
             x = linear(x, self.proj.weight, self.proj.bias)
         else:

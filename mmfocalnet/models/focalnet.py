@@ -20,7 +20,7 @@ from mmfocalnet.models.focalnet_arguments import (
     pretrained_options,
     resolve_arguments,
 )
-from mmfocalnet.models.layer_norm import LayerNorm
+from mmfocalnet.models.layer_norm import normalize
 from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.models.pretrained import load_pretrained
 from mmfocalnet.ops import feed_forward, is_exact_gelu, is_unmodified, keep_path
@@ -89,9 +89,9 @@ class FocalNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.use_postln = use_postln
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
         self.modulation = build_mixer(mixer, dim, dict(mixer_settings, proj_drop=drop))
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.gamma_1 = self.gamma_2 = None
@@ -105,7 +105,7 @@ class FocalNetBlock(nn.Module):
         return x + self._branch(x, self.mlp, self.norm2, self.gamma_2)
 
     def _branch(self, x: Tensor, layer: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
-        x = norm(layer(x)) if self.use_postln else layer(norm(x))
+        x = normalize(norm, layer(x)) if self.use_postln else layer(normalize(norm, x))
         return self.drop_path(x if gamma is None else gamma * x)
 
 
@@ -138,7 +138,7 @@ class PatchEmbed(nn.Module):
         # padding of 3 in the released dense code shifts the stem's samples.
         padding = 0 if overlap is None else (overlap - patch_size + 1) // 2
         self.proj = nn.Conv2d(in_chans, embed_dim, overlap or patch_size, patch_size, padding)
-        self.norm = LayerNorm(embed_dim) if norm else None
+        self.norm = nn.LayerNorm(embed_dim) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed patches of stride S.
@@ -151,7 +151,7 @@ class PatchEmbed(nn.Module):
         """
         x = pad_to_multiple(x, self.patch_size)
         x = self.proj(x).permute(0, 2, 3, 1)  # [B, C, H, W] -> [B, H, W, C]
-        return x if self.norm is None else self.norm(x)
+        return x if self.norm is None else normalize(self.norm, x)
 
 
 def pad_to_multiple(x: Tensor, divisor: int, value: float = 0.0) -> Tensor:
@@ -299,7 +299,7 @@ class FocalNet(BaseModule):
         self.pos_drop = nn.Dropout(args.drop_rate)
         self.layers = nn.ModuleList(_build_stages(args))
         for i in self.out_indices:
-            self.add_module(f'norm{i}', LayerNorm(self.num_features[i]))
+            self.add_module(f'norm{i}', nn.LayerNorm(self.num_features[i]))
         for module in self._frozen_modules():
             module.eval()
             module.requires_grad_(False)
@@ -325,7 +325,7 @@ class FocalNet(BaseModule):
         for i, stage in enumerate(self.layers):
             x = stage(x)
             if i in self.out_indices:
-                out = getattr(self, f'norm{i}')(x)
+                out = normalize(getattr(self, f'norm{i}'), x)
                 # Contiguous, because some heads call `.view`, and on CPUs heads train faster.
                 outs.append(out.permute(0, 3, 1, 2).contiguous())  # [B, H, W, C] -> [B, C, H, W]
             if stage.downsample is not None:

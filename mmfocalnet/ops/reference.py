@@ -68,8 +68,9 @@ def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor])
     *level_gates, global_gate = gates.permute(0, 3, 1, 2).split(1, dim=1)
     total = 0.0
     for kernel, gate in zip(kernels, level_gates, strict=True):
+        channels, _, size, _ = map(int, kernel.shape)  # tensors in traces of PyTorch before 2.6
         # Eq. 4: z^l = GELU(depth-wise convolution of z^{l-1}).
-        z = F.gelu(F.conv2d(z, kernel, padding='same', groups=len(kernel)))
+        z = F.gelu(F.conv2d(z, kernel, padding=size // 2, groups=channels))
         # Eq. 5: sum of g^l * z^l ...
         total = total + z * gate
     # ... and of the global context z^{L+1}, the average of z^L over the image.

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch.distributed.fsdp.wrap import _recursive_wrap
 
-from mmfocalnet import FocalNet, cli
-from mmfocalnet.cli import strategy_checks
+from mmfocalnet import FocalNet
+from mmfocalnet.cli import config_flags, strategy_checks
 from mmfocalnet.engine.fsdp import FocalNetFSDPStrategy, focalnet_blocks
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models import FocalNetBlock
@@ -81,7 +81,7 @@ def test_sharded_configs_equal_the_recipe_otherwise(path, plain, strategy):
         assert 'clip_grad' not in cfg.optim_wrapper
     else:
         assert cfg.optim_wrapper == plain.optim_wrapper
-    cli.drop_strategy(cfg)
+    strategy_checks.drop_strategy(cfg)
     assert 'runner_type' not in cfg
     assert 'strategy' not in cfg
 
@@ -89,7 +89,7 @@ def test_sharded_configs_equal_the_recipe_otherwise(path, plain, strategy):
 def check(path, **settings):
     cfg = Config.fromfile(ROOT / path)
     cfg.merge_from_dict({'launcher': 'pytorch', **settings})
-    cli.check_strategy(cfg)
+    strategy_checks.check_strategy(cfg)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_configs_that_cannot_be_sharded():
 def test_the_loss_scale_follows_all_shards(monkeypatch, path, shards):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     cfg = Config.fromfile(ROOT / path)
-    cli.use_amp(cfg)
+    config_flags.use_amp(cfg)
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.use_fsdp) == ('AmpOptimWrapper', shards)
 
 
@@ -148,6 +148,9 @@ def test_deepspeed_needs_its_package_and_refuses_flags_that_it_ignores(packages)
     with pytest.raises(ConfigError, match='load_from'):
         check(DEEPSPEED, load_from='epoch_1.pth')
     cfg = Config.fromfile(ROOT / DEEPSPEED)
-    for change, flag in ((cli.use_amp, '--amp'), (cli.scale_lr, '--auto-scale-lr')):
+    for change, flag in (
+        (config_flags.use_amp, '--amp'),
+        (config_flags.scale_lr, '--auto-scale-lr'),
+    ):
         with pytest.raises(ConfigError, match=flag):
             change(cfg)

@@ -1,6 +1,7 @@
 """The operators in compiled, exported and transformed code."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from small_focalnet import small
 from torch import nn
 
 from mmfocalnet import ops
-from mmfocalnet.models.layer_norm import LayerNorm
+from mmfocalnet.models.layer_norm import normalize
 from mmfocalnet.ops import numba_path, pytorch_path
 
 needs_custom_ops = pytest.mark.skipif(
@@ -137,7 +138,7 @@ def test_compiled_backbone_has_fused_operators_and_the_same_numbers(
     fused = 'aggregate_context' if autocast or not has_numba() else 'modulate'
     assert forward.count(fused) == 2
     assert backward.count(f'{fused}_backward') == 2
-    if not autocast:
+    if not autocast and has_numba():
         assert forward.count('feed_forward') == forward.count('linear') == 2
 
 
@@ -184,10 +185,10 @@ def test_a_requested_path_is_that_of_the_compiled_code():
 
 
 def test_layer_norm_of_other_precisions():
-    norm = LayerNorm(DIM).double()
+    norm = nn.LayerNorm(DIM).double()
     x = torch.randn(X, dtype=torch.float64)
     record = Recorder()
-    actual = torch.compile(norm, backend=record, fullgraph=True)(x)
+    actual = torch.compile(partial(normalize, norm), backend=record, fullgraph=True)(x)
     assert torch.equal(actual, nn.functional.layer_norm(x, (DIM,)))
     assert record.graphs[0] == []
 
@@ -209,7 +210,8 @@ def test_transforms_of_torch_func_compile():
         return ops.modulate(x, weights)
 
     mapped = torch.compile(torch.func.vmap(function), backend='aot_eager')(x)
-    torch.testing.assert_close(mapped, torch.stack([function(one) for one in x]))
+    separate = torch.stack([function(one) for one in x])
+    torch.testing.assert_close(mapped, separate, rtol=0, atol=1e-5 * separate.abs().max().item())
     gradient = torch.func.grad(lambda x: function(x).square().sum())
     actual = torch.compile(gradient, backend='aot_eager')(x[0])
     torch.testing.assert_close(actual, gradient(x[0]), rtol=1e-4, atol=1e-5)

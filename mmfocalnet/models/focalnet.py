@@ -104,7 +104,9 @@ class FocalNetBlock(nn.Module):
         x = x + self._branch(x, self.modulation, self.norm1, self.gamma_1)
         return x + self._branch(x, self.mlp, self.norm2, self.gamma_2)
 
-    def _branch(self, x: Tensor, layer: nn.Module, norm: nn.Module, gamma: Tensor | None) -> Tensor:
+    def _branch(
+        self, x: Tensor, layer: nn.Module, norm: nn.LayerNorm, gamma: Tensor | None
+    ) -> Tensor:
         x = normalize(norm, layer(x)) if self.use_postln else layer(normalize(norm, x))
         return self.drop_path(x if gamma is None else gamma * x)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.dense_heads import DeformableDETRHead, DINOHead
 from mmdet.models.dense_heads.detr_head import DETRHead
@@ -17,8 +16,8 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor, nn
 
 from mmfocalnet.deployment.boxes import inherits, limit, require, take
+from mmfocalnet.deployment.deformable_attention import attend
 from mmfocalnet.deployment.one_stage import extract_features
-from mmfocalnet.deployment.operators import deformable_attention
 from mmfocalnet.models.dino import PublishedDINOHead
 
 
@@ -142,36 +141,9 @@ class DINODetector(nn.Module):
         references: Tensor,
         levels: _Levels,
     ) -> Tensor:
-        """Compute deformable attention without its residual branch.
-
-        Args:
-            layer: The layer whose weights are used.
-            query: Queries with their positions (B, Q, C).
-            memory: Tokens of the maps (B, S, C).
-            references: Points (B, Q, L, 2) or boxes (B, Q, L, 4), from 0 to 1.
-            levels: The levels of the tokens.
-
-        Returns:
-            Shape (B, Q, C).
-        """
-        heads, points = layer.num_heads, layer.num_points
-        value = F.linear(memory, layer.value_proj.weight, layer.value_proj.bias).float()
-        value = value.masked_fill(levels.padding.unsqueeze(-1), 0)
-        value = value.unflatten(2, (heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
-        values = value.split([height * width for height, width in levels.sizes], dim=2)
-        maps = [level.unflatten(2, size) for level, size in zip(values, levels.sizes, strict=True)]
-        weights = layer.attention_weights(query).float().unflatten(2, (heads, -1)).softmax(-1)
-        weights = weights.unflatten(3, (-1, points))
-        offsets = F.linear(query, layer.sampling_offsets.weight, layer.sampling_offsets.bias)
-        offsets = offsets.float().unflatten(2, (heads, -1, points, 2))
-        references = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 or 4]
-        if references.shape[-1] == 4:
-            offsets = offsets * references[..., 2:] * (0.5 / points)
-        else:
-            offsets = offsets / _widths_and_heights(levels.sizes, offsets)[:, None]
-        locations = references[..., :2] + offsets
-        output = deformable_attention(maps, locations, weights, self.grid_sample)
-        return layer.output_proj(output.to(query.dtype))
+        return attend(
+            layer, query, memory, references, levels.sizes, levels.padding, self.grid_sample
+        )
 
     def _select(
         self, logits: Tensor, boxes: Tensor, height: int, width: int
@@ -211,12 +183,6 @@ def _describe(
 def _centers(padding: Tensor) -> Tensor:
     """Centers of the positions of a mask (N,), relative to those without padding."""
     return (torch.arange(padding.shape[0], device=padding.device) + 0.5) / (~padding).sum()
-
-
-def _widths_and_heights(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """The sizes (height, width) as a tensor (L, 2) of widths and heights."""
-    numbers = [like.new_full((), side) for size in sizes for side in reversed(size)]
-    return torch.stack(numbers).unflatten(0, (-1, 2))
 
 
 def _check(model: nn.Module) -> None:

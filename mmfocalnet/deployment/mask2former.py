@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mmcv.ops import MultiScaleDeformableAttention
 from mmdet.models.layers import MSDeformAttnPixelDecoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfocalnet.deployment.operators import deformable_attention
+from mmfocalnet.deployment.deformable_attention import attend
 
 
 class PixelDecoder(nn.Module):
@@ -59,45 +58,15 @@ class PixelDecoder(nn.Module):
             mask = torch.zeros(1, *level.shape[-2:], dtype=torch.bool, device=level.device)
             positions.append(_to_tokens(source.postional_encoding(mask)) + embedding)
         position = torch.cat(positions, 1)
-        points = torch.cat([_centers(size, tokens.device) for size in sizes])
+        points = torch.cat([_centers(size, tokens.device) for size in sizes])[None, :, None]
         for layer in source.encoder.layers:
             query = tokens + position
-            tokens = tokens + self._attend(layer.self_attn, query, tokens, points, sizes)
+            tokens = tokens + attend(
+                layer.self_attn, query, tokens, points, sizes, grid_sample=self.grid_sample
+            )
             tokens = layer.norms[1](layer.ffn(layer.norms[0](tokens)))
         parts = tokens.transpose(1, 2).split([height * width for height, width in sizes], 2)
         return [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
-
-    def _attend(
-        self,
-        layer: MultiScaleDeformableAttention,
-        query: Tensor,
-        tokens: Tensor,
-        points: Tensor,
-        sizes: Sequence[tuple[int, int]],
-    ) -> Tensor:
-        """Compute deformable attention without its residual branch, (B, S, C).
-
-        Args:
-            layer: The layer whose weights are used.
-            query: Tokens with their positions (B, S, C).
-            tokens: Tokens of the maps (B, S, C).
-            points: Centers (x, y) of the tokens, from 0 to 1, (S, 2).
-            sizes: Heights and widths of the L maps.
-        """
-        heads, levels, count = layer.num_heads, layer.num_levels, layer.num_points
-        # Sampling in float32: its coordinates are in pixels.
-        value = layer.value_proj(tokens).float()
-        value = value.unflatten(2, (heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
-        parts = value.split([height * width for height, width in sizes], 2)
-        maps = [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
-        weights = layer.attention_weights(query).float().unflatten(2, (heads, -1)).softmax(-1)
-        offsets = layer.sampling_offsets(query).float()
-        offsets = offsets.unflatten(2, (heads, levels, count, 2))
-        sides = [points.new_full((), side) for size in sizes for side in reversed(size)]
-        locations = points[:, None, None, None] + offsets / torch.stack(sides).view(levels, 1, 2)
-        weights = weights.unflatten(3, (levels, count))
-        output = deformable_attention(maps, locations, weights, self.grid_sample)
-        return layer.output_proj(output.to(query.dtype))
 
 
 class PositionEncoding(nn.Module):

@@ -20,7 +20,7 @@ from mmfocalnet.deployment.formats import capture, load, write
 from mmfocalnet.deployment.graph import ExportGraph
 from mmfocalnet.deployment.images import make_inputs
 from mmfocalnet.deployment.kernels import crop_kernels
-from mmfocalnet.files import PARTIAL, replacing
+from mmfocalnet.files import PARTIAL
 
 # Sizes that no stride divides: nothing is derived from their being multiples.
 _DYNAMIC_EXAMPLE = (2, 607, 833)
@@ -107,21 +107,20 @@ def export(
             difference = compare(outputs, run(batch), tolerance)
             yield f'checked with {"x".join(map(str, batch.shape))}: {difference}'
         del run
+        content = {
+            'format': options.format,
+            'file': path.name,
+            **describe(graph, expected[0], options.dtype, options.size),
+            'resize': metadata.resize,
+            'classes': list(metadata.classes),
+            'palette': [list(map(int, color)) for color in metadata.palette],
+            'category_ids': metadata.category_ids,
+        }
+        lines = [f' {json.dumps(key)}: {json.dumps(value)}' for key, value in content.items()]
+        json_path(file).write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
         # The file itself last: its presence means that it is complete.
         for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
             os.replace(part, path.with_name(part.name))
-    content = {
-        'format': options.format,
-        'file': path.name,
-        **describe(graph, expected[0], options.dtype, options.size),
-        'resize': metadata.resize,
-        'classes': list(metadata.classes),
-        'palette': [list(map(int, color)) for color in metadata.palette],
-        'category_ids': metadata.category_ids,
-    }
-    with replacing(json_path(path)) as part:
-        lines = [f' {json.dumps(key)}: {json.dumps(value)}' for key, value in content.items()]
-        part.write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
     yield f'Written: {path}, {json_path(path)}'
 
 

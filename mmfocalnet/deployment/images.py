@@ -11,6 +11,7 @@ import torch
 
 from mmfocalnet.deployment.formats import MIN_SIDE
 from mmfocalnet.deployment.graph import ExportGraph
+from mmfocalnet.errors import UserError
 
 _RANDOM_SIZE = (480, 640)
 
@@ -47,7 +48,7 @@ def make_inputs(
     if size is not None:
         return [_to_input(graph, [_fit(image, size, graph)], dtype)]
     if resize is not None:
-        scale = mmcv.imrescale if resize['keep_ratio'] else mmcv.imresize
+        scale = _rescale if resize['keep_ratio'] else mmcv.imresize
         image = scale(image, tuple(resize['scale']))
     height, width = image.shape[:2]
     # One of about half the area, and one of the other orientation.
@@ -64,10 +65,21 @@ def make_inputs(
 
 def _fit(image: np.ndarray, size: tuple[int, int], graph: ExportGraph) -> np.ndarray:
     """Scale an image to fit into a size (height, width), and pad it with the mean color."""
-    scaled = mmcv.imrescale(image, min(size[0] / image.shape[0], size[1] / image.shape[1]))
+    scaled = _rescale(image, min(size[0] / image.shape[0], size[1] / image.shape[1]))
     mean = graph.preprocessing.mean.flatten().round().tolist()
     color = mean[::-1] if graph.preprocessing.channels == 'RGB' else mean
     return mmcv.impad(scaled, shape=size, pad_val=tuple(color))
+
+
+def _rescale(image: np.ndarray, scale: float | tuple[int, int]) -> np.ndarray:
+    """Scale an image by a factor, or to fit into two sides, as mmcv's ``imrescale``."""
+    height, width = image.shape[:2]
+    size = mmcv.rescale_size((width, height), scale)
+    if min(size) < 1:
+        raise UserError(
+            f'The image of {width}x{height} pixels is too narrow to scale. Choose another --image.'
+        )
+    return mmcv.imresize(image, size)
 
 
 def _to_input(graph: ExportGraph, images: list[np.ndarray], dtype: str) -> np.ndarray:

@@ -24,7 +24,8 @@ class SemanticNetwork(nn.Module):
             to True.
 
     Raises:
-        ConfigError: If it is neither an ``EncoderDecoder`` nor a ``CascadeEncoderDecoder``.
+        ConfigError: If it is neither an ``EncoderDecoder`` nor a ``CascadeEncoderDecoder``, or
+            has one output for two classes.
     """
 
     output_names = ('seg_logits',)
@@ -35,6 +36,12 @@ class SemanticNetwork(nn.Module):
             raise ConfigError(
                 f'{type(model).__name__} cannot be exported: use EncoderDecoder or '
                 'CascadeEncoderDecoder, or --backbone-only.'
+            )
+        last = model.decode_head[-1] if type(model) is CascadeEncoderDecoder else model.decode_head
+        if getattr(last, 'out_channels', None) == 1:
+            raise ConfigError(
+                'decode_head.out_channels=1 cannot be exported, because its threshold is not in '
+                'the outputs: train with out_channels=2, or use --backbone-only.'
             )
         self.model = model
         if model.with_auxiliary_head:

@@ -28,9 +28,24 @@ def FusedAdamW(params: Iterable[torch.Tensor] | Iterable[dict], **settings: Any)
     """
     given: list[Any] = list(params)  # a generator can be read only once
     try:
-        return AdamW(_copied(given), **{'fused': True, **settings})
+        optimizer = AdamW(_copied(given), **{'fused': True, **settings})
     except RuntimeError:  # not with these parameters or settings
-        return AdamW(given, **settings)
+        optimizer = AdamW(given, **settings)
+    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
+    return optimizer
+
+
+def _keep_implementation(optimizer: AdamW, state: dict[str, Any]) -> dict[str, Any] | None:
+    """Ignore which implementation wrote a checkpoint: another machine may have run it.
+
+    A gradient scaler fails if the groups of a fused optimizer say that it is not fused.
+    """
+    groups = optimizer.param_groups
+    if len(groups) != len(state['param_groups']):
+        return None  # which PyTorch reports
+    kept = [{key: group.get(key) for key in ('fused', 'foreach')} for group in groups]
+    merged = [{**old, **new} for old, new in zip(state['param_groups'], kept, strict=True)]
+    return {**state, 'param_groups': merged}
 
 
 def _copied(params: list[Any]) -> list[Any]:

@@ -63,7 +63,7 @@ def read_description(model: Path) -> Description:
     """Read the description of an exported model: ``model.json`` beside ``model.onnx``.
 
     Raises:
-        ConfigError: If it is missing, malformed, or describes another file or a backbone.
+        ConfigError: If it is missing, malformed, or describes another format or a backbone.
     """
     file = _File(model.with_suffix('.json'), model)
     file.get('format', lambda value: value == _FORMATS[model.suffix], _FORMATS[model.suffix])

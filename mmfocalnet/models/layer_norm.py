@@ -18,6 +18,7 @@ def normalize(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     Returns:
         Features (..., C).
     """
-    if is_compiling() and is_unmodified(norm, nn.LayerNorm):
+    is_affine = norm.weight is not None and norm.bias is not None
+    if is_compiling() and is_affine and is_unmodified(norm, nn.LayerNorm):
         return layer_norm(x, norm.weight, norm.bias, norm.eps)
     return norm(x)

@@ -18,7 +18,7 @@ from mmfocalnet.deployment.images import make_inputs, random_image
 from mmfocalnet.deployment.kernels import crop_kernels, support
 from mmfocalnet.deployment.semantic import AdaptiveAveragePooling
 from mmfocalnet.deployment.source import default_size, model_graph
-from mmfocalnet.errors import ConfigError
+from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.inference.predictor import random_predictor
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs/demo'
@@ -66,6 +66,13 @@ def test_segmentors_equal_the_model(segmentor, name, grid_sample):
     [found] = graph(torch.from_numpy(image()[None]))
     assert graph.output_names == ('seg_logits',)
     torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_segmentor_with_one_output_is_refused(segmentor):
+    model = copy.deepcopy(segmentor('upernet').model)
+    model.decode_head.out_channels = 1
+    with pytest.raises(ConfigError, match='out_channels=1'):
+        model_graph(model, 'semantic')
 
 
 PREPROCESSORS = [
@@ -265,3 +272,10 @@ def test_description(raw):
     assert content['normalization']['mean'] == [123.675, 116.28, 103.53]
     assert content['normalization']['in_graph'] is not raw
     assert content['size'] == [64, 96]
+
+
+def test_an_image_that_is_too_narrow_to_scale():
+    graph = backbone_graph()
+    image = np.zeros((1, 5000, 3), np.uint8)
+    with pytest.raises(UserError, match='5000x1'):
+        make_inputs(graph, image, dtype='uint8', size=(64, 96), resize=None)

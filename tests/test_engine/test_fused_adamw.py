@@ -55,3 +55,17 @@ def test_continues_from_a_checkpoint_of_adamw(model):
     after = FusedAdamW(groups_of(resumed), lr=0.01)
     after.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     torch.testing.assert_close(train(after, resumed), train(optimizer, model))
+
+
+@pytest.mark.skipif(torch.__version__ < '2.4', reason='PyTorch fuses on GPUs only')
+def test_stays_fused_with_a_checkpoint_of_adamw(model):
+    optimizer = AdamW(groups_of(model), lr=0.01)
+    train(optimizer, model)
+    after = FusedAdamW(groups_of(model), lr=0.01)
+    after.load_state_dict(optimizer.state_dict())
+    assert all(group['fused'] for group in after.param_groups)
+    scaler = torch.amp.GradScaler('cpu')
+    scaler.scale(model(torch.randn(4, 8)).square().mean()).backward()
+    scaler.step(after)
+    with pytest.raises(ValueError, match='parameter groups'):
+        after.load_state_dict(AdamW(model.parameters()).state_dict())

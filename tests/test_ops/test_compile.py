@@ -184,6 +184,13 @@ def test_a_requested_path_is_that_of_the_compiled_code():
     assert record.graphs[0] == []
 
 
+def test_layer_norm_without_weights():
+    norm = nn.LayerNorm(DIM, elementwise_affine=False)
+    x = torch.randn(X)
+    compiled = torch.compile(partial(normalize, norm), backend='aot_eager', fullgraph=True)
+    assert torch.equal(compiled(x), norm(x))
+
+
 def test_layer_norm_of_other_precisions():
     norm = nn.LayerNorm(DIM).double()
     x = torch.randn(X, dtype=torch.float64)

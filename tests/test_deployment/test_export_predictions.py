@@ -55,7 +55,7 @@ def test_predictions_equal_those_of_the_model(name, format, suffix, tool, tmp_pa
     [expected] = load_predictor(config, checkpoint, cfg_options=cfg_options).predict([image])
     [found] = load_predictor(file).predict([image])
     if name == 'upernet':
-        assert len(np.unique(expected.semantic)) > 2
+        assert len(np.unique(expected.semantic)) > 1
         assert (found.semantic == expected.semantic).mean() > 0.999
         return
     assert len(found.boxes) == len(expected.boxes) > 5

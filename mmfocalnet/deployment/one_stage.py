@@ -21,6 +21,7 @@ from mmfocalnet.deployment.boxes import (
     suppress,
     take,
 )
+from mmfocalnet.deployment.graph import weight_dtype
 
 
 class OneStageDetector(nn.Module):
@@ -126,7 +127,7 @@ class DenseHead:
 
 def extract_features(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
     """Maps of a detector's neck for images (B, 3, H, W), in the dtype of the weights."""
-    return model.extract_feat(images.to(next(model.parameters()).dtype))
+    return model.extract_feat(images.to(weight_dtype(model)))
 
 
 def _by_anchor(maps: Tensor, channels: int) -> Tensor:

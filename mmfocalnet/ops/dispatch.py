@@ -251,7 +251,7 @@ def _choose_for_compiler(operator: str, *call: Any) -> int:
     Compilers run this function instead of tracing it. They pass and return simple constants only.
     """
     paths = OPERATORS[operator]
-    # Exported programs contain PyTorch's own operators only.
+    # FocalNet in exported programs consists of PyTorch's own operators.
     if is_exporting() or _is_traced():
         return len(paths) - 1
     path = _choose_for(paths, Call(*call), _requested.get())

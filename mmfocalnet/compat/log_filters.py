@@ -7,7 +7,8 @@ import io
 import logging
 import sys
 import warnings
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 
 WARNINGS = (
     'faster_coco_eval is not installed',  # mmdet: a metric that our configs do not use
@@ -49,6 +50,17 @@ def import_datasets(scope: str | None) -> None:
         for line in printed.getvalue().splitlines(keepends=True):
             if line.strip() not in PRINTED:
                 sys.stdout.write(line)
+
+
+@contextmanager
+def hide_info() -> Iterator[None]:
+    """Log warnings and errors only, because MMEngine logs how it initializes each weight."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def filter_warnings() -> None:

@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 from mmfocalnet.config import find_dicts
+from mmfocalnet.models.pretrained import drop_pretrained
 from mmfocalnet.registry import type_name
 
 _SIZE = (128, 128)  # height and width of most images
@@ -36,11 +37,7 @@ def build_model(cfg: Config) -> nn.Module:
     for part in find_dicts(model):
         if type_name(part) == 'MMSyncBN':
             part['type'] = 'BN'
-        if type_name(part.get('init_cfg')) == 'Pretrained':
-            part['init_cfg'] = None
-        for key in ('pretrained', 'teacher_ckpt'):
-            if isinstance(part.get(key), str):
-                part[key] = None
+    drop_pretrained(model)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = MODELS.build(model)
         model.init_weights()

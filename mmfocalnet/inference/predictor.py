@@ -22,7 +22,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from mmfocalnet.checkpoints import cached_reads, check_has_weights, load_once
-from mmfocalnet.compat.log_filters import import_datasets
+from mmfocalnet.compat.log_filters import hide_info, import_datasets
 from mmfocalnet.config import read_model_config
 from mmfocalnet.datasets.category_names import check_num_classes
 from mmfocalnet.datasets.dataset_configs import dataset_class
@@ -32,6 +32,7 @@ from mmfocalnet.inference.colors import find_palette
 from mmfocalnet.inference.exported import ExportedPredictor
 from mmfocalnet.inference.pipeline import build_pipeline, find_test_dataset
 from mmfocalnet.inference.prediction import Prediction, Segment
+from mmfocalnet.models.pretrained import drop_pretrained
 from mmfocalnet.models.weight_checks import check_fits, check_position_encoding
 from mmfocalnet.released import DETECTORS, RELEASED, configs_folder
 from mmfocalnet.text import short_text
@@ -100,7 +101,9 @@ def random_predictor(
     Raises:
         ConfigError: As `load_predictor`.
     """
-    return Predictor(_read_config(config, cfg_options), None)
+    cfg = _read_config(config, cfg_options)
+    drop_pretrained(cfg.model)
+    return Predictor(cfg, None)
 
 
 def _read_config(config: str | os.PathLike, cfg_options: dict[str, Any] | None) -> Config:
@@ -257,7 +260,10 @@ class Predictor(BaseInferencer):
     def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         content = {}
-        if weights is not None:
+        if weights is None:
+            with hide_info():
+                model.init_weights()
+        else:
             with cached_reads():
                 check_fits(model, weights)
                 content = load_checkpoint(model, weights, map_location='cpu')

@@ -1,4 +1,4 @@
-"""Load pretrained weights into a FocalNet with any windows and levels."""
+"""Load pretrained weights into a FocalNet with any windows and levels, or do without."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmfocalnet.checkpoints import FitReport, fit_checkpoint
+from mmfocalnet.config import find_dicts
 from mmfocalnet.errors import CheckpointError
 from mmfocalnet.models.focal_modulation import FocalModulation
+from mmfocalnet.registry import type_name
 
 
 def load_pretrained(
@@ -62,3 +64,13 @@ def load_pretrained(
             level=logging.WARNING,
         )
     return report
+
+
+def drop_pretrained(model: dict) -> None:
+    """Remove the pretrained weights from the config of a model, in place."""
+    for part in find_dicts(model):
+        if type_name(part.get('init_cfg')) in ('Pretrained', 'PretrainedInit'):
+            part['init_cfg'] = None
+        for key in ('pretrained', 'teacher_ckpt'):
+            if isinstance(part.get(key), str):
+                part[key] = None

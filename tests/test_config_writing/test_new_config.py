@@ -23,6 +23,7 @@ from mmfocalnet.config_writing.schedule import MIN_ITERATIONS
 from mmfocalnet.datasets import make_shapes
 from mmfocalnet.datasets.data_checks import check_data
 from mmfocalnet.errors import ConfigError, DataError
+from mmfocalnet.models.pretrained import drop_pretrained
 
 RECIPES = {
     'mask_rcnn': narrow_models.MASK_RCNN,
@@ -94,7 +95,9 @@ def first_loss(cfg, options):
     cfg.merge_from_dict({**values, 'train_dataloader.batch_size': 2})
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loader = Runner.build_dataloader(cfg.train_dataloader)
+        drop_pretrained(cfg.model)
         model = MODELS.build(cfg.model)
+        model.init_weights()
         data = model.data_preprocessor(next(iter(loader)), True)
         loss, _ = model.parse_losses(model(**data, mode='loss'))
     return loss

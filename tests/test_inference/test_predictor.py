@@ -10,6 +10,7 @@ from mmengine.infer import BaseInferencer
 from mmfocalnet.errors import CheckpointError, ConfigError
 from mmfocalnet.inference import ImageError, draw, load_predictor
 from mmfocalnet.inference.colors import find_palette
+from mmfocalnet.inference.predictor import random_predictor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -256,6 +257,19 @@ def test_it_is_an_inferencer_of_mmengine(predictor, images):
         np.testing.assert_allclose(prediction.scores, alone.scores, atol=1e-4)
     [sample] = inferencer(images[0], return_datasamples=True)['predictions']
     assert len(sample.pred_instances) == len(found[0].scores)
+
+
+@pytest.fixture
+def nan_memory():
+    """New tensors contain NaN until something is written to them."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_without_a_checkpoint_all_weights_are_initialized(nan_memory):
+    model = random_predictor(ROOT / 'configs/demo/dino.py').model
+    assert all(torch.isfinite(weight).all() for weight in model.state_dict().values())
 
 
 def test_a_config_without_test_dataloader_is_rejected(random_model):

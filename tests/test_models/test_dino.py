@@ -133,6 +133,7 @@ def test_the_losses_have_the_same_names_with_and_without_boxes():
     """MMEngine reduces each loss over the processes."""
     found = published_dino.numbers(published_dino.NAMES[0])
     model = published_dino.build(published_dino.config(found['config']))
+    model.init_weights()
     names = []
     for count in (0, 2):
         data = published_dino.batch(model, found, **targets(count))

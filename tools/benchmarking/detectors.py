@@ -12,6 +12,7 @@ from torch.autograd.graph import register_multi_grad_hook
 
 from benchmarking.networks import OURS, row
 from benchmarking.timing import Phases, autocast, counted, now
+from mmfocalnet.models.pretrained import drop_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 MMCV = "mmfocalnet, mmcv's attention"
@@ -155,7 +156,7 @@ def copied(data):
 
 
 def build_detector(cfg):
-    cfg.model.backbone.init_cfg = None
+    drop_pretrained(cfg.model)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
     model.init_weights()

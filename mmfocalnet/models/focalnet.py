@@ -23,7 +23,7 @@ from mmfocalnet.models.focalnet_arguments import (
 from mmfocalnet.models.layer_norm import normalize
 from mmfocalnet.models.mixers import build_mixer
 from mmfocalnet.models.pretrained import load_pretrained
-from mmfocalnet.ops import feed_forward, is_exact_gelu, is_unmodified, keep_path
+from mmfocalnet.ops import embed_patches, feed_forward, is_exact_gelu, is_unmodified, keep_path
 from mmfocalnet.registry import register
 
 
@@ -152,8 +152,20 @@ class PatchEmbed(nn.Module):
             Features (B, ceil(H / S), ceil(W / S), C).
         """
         x = pad_to_multiple(x, self.patch_size)
-        x = self.proj(x).permute(0, 2, 3, 1)  # [B, C, H, W] -> [B, H, W, C]
+        if self.can_fuse(x.shape[1]):
+            x = embed_patches(x, self.proj.weight, self.proj.bias)
+        else:
+            x = self.proj(x).permute(0, 2, 3, 1)  # [B, C, H, W] -> [B, H, W, C]
         return x if self.norm is None else normalize(self.norm, x)
+
+    def can_fuse(self, channels: int) -> bool:
+        """Whether `mmfocalnet.ops.embed_patches` computes what the convolution computes.
+
+        The convolution has the better error message for a wrong number of channels.
+        """
+        is_disjoint = self.proj.kernel_size == self.proj.stride
+        fits = is_disjoint and channels == self.proj.in_channels
+        return fits and is_unmodified(self.proj, nn.Conv2d)
 
 
 def pad_to_multiple(x: Tensor, divisor: int, value: float = 0.0) -> Tensor:

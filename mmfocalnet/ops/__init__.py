@@ -1,5 +1,6 @@
 from mmfocalnet.ops.dispatch import (
     PATHS,
+    embed_patches,
     explain,
     feed_forward,
     keep_path,
@@ -14,6 +15,7 @@ from mmfocalnet.ops.unmodified import is_exact_gelu, is_unmodified
 __all__ = [
     'PATHS',
     'ModulationWeights',
+    'embed_patches',
     'explain',
     'feed_forward',
     'is_exact_gelu',

@@ -41,6 +41,12 @@ class Call(NamedTuple):
             return f'an input is a {self.tensor_type}, not a torch.Tensor'
         return 'the features are empty' if self.empty else None
 
+    def unsupported_by_pytorch(self) -> str | None:
+        """Why the pytorch path cannot run this call; None if it can."""
+        if self.device != 'cpu':
+            return f'the features are on {self.device}, and this path is faster on the CPU only'
+        return self.unusual_input()
+
 
 def _tensor_type(tensors: Sequence[Tensor]) -> str:
     subclasses = [type(tensor) for tensor in tensors if type(tensor) not in (Tensor, nn.Parameter)]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mmfocalnet.compat.tracing import is_compiling, is_exporting
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.ops import numba_path, pytorch_path, reference, triton_path
+from mmfocalnet.ops import layers, numba_path, pytorch_path, reference, triton_path
 from mmfocalnet.ops.call import Call, cpu_autocast_enabled
 from mmfocalnet.ops.fused_operator import CAN_COMPILE, CAN_COMPILE_TRITON
 
@@ -42,22 +42,27 @@ MODULATION = (
     OperatorPath('reference', lambda call: None, reference.modulate),
 )
 LINEAR = (
-    OperatorPath('pytorch', pytorch_path.unsupported_linear, pytorch_path.linear),
+    OperatorPath('pytorch', layers.unsupported, layers.linear),
     OperatorPath('reference', lambda call: None, F.linear),
 )
 LAYER_NORM = (
-    OperatorPath('pytorch', pytorch_path.unsupported_layer_norm, pytorch_path.layer_norm),
+    OperatorPath('pytorch', layers.unsupported_layer_norm, layers.layer_norm),
     OperatorPath('reference', lambda call: None, reference.layer_norm),
 )
 FEED_FORWARD = (
-    OperatorPath('pytorch', pytorch_path.unsupported_linear, pytorch_path.feed_forward),
+    OperatorPath('pytorch', layers.unsupported, layers.feed_forward),
     OperatorPath('reference', lambda call: None, reference.feed_forward),
+)
+PATCH_EMBEDDING = (
+    OperatorPath('pytorch', layers.unsupported, layers.embed_patches),
+    OperatorPath('reference', lambda call: None, reference.embed_patches),
 )
 OPERATORS = {
     'modulate': MODULATION,
     'linear': LINEAR,
     'layer_norm': LAYER_NORM,
     'feed_forward': FEED_FORWARD,
+    'embed_patches': PATCH_EMBEDDING,
 }
 PATHS = tuple(path.name for path in MODULATION)
 
@@ -144,14 +149,30 @@ def feed_forward(
     return path.run(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
 
 
+def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Embed disjoint patches of S x S pixels by the fastest available path.
+
+    Args:
+        x: Images or features (B, C, H, W), where H and W are multiples of S.
+        weight: (D, C, S, S).
+        bias: (D) or None.
+
+    Returns:
+        Features (B, H / S, W / S, D).
+
+    Raises:
+        ConfigError: If the path requested by `use_path` cannot run this call.
+    """
+    return _choose(PATCH_EMBEDDING, x, [weight, bias]).run(x, weight, bias)
+
+
 @contextlib.contextmanager
 def use_path(name: str) -> Iterator[None]:
     """Request one path for all operators inside a ``with`` block.
 
-    Operators that do not have the path choose as usual: the linear layer and the MLP have no
-    ``triton`` and no ``numba`` path. Compiled code keeps the path that is requested when it is
-    compiled. Exporters, tracers, counters of FLOPs and transforms of `torch.func` always use the
-    reference.
+    Operators that do not have the path choose as usual: only the modulation has a ``triton`` and
+    a ``numba`` path. Compiled code keeps the path that is requested when it is compiled. Exporters,
+    tracers, counters of FLOPs and transforms of `torch.func` always use the reference.
 
     Args:
         name: ``'triton'``, ``'numba'``, ``'pytorch'`` or ``'reference'``. ``'plain'`` is the

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,6 +17,10 @@ _is_legacy_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lam
 # Whether compilers can use custom operators (PyTorch 2.4), and those of Triton kernels (2.6).
 CAN_COMPILE = hasattr(torch.library, 'custom_op')
 CAN_COMPILE_TRITON = hasattr(torch.library, 'triton_op')
+
+# Inductor copies views before other custom operators, and computes what they view twice.
+_accepted = signature(getattr(torch.library, 'custom_op', print)).parameters
+_LAYOUT = dict(tags=torch.Tag.flexible_layout) if 'tags' in _accepted else {}
 
 FORWARD = '(Tensor[] tensors, float constant, bool keep) -> Tensor[]'
 BACKWARD = (
@@ -49,7 +55,7 @@ class FusedOperator:
         self.forward, self.backward, self._shapes = forward, backward, shapes
         if not (CAN_COMPILE if shapes else CAN_COMPILE_TRITON):
             return
-        define = torch.library.custom_op if shapes else torch.library.triton_op
+        define = partial(torch.library.custom_op, **_LAYOUT) if shapes else torch.library.triton_op
         name = f'mmfocalnet::{name}'
         self._forward_op = define(name, self._list_outputs, mutates_args=(), schema=FORWARD)
         self._backward_op = define(

@@ -1,4 +1,4 @@
-"""The pytorch path: the operators in PyTorch, optimised for the CPU.
+"""The pytorch path: focal modulation in PyTorch, optimised for the CPU.
 
 Differences from the reference: large depth-wise convolutions and the gradients of their kernels
 use PyTorch's fast routes, and GELU is recomputed in backward instead of kept.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfocalnet.ops import matrix_products, reference
+from mmfocalnet.ops import layers, matrix_products, reference
 from mmfocalnet.ops.call import Call
 from mmfocalnet.ops.fused_operator import FusedOperator
 
@@ -21,121 +21,19 @@ from mmfocalnet.ops.fused_operator import FusedOperator
 _FFT_SIZE = 7
 # Pixels of the planes that are transformed at a time, which should stay in the cache.
 _FFT_CHUNK = 2**20
-# Hidden activations of an MLP that are computed at a time, which should stay in the cache.
-_HIDDEN_CHUNK = 2**21
-# Larger hidden layers are recomputed in backward. Each allocation beyond 32 MiB gets new pages
-# from the system, which takes as long as the matrix product that fills them.
-_HIDDEN_KEPT = 2**23
 
 
 def unsupported(call: Call) -> str | None:
     """Why this path cannot run a modulation; None if it can."""
-    if call.device != 'cpu':
-        return f'the features are on {call.device}, and this path is faster on the CPU only'
-    return call.unusual_input()
-
-
-def unsupported_linear(call: Call) -> str | None:
-    """Why this path cannot run a linear layer or an MLP; None if it can."""
-    if call.autocast:
-        return 'its matrix products do not follow autocast'
-    if not call.dtype.is_floating_point:
-        return f'it supports real floating-point numbers, got {call.dtype}'
-    if call.mixed:
-        return 'the weights differ from the features in dtype or device'
-    return unsupported(call)
+    return call.unsupported_by_pytorch()
 
 
 def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
     """Compute `reference.modulate`."""
     f_weight, f_bias, _, h_weight, h_bias, _ = weights
     given = [weight for weight in (f_weight, f_bias, h_weight, h_bias) if weight is not None]
-    product = F.linear if unsupported_linear(Call.of(x, given)) else linear
+    product = F.linear if layers.unsupported(Call.of(x, given)) else layers.linear
     return reference.modulate(x, weights, aggregate_context, product)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute `torch.nn.functional.linear`."""
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return _linear(x, weight, bias, constant=0.0)
-
-
-def _linear_forward(
-    tensors: Sequence[Tensor], scale: float, keep: bool
-) -> tuple[Tensor, list[Tensor]]:
-    x, weight, bias = tensors
-    out = matrix_products.linear(x.reshape(-1, x.shape[-1]), weight, bias)
-    return out.view(*x.shape[:-1], len(weight)), []
-
-
-def _linear_shapes(tensors: Sequence[Tensor], scale: float, keep: bool) -> list[Sequence[int]]:
-    x, weight, _ = tensors
-    return [(*x.shape[:-1], weight.shape[0])]
-
-
-def _linear_backward(
-    grad: Tensor,
-    tensors: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    wanted: Sequence[bool],
-    scale: float,
-) -> list[Tensor | None]:
-    x, weight, _ = tensors
-    with_x, with_weight, with_bias = wanted
-    rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    return [
-        matrix_products.linear(grad, weight.t()).view(x.shape) if with_x else None,
-        matrix_products.weight_grad(rows, grad) if with_weight else None,
-        grad.sum(0) if with_bias else None,
-    ]
-
-
-_linear = FusedOperator('linear', _linear_forward, _linear_backward, _linear_shapes)
-
-
-def unsupported_layer_norm(call: Call) -> str | None:
-    """Why this path cannot run a LayerNorm; None if it can."""
-    if call.dtype != torch.float32:
-        return f'it computes in float32, not in {call.dtype}'
-    return unsupported_linear(call)
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Compute `torch.nn.functional.layer_norm` over the last dimension."""
-    return _layer_norm(x, weight, bias, constant=eps)
-
-
-def _layer_norm_forward(
-    tensors: Sequence[Tensor], eps: float, keep: bool
-) -> tuple[Tensor, list[Tensor]]:
-    x, weight, bias = tensors
-    out, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
-    return out, [mean.flatten(), rstd.flatten()] if keep else []
-
-
-def _layer_norm_shapes(tensors: Sequence[Tensor], eps: float, keep: bool) -> list[Sequence[int]]:
-    x = tensors[0]
-    rows = (x.shape[:-1].numel(),)
-    return [x.shape, *([rows, rows] if keep else [])]
-
-
-def _layer_norm_backward(
-    grad: Tensor,
-    tensors: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    wanted: Sequence[bool],
-    eps: float,
-) -> list[Tensor | None]:
-    x, weight, bias = tensors
-    mean, rstd = (statistics.view(*x.shape[:-1], 1) for statistics in kept)
-    return torch.ops.aten.native_layer_norm_backward(
-        grad.contiguous(), x.contiguous(), weight.shape, mean, rstd, weight, bias, list(wanted)
-    )
-
-
-_layer_norm = FusedOperator(
-    'layer_norm', _layer_norm_forward, _layer_norm_backward, _layer_norm_shapes
-)
 
 
 def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor]) -> Tensor:
@@ -264,95 +162,3 @@ def _fast_length(length: int) -> int:
         if rest == 1:
             return length
         length += 1
-
-
-def feed_forward(
-    x: Tensor,
-    fc1_weight: Tensor,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
-    fc2_bias: Tensor | None,
-) -> Tensor:
-    """Compute `reference.feed_forward`."""
-    fc1_bias = fc1_weight.new_zeros(len(fc1_weight)) if fc1_bias is None else fc1_bias
-    fc2_bias = fc2_weight.new_zeros(len(fc2_weight)) if fc2_bias is None else fc2_bias
-    return _feed_forward(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, constant=0.0)
-
-
-# An MLP computed in chunks of rows, so that the wide hidden layer stays in the cache.
-
-
-def _feed_forward_forward(
-    tensors: Sequence[Tensor], scale: float, keep: bool
-) -> tuple[Tensor, list[Tensor]]:
-    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias = tensors
-    rows = x.reshape(-1, x.shape[-1])
-    if keep and _is_hidden_kept(x, fc1_weight):
-        hidden = matrix_products.linear(rows, fc1_weight, fc1_bias)
-        out = matrix_products.linear(F.gelu(hidden), fc2_weight, fc2_bias)
-        return out.view(*x.shape[:-1], -1), [hidden]
-    out = rows.new_empty(len(rows), len(fc2_weight))
-    for part, out_part in zip(*_in_chunks(fc1_weight, rows, out), strict=True):
-        hidden = torch.ops.aten.gelu_(matrix_products.linear(part, fc1_weight, fc1_bias))
-        out_part.copy_(matrix_products.linear(hidden, fc2_weight, fc2_bias))
-    return out.view(*x.shape[:-1], len(fc2_weight)), []
-
-
-def _feed_forward_shapes(
-    tensors: Sequence[Tensor], scale: float, keep: bool
-) -> list[Sequence[int]]:
-    x, fc1_weight, _, fc2_weight, _ = tensors
-    out = (*x.shape[:-1], fc2_weight.shape[0])
-    if keep and _is_hidden_kept(x, fc1_weight):
-        return [out, (x.shape[:-1].numel(), fc1_weight.shape[0])]
-    return [out]
-
-
-def _is_hidden_kept(x: Tensor, fc1_weight: Tensor) -> bool:
-    return x.shape[:-1].numel() * fc1_weight.shape[0] <= _HIDDEN_KEPT
-
-
-def _feed_forward_backward(
-    grad: Tensor,
-    tensors: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    wanted: Sequence[bool],
-    scale: float,
-) -> list[Tensor | None]:
-    x, fc1_weight, fc1_bias, fc2_weight, _ = tensors
-    rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    rows_grad = torch.empty_like(rows)
-    with_x, with_fc1, with_fc1_bias, with_fc2, with_fc2_bias = wanted
-    fc1_grad = fc2_grad = None
-    bias_grad = fc1_weight.new_zeros(len(fc1_weight))
-    all_hidden = kept[0] if kept else fc1_weight.new_empty(len(rows), 0)
-    chunks = zip(*_in_chunks(fc1_weight, rows, grad, rows_grad, all_hidden), strict=True)
-    for part, part_grad, out, hidden in chunks:
-        if not kept:
-            hidden = matrix_products.linear(part, fc1_weight, fc1_bias)
-        activated = F.gelu(hidden)
-        if with_fc2:
-            fc2_grad = matrix_products.weight_grad(activated, part_grad, fc2_grad)
-        hidden_grad = matrix_products.linear(part_grad, fc2_weight.t())
-        torch.ops.aten.gelu_backward(hidden_grad, hidden, grad_input=hidden_grad)
-        if with_fc1:
-            fc1_grad = matrix_products.weight_grad(part, hidden_grad, fc1_grad)
-        bias_grad += hidden_grad.sum(0)
-        out.copy_(matrix_products.linear(hidden_grad, fc1_weight.t()))
-    return [
-        rows_grad.view(x.shape) if with_x else None,
-        fc1_grad,
-        bias_grad if with_fc1_bias else None,
-        fc2_grad,
-        grad.sum(0) if with_fc2_bias else None,
-    ]
-
-
-_feed_forward = FusedOperator(
-    'feed_forward', _feed_forward_forward, _feed_forward_backward, _feed_forward_shapes
-)
-
-
-def _in_chunks(fc1_weight: Tensor, *rows: Tensor) -> list[Sequence[Tensor]]:
-    size = max(256, _HIDDEN_CHUNK // len(fc1_weight))
-    return [tensor.split(size) for tensor in rows]

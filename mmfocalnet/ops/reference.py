@@ -92,3 +92,8 @@ def feed_forward(
 ) -> Tensor:
     """Apply Linear, GELU, Linear to features (..., C); see `mmfocalnet.ops.feed_forward`."""
     return F.linear(F.gelu(F.linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+
+
+def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Embed disjoint patches of images (B, C, H, W); see `mmfocalnet.ops.embed_patches`."""
+    return F.conv2d(x, weight, bias, stride=weight.shape[-1]).permute(0, 2, 3, 1)

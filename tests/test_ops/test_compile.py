@@ -11,7 +11,7 @@ from torch import nn
 
 from mmfocalnet import ops
 from mmfocalnet.models.layer_norm import normalize
-from mmfocalnet.ops import numba_path, pytorch_path
+from mmfocalnet.ops import layers, numba_path, pytorch_path
 
 needs_custom_ops = pytest.mark.skipif(
     not hasattr(torch.library, 'custom_op'), reason='PyTorch 2.4 and later compile the operators'
@@ -42,15 +42,17 @@ def inputs(operator):
         'linear': [random(*X), random(5, DIM), random(5)],
         'layer_norm': [random(*X), random(DIM), random(DIM)],
         'feed_forward': [random(*X), random(8, DIM), random(8), random(DIM, 8), random(DIM)],
+        'embed_patches': [random(2, 6, 10, 3), random(5, 3, 2, 2), random(5)],
     }[operator]  # fmt: skip
 
 
 OPERATORS = {
     'modulate': numba_path._modulate,
     'aggregate_context': pytorch_path._aggregate,
-    'linear': pytorch_path._linear,
-    'layer_norm': pytorch_path._layer_norm,
-    'feed_forward': pytorch_path._feed_forward,
+    'linear': layers._linear,
+    'layer_norm': layers._layer_norm,
+    'feed_forward': layers._feed_forward,
+    'embed_patches': layers._embed_patches,
 }
 operators = pytest.mark.parametrize(
     'name', [pytest.param(n, marks=needs_numba if n == 'modulate' else ()) for n in OPERATORS]
@@ -140,6 +142,7 @@ def test_compiled_backbone_has_fused_operators_and_the_same_numbers(
     assert backward.count(f'{fused}_backward') == 2
     if not autocast and has_numba():
         assert forward.count('feed_forward') == forward.count('linear') == 2
+        assert forward.count('embed_patches') == 2
 
 
 def has_numba():

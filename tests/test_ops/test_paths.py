@@ -20,7 +20,14 @@ from torch import nn
 
 from mmfocalnet import ops
 from mmfocalnet.models import FocalModulation, FocalNetBlock
-from mmfocalnet.ops import matrix_products, numba_path, numba_support, pytorch_path, reference
+from mmfocalnet.ops import (
+    layers,
+    matrix_products,
+    numba_path,
+    numba_support,
+    pytorch_path,
+    reference,
+)
 
 # One pixel, a row, a column, smaller than the kernels, odd, large enough for Fourier transforms.
 SHAPES = [(2, 1, 1), (1, 1, 7), (1, 6, 1), (2, 5, 3), (1, 9, 14), (2, 33, 40)]
@@ -293,7 +300,7 @@ def test_hooks_on_saved_tensors_may_change_their_layout():
 
 @needs_numba
 def test_autocast_in_backward_alone_changes_nothing(monkeypatch):
-    monkeypatch.setattr(pytorch_path, '_HIDDEN_KEPT', 0)
+    monkeypatch.setattr(layers, '_HIDDEN_KEPT', 0)
     weights = make_weights()
     x = torch.randn(1, 9, 14, DIM, requires_grad=True)
     grads = []
@@ -320,11 +327,28 @@ def test_autocast_is_followed():
 
 
 @pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(('patch_size', 'shape'), [(4, (2, 3, 8, 12)), (2, (1, 16, 34, 30))])
+def test_patch_embedding_agrees(patch_size, shape, memory_format, bias, nan_memory):
+    conv = nn.Conv2d(shape[1], DIM, patch_size, patch_size, bias=bias)
+    x = torch.randn(shape).to(memory_format=memory_format)
+    answers = []
+    functions = (reference.embed_patches, torch.float64), (ops.embed_patches, torch.float32)
+    for function, dtype in functions:
+        conv, x = conv.to(dtype), x.detach().to(dtype).requires_grad_()
+        out = function(x, conv.weight, conv.bias)
+        grad = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
+        answers.append([out, *torch.autograd.grad(out, [x, *conv.parameters()], grad)])
+    assert answers[1][0].is_contiguous()
+    assert_close(*answers, 1e-5)
+
+
+@pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('keep', [True, False])
 @pytest.mark.parametrize('rows', [(1,), (2, 5, 3), (700,)], ids=str)
 def test_feed_forward_agrees(bias, keep, rows, monkeypatch, nan_memory):
-    monkeypatch.setattr(pytorch_path, '_HIDDEN_KEPT', 2**23 if keep else 0)
-    monkeypatch.setattr(pytorch_path, '_HIDDEN_CHUNK', 1)  # 256 rows at a time
+    monkeypatch.setattr(layers, '_HIDDEN_KEPT', 2**23 if keep else 0)
+    monkeypatch.setattr(layers, '_HIDDEN_CHUNK', 1)  # 256 rows at a time
     fc1, fc2 = nn.Linear(DIM, 4 * DIM, bias=bias), nn.Linear(4 * DIM, DIM, bias=bias)
     x = torch.randn(*rows, DIM, requires_grad=True)
     answers = []
@@ -406,7 +430,7 @@ def test_numba_keeps_nothing_in_inference(monkeypatch):
 @pytest.mark.parametrize('wide', [True, False])
 def test_only_narrow_hidden_layers_are_kept(wide, monkeypatch):
     if wide:
-        monkeypatch.setattr(pytorch_path, '_HIDDEN_KEPT', 0)
+        monkeypatch.setattr(layers, '_HIDDEN_KEPT', 0)
     x = torch.randn(3, 11, 7, DIM, requires_grad=True)
     fc1, fc2 = nn.Linear(DIM, 4 * DIM), nn.Linear(4 * DIM, DIM)
     storages = kept(lambda: ops.feed_forward(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias))
@@ -426,7 +450,7 @@ def test_only_narrow_hidden_layers_are_kept(wide, monkeypatch):
     ],
 )
 def test_a_block_keeps_half_of_what_the_reference_keeps(path, count, monkeypatch):
-    monkeypatch.setattr(pytorch_path, '_HIDDEN_KEPT', 0)
+    monkeypatch.setattr(layers, '_HIDDEN_KEPT', 0)
     block = FocalNetBlock(64, dict(focal_window=3, focal_level=3))
     x = torch.randn(1, 40, 50, 64, requires_grad=True)
     with ops.use_path(path):

@@ -103,6 +103,12 @@ def check_output(args):
             f'{description} exists and does not describe {args.out.name}: choose another --out, or '
             'remove it.'
         )
+    weights = args.out.with_suffix('.bin')
+    if args.format == 'openvino' and weights.exists() and not args.out.exists():
+        raise UserError(
+            f'{weights} exists, and --format openvino writes weights there: choose another --out, '
+            'or remove it.'
+        )
 
 
 def described_file(description):

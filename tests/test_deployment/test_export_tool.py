@@ -77,6 +77,15 @@ def test_a_checkpoint_of_another_model(tool, tmp_path):
     assert code == 2 and 'other.pth' in stderr and not (tmp_path / 'm.onnx').exists()
 
 
+def test_weights_of_other_files_are_kept(tool, tmp_path):
+    (tmp_path / 'model.bin').write_text('other')
+    arguments = ['none.py', '--out', tmp_path / 'model.xml', '--format', 'openvino']
+    assert 'model.bin' in tool('export', *arguments)[2]
+    (tmp_path / 'model.xml').write_text('exported before')
+    assert 'none.py' in tool('export', *arguments)[2]
+    assert (tmp_path / 'model.bin').read_text() == 'other'
+
+
 @pytest.mark.parametrize('content', ['{"file": "model.xml"}', '[]', 'text'])
 def test_the_json_file_of_another_model_is_kept(tool, tmp_path, content):
     (tmp_path / 'model.json').write_text(content)

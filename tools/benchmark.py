@@ -7,6 +7,7 @@ times the forward pass in training. Machines differ: compare "x floor", or rows 
 
 import argparse
 import signal
+from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during the imports
@@ -37,15 +38,21 @@ def parse_args():
     growth = commands.add_parser('growth', help='FocalNet-T for growing images and batches')
     growth.add_argument('--out', help='folder for a plot')
     growth.set_defaults(compile=False)
+    exported = commands.add_parser('exported', help='a model in PyTorch and in exported files')
+    exported.add_argument('config', help='config that the model was exported with')
+    exported.add_argument('checkpoint', help='checkpoint that it was exported with')
+    exported.add_argument(
+        'files', nargs='+', type=Path, help='.onnx and .xml files of tools/export.py, not --raw'
+    )
     for command in (detector, loader):
         command.add_argument(
             '--data-root',
             help='folder with coco/ and ade/ (default: generated images of 480x640)',
         )
-    for command in (operator, backbone, detector, dino, loader):
-        per_model = command in (detector, loader)
+    for command in (operator, backbone, detector, dino, loader, exported):
+        per_model = command in (detector, loader, exported)
         add_size_flags(command, None if per_model else (800, 1216))
-    for command in (operator, backbone, detector, dino, loader, growth):
+    for command in (operator, backbone, detector, dino, loader, growth, exported):
         add_run_flags(command)
     return parser.parse_args()
 
@@ -85,7 +92,10 @@ def main():
     measuring.prepare(args)
     print(f'{tables.processor(args)}\n')
     commands = dict(
-        growth=tables.grow, detector=tables.compare_detectors, loader=tables.compare_loaders
+        growth=tables.grow,
+        detector=tables.compare_detectors,
+        loader=tables.compare_loaders,
+        exported=tables.compare_exported,
     )
     commands.get(args.what, tables.compare)(args)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmfocalnet import FocalNet
+from mmfocalnet.inference.predictor import random_predictor
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 ARGS = argparse.Namespace(device='cpu', amp=False, compile=False, threads=1)
@@ -191,6 +192,29 @@ def test_loader_without_data(main, tmp_path, capsys):
     assert error.value.code == 2
     err = capsys.readouterr().err
     assert '--data-root' in err and str(tmp_path / 'coco/annotations') in err
+
+
+@pytest.mark.export
+def test_exported(main, tool, tmp_path, monkeypatch):
+    config = TOOLS.parent / 'configs/demo/atss.py'
+    checkpoint, file = tmp_path / 'model.pth', tmp_path / 'model.onnx'
+    torch.save(random_predictor(config).model.state_dict(), checkpoint)
+    code, _, stderr = tool('export', config, checkpoint, '--out', file, '--size', 64, 96)
+    assert code == 0, stderr
+    monkeypatch.setattr(torch, 'compile', lambda model: model)  # takes minutes
+    out = main('exported', str(config), str(checkpoint), str(file), '--rounds', '1')
+    assert first_cells(out)[-3:] == ['PyTorch', 'torch.compile', 'model.onnx']
+    row = next(line for line in out.splitlines() if line.startswith('| model.onnx'))
+    assert float(row.split('|')[-2]) == pytest.approx(file.stat().st_size / 1e6, abs=0.1)
+
+
+@pytest.mark.parametrize('content', [None, 'text'])
+def test_exported_file_without_description(main, tmp_path, capsys, content):
+    if content:
+        (tmp_path / 'model.json').write_text(content)
+    with pytest.raises(SystemExit) as error:
+        main('exported', 'none.py', 'none.pth', str(tmp_path / 'model.onnx'))
+    assert error.value.code == 2 and 'model.json' in capsys.readouterr().err
 
 
 def test_growth_draws_a_plot(main, benchmarking, monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ from benchmarking.detectors import (
     OPTIMIZER,
     PHASES,
 )
+from benchmarking.exported import measure_exported, megabytes
 from benchmarking.loading import pipeline_seconds, training_images, training_set
 from benchmarking.measuring import measure, peak_memory, rows_of, step_seconds
 from benchmarking.networks import OURS, backbones
@@ -122,6 +123,18 @@ def compare_loaders(args):
     show(details)
     print()
     show(table)
+
+
+def compare_exported(args):
+    """Time of an image in PyTorch and in exported files."""
+    times, flops, machine = measure_exported(args)
+    sizes = {file.name: f'{megabytes(file):.1f}' for file in args.files}
+    table = PrettyTable(['', 's', 'of PyTorch', 'x floor', 'MB'])
+    for name, taken in times.items():
+        ratios = [taken / times['PyTorch'], taken / (flops / machine.rate)]
+        table.add_row([name, f'{taken:.4g}', *(f'{r:.2f}' for r in ratios), sizes.get(name, '')])
+    show(table)
+    print_machine(machine)
 
 
 def grow(args):

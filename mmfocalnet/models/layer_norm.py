@@ -9,7 +9,7 @@ from mmfocalnet.ops import is_unmodified, layer_norm
 def normalize(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """Call a norm; in compiled code as one operator.
 
-    The code that compilers generate for a LayerNorm on the CPU takes five times as long.
+    The code that Inductor generates for its gradients on the CPU takes several times as long.
 
     Args:
         norm: A LayerNorm over the last dimension.

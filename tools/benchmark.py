@@ -44,15 +44,25 @@ def parse_args():
     exported.add_argument(
         'files', nargs='+', type=Path, help='.onnx and .xml files of tools/export.py, not --raw'
     )
+    exported.add_argument(
+        '--size',
+        type=integer_flag(1),
+        nargs=2,
+        metavar=('H', 'W'),
+        help='height and width of the image, for files of any size',
+    )
+    add_rounds_flag(exported)
+    # The runtimes use all cores, as PyTorch does by default.
+    exported.set_defaults(threads=None, device='cpu', amp=False)
     for command in (detector, loader):
         command.add_argument(
             '--data-root',
             help='folder with coco/ and ade/ (default: generated images of 480x640)',
         )
-    for command in (operator, backbone, detector, dino, loader, exported):
-        per_model = command in (detector, loader, exported)
+    for command in (operator, backbone, detector, dino, loader):
+        per_model = command in (detector, loader)
         add_size_flags(command, None if per_model else (800, 1216))
-    for command in (operator, backbone, detector, dino, loader, growth, exported):
+    for command in (operator, backbone, detector, dino, loader, growth):
         add_run_flags(command)
     return parser.parse_args()
 
@@ -69,10 +79,14 @@ def add_size_flags(parser, default):
     parser.add_argument('--batch', type=integer_flag(1), default=1, help='images per batch')
 
 
-def add_run_flags(parser):
+def add_rounds_flag(parser):
     parser.add_argument(
         '--rounds', type=integer_flag(1), default=5, help='repetitions; medians are printed'
     )
+
+
+def add_run_flags(parser):
+    add_rounds_flag(parser)
     parser.add_argument('--threads', type=integer_flag(1), default=2, help='CPU threads')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--amp', action='store_true', help='bfloat16 autocast')

@@ -56,7 +56,7 @@ def import_datasets(scope: str | None) -> None:
 def hide_info() -> Iterator[None]:
     """Log warnings and errors only, because MMEngine logs how it initializes each weight."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(max(disabled, logging.INFO))
     try:
         yield
     finally:

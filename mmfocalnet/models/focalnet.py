@@ -152,7 +152,7 @@ class PatchEmbed(nn.Module):
             Features (B, ceil(H / S), ceil(W / S), C).
         """
         x = pad_to_multiple(x, self.patch_size)
-        if self.can_fuse(x.shape[1]):
+        if not torch.jit.is_tracing() and self.can_fuse(x.shape[1]):
             x = embed_patches(x, self.proj.weight, self.proj.bias)
         else:
             x = self.proj(x).permute(0, 2, 3, 1)  # [B, C, H, W] -> [B, H, W, C]
@@ -163,9 +163,14 @@ class PatchEmbed(nn.Module):
 
         The convolution has the better error message for a wrong number of channels.
         """
-        is_disjoint = self.proj.kernel_size == self.proj.stride
-        fits = is_disjoint and channels == self.proj.in_channels
-        return fits and is_unmodified(self.proj, nn.Conv2d)
+        return (
+            is_unmodified(self.proj, nn.Conv2d)
+            and self.proj.kernel_size == self.proj.stride == (self.patch_size, self.patch_size)
+            and self.proj.padding == (0, 0)
+            and self.proj.dilation == (1, 1)
+            and self.proj.groups == 1
+            and self.proj.in_channels == channels
+        )
 
 
 def pad_to_multiple(x: Tensor, divisor: int, value: float = 0.0) -> Tensor:

@@ -69,8 +69,11 @@ def load_pretrained(
 def drop_pretrained(model: dict) -> None:
     """Remove the pretrained weights from the config of a model, in place."""
     for part in find_dicts(model):
-        if type_name(part.get('init_cfg')) in ('Pretrained', 'PretrainedInit'):
-            part['init_cfg'] = None
+        settings = part.get('init_cfg') or []
+        settings = settings if isinstance(settings, (list, tuple)) else [settings]
+        kept = [one for one in settings if type_name(one) not in ('Pretrained', 'PretrainedInit')]
+        if len(kept) < len(settings):
+            part['init_cfg'] = kept or None
         for key in ('pretrained', 'teacher_ckpt'):
             if isinstance(part.get(key), str):
                 part[key] = None

@@ -18,8 +18,8 @@ _is_legacy_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lam
 CAN_COMPILE = hasattr(torch.library, 'custom_op')
 CAN_COMPILE_TRITON = hasattr(torch.library, 'triton_op')
 
-# Inductor copies views before other custom operators, and computes what they view twice.
-_accepted = signature(getattr(torch.library, 'custom_op', print)).parameters
+# Without this tag, Inductor copies inputs that are views, and computes what they view twice.
+_accepted = signature(torch.library.custom_op).parameters if CAN_COMPILE else ()
 _LAYOUT = dict(tags=torch.Tag.flexible_layout) if 'tags' in _accepted else {}
 
 FORWARD = '(Tensor[] tensors, float constant, bool keep) -> Tensor[]'

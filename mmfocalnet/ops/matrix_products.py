@@ -88,6 +88,8 @@ def kernel_grad(x: Tensor, grad: Tensor, kernel: Tensor, groups: int = 1) -> Ten
 
 
 def _convolve(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is not None:
+        bias = bias.contiguous()  # the convolution ignores its stride
     out = torch.mkldnn_convolution(
         _as_image(rows), weight[:, :, None, None], bias, (0, 0), (1, 1), (1, 1), 1
     )

@@ -96,5 +96,4 @@ def feed_forward(
 
 def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Embed disjoint patches of images (B, C, H, W); see `mmfocalnet.ops.embed_patches`."""
-    size = int(weight.shape[-1])  # a tensor in traces of PyTorch before 2.6
-    return F.conv2d(x, weight, bias, stride=size).permute(0, 2, 3, 1)
+    return F.conv2d(x, weight, bias, stride=weight.shape[-1]).permute(0, 2, 3, 1)

@@ -14,6 +14,7 @@ from mmfocalnet import FocalModulation, FocalNet, ops
 from mmfocalnet.errors import ConfigError
 from mmfocalnet.models import ARCHS
 from mmfocalnet.models.focalnet_arguments import pretrained_options
+from mmfocalnet.models.pretrained import drop_pretrained
 
 SMALL = dict(embed_dim=8, depths=(1, 1, 2, 1), focal_levels=2, focal_windows=3)
 VARIANTS = {
@@ -335,6 +336,36 @@ def test_init_cfg_of_pure_python_configs():
 
 def test_init_cfg_of_mmdets_test_robustness():
     assert small(init_cfg=dict(type=None, checkpoint='none.pth')).init_cfg is None
+
+
+@pytest.mark.parametrize('settings', [dict(padding=2), dict(dilation=2), dict(groups=3)], ids=str)
+def test_replaced_patch_embeddings_are_called(settings):
+    net, x = small(embed_dim=12), torch.randn(1, 3, 32, 32)
+    net.patch_embed.proj = nn.Conv2d(3, 12, 4, 4, **settings)
+    net.patch_embed.norm = None
+    expected = net.patch_embed.proj(x).permute(0, 2, 3, 1)
+    torch.testing.assert_close(net.patch_embed(x), expected)
+
+
+@pytest.mark.parametrize(
+    ('init_cfg', 'expected'),
+    [
+        (dict(type='Pretrained', checkpoint='none.pth'), None),
+        (dict(type=PretrainedInit, checkpoint='none.pth'), None),
+        ([dict(type='Pretrained', checkpoint='none.pth')], None),
+        (
+            [dict(type='Pretrained', checkpoint='none.pth'), dict(type='Xavier')],
+            [dict(type='Xavier')],
+        ),
+        (dict(type='Xavier'), dict(type='Xavier')),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_pretrained_weights_are_dropped_from_a_config(init_cfg, expected):
+    model = dict(type='A', pretrained='a.pth', neck=[dict(type='B', init_cfg=init_cfg)])
+    drop_pretrained(model)
+    assert model == dict(type='A', pretrained=None, neck=[dict(type='B', init_cfg=expected)])
 
 
 INVALID_IMAGES = {

@@ -326,6 +326,23 @@ def test_autocast_is_followed():
     torch.testing.assert_close(out.float(), module(x), atol=0.02, rtol=0.05)
 
 
+@pytest.mark.parametrize(
+    'make', [lambda: torch.randn(2 * DIM)[::2], lambda: torch.randn(1).expand(DIM)]
+)
+@pytest.mark.parametrize('operator', ['modulate', 'linear', 'feed_forward', 'embed_patches'])
+def test_biases_of_any_stride(operator, make):
+    weights = make_weights()._replace(h_bias=make())
+    x, square = torch.randn(1, 36, 24, DIM), weights.h_weight.flatten(1)
+    arguments = {
+        'modulate': (x, weights),
+        'linear': (x, square, make()),
+        'feed_forward': (x, square, make(), square, make()),
+        'embed_patches': (x.permute(0, 3, 1, 2), torch.randn(DIM, DIM, 2, 2), make()),
+    }[operator]
+    expected = getattr(reference, operator, torch.nn.functional.linear)(*arguments)
+    torch.testing.assert_close(getattr(ops, operator)(*arguments), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(('patch_size', 'shape'), [(4, (2, 3, 8, 12)), (2, (1, 16, 34, 30))])

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from mmfocalnet import FocalNet
+from mmfocalnet.deployment.runtimes import InputInfo
+from mmfocalnet.errors import UserError
 from mmfocalnet.inference.predictor import random_predictor
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
@@ -22,7 +24,7 @@ SMALL = dict(embed_dim=4, depths=(1, 1), focal_levels=1, focal_windows=3)
 def benchmarking(monkeypatch):
     """The modules of the tool. Networks are measured in this process."""
     monkeypatch.syspath_prepend(TOOLS)
-    names = ('detectors', 'loading', 'measuring', 'networks', 'tables', 'timing')
+    names = ('detectors', 'exported', 'loading', 'measuring', 'networks', 'tables', 'timing')
     modules = {name: importlib.import_module(f'benchmarking.{name}') for name in names}
     # A separate process for each row takes seconds, as do large matrices.
     monkeypatch.setattr(modules['tables'], 'peak_memory', lambda *args: 10.0)
@@ -209,13 +211,32 @@ def test_exported(main, run, tmp_path, monkeypatch):
     assert float(row.split('|')[-2]) == pytest.approx(file.stat().st_size / 1e6, abs=0.1)
 
 
-@pytest.mark.parametrize('content', [None, 'text'])
-def test_exported_file_without_description(main, tmp_path, capsys, content):
-    if content:
-        (tmp_path / 'model.json').write_text(content)
+@pytest.mark.parametrize(
+    ('size', 'shapes', 'expected'),
+    [
+        (None, [(1, 64, 96, 3), (None, None, None, 3)], (64, 96)),
+        ([64, 96], [(None, None, None, 3)], (64, 96)),
+        ([96, 64], [(1, 64, 96, 3)], '96 64'),
+        (None, [(1, 64, 96, 3), (1, 64, 64, 3)], '64 64'),
+        (None, [(None, None, None, 3)], '--size'),
+        (None, [(1, 3, 64, 96)], '--raw'),
+    ],
+)
+def test_size_of_exported_files(benchmarking, size, shapes, expected):
+    inputs = [InputInfo('image', 'uint8', shape) for shape in shapes]
+    runtimes = {f'{i}.onnx': argparse.Namespace(input=info) for i, info in enumerate(inputs)}
+    if isinstance(expected, tuple):
+        assert benchmarking.exported.common_size(size, runtimes) == expected
+        return
+    with pytest.raises(UserError, match=expected):
+        benchmarking.exported.common_size(size, runtimes)
+
+
+def test_exported_file_that_does_not_exist(main, tmp_path, capsys):
+    pytest.importorskip('onnxruntime')
     with pytest.raises(SystemExit) as error:
         main('exported', 'none.py', 'none.pth', str(tmp_path / 'model.onnx'))
-    assert error.value.code == 2 and 'model.json' in capsys.readouterr().err
+    assert error.value.code == 2 and 'model.onnx' in capsys.readouterr().err
 
 
 def test_growth_draws_a_plot(main, benchmarking, monkeypatch, tmp_path):

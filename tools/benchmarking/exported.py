@@ -1,6 +1,5 @@
 """An exported model: the time of one image in PyTorch and in each file."""
 
-import json
 import statistics
 from functools import partial
 
@@ -17,16 +16,14 @@ from mmfocalnet.inference import load_predictor
 
 def measure_exported(args):
     """Medians of the rows, the FLOPs of the network and the rates of the machine."""
-    description = read_description(args.files[0])
-    graph = load_graph(args, description['task'])
-    size = tuple(args.size or description['size'] or ())
-    if not size:
-        raise UserError(f'{args.files[0]} has a dynamic size: specify --size HEIGHT WIDTH.')
-    dtype = description['input']['dtype']
-    [batch] = make_inputs(graph, random_image(), dtype=dtype, size=size, resize=None)
+    runtimes = {str(file): load_runtime(file) for file in args.files}
+    size = common_size(args.size, runtimes)
+    graph = load_graph(args, runtimes)
+    [batch] = make_inputs(graph, random_image(), dtype='uint8', size=size, resize=None)
     image = torch.from_numpy(batch)
     runs = {'PyTorch': partial(graph, image), 'torch.compile': partial(torch.compile(graph), image)}
-    runs |= {file.name: partial(load_runtime(file), batch) for file in args.files}
+    for name, runtime in runtimes.items():
+        runs[name] = partial(runtime, batch.astype(runtime.input.dtype))
     machine = Machine(args)
     with torch.no_grad():
         for run in runs.values():
@@ -40,18 +37,24 @@ def measure_exported(args):
     return {name: statistics.median(times) for name, times in taken.items()}, flops, machine
 
 
-def read_description(file):
-    try:
-        return json.loads(file.with_suffix('.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f'{file} has no description {file.with_suffix(".json")} ({error}): export the model '
-            'with tools/export.py.'
-        ) from error
+def common_size(size, runtimes):
+    """Height and width of the input of all files."""
+    sizes = {tuple(size)} if size else set()
+    for name, runtime in runtimes.items():
+        *_, height, width, channels = runtime.input.shape
+        if channels != 3:
+            raise UserError(f'{name} was exported with --raw: export it without.')
+        if height and width:
+            sizes.add((height, width))
+    if len(sizes) != 1:
+        found = ', '.join(f'{height} {width}' for height, width in sorted(sizes)) or 'any'
+        raise UserError(f'The files need one size, found {found}: specify --size HEIGHT WIDTH.')
+    return sizes.pop()
 
 
-def load_graph(args, task):
-    if task == 'features':
+def load_graph(args, runtimes):
+    first, *_ = runtimes.values()
+    if any(name.startswith('stage') for name in first.output_names):
         return backbone_graph(read_model_config(args.config), args.checkpoint)
     predictor = load_predictor(args.config, args.checkpoint)
     return model_graph(predictor.model, predictor.task)

@@ -40,7 +40,8 @@ def prepare(args):
     os.environ['TORCHINDUCTOR_FORCE_DISABLE_CACHES'] = '1'
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise UserError('--device cuda: PyTorch finds no GPU. Use --device cpu.')
-    torch.set_num_threads(args.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
 

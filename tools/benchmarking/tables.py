@@ -128,7 +128,7 @@ def compare_loaders(args):
 def compare_exported(args):
     """Time of an image in PyTorch and in exported files."""
     times, flops, machine = measure_exported(args)
-    sizes = {file.name: f'{megabytes(file):.1f}' for file in args.files}
+    sizes = {str(file): f'{megabytes(file):.1f}' for file in args.files}
     table = PrettyTable(['', 's', 'of PyTorch', 'x floor', 'MB'])
     for name, taken in times.items():
         ratios = [taken / times['PyTorch'], taken / (flops / machine.rate)]
@@ -188,6 +188,6 @@ def processor(args):
     cpuinfo = Path('/proc/cpuinfo').read_text().splitlines()
     model = next(line.split(':', 1)[1].strip() for line in cpuinfo if line.startswith('model name'))
     return (
-        f'{model}, {args.threads} threads, PyTorch {torch.__version__} '
+        f'{model}, {torch.get_num_threads()} threads, PyTorch {torch.__version__} '
         f'({torch.backends.cpu.get_cpu_capability()})'
     )

@@ -55,10 +55,11 @@ def parse_args():
         '--backbone-only', action='store_true', help='export the features of the backbone'
     )
     parser.add_argument('--fp16', action='store_true', help='the network in half precision')
-    parser.add_argument(
+    inputs = parser.add_mutually_exclusive_group()
+    inputs.add_argument(
         '--raw', action='store_true', help='the input is normalized: (B, 3, H, W), float32'
     )
-    parser.add_argument(
+    inputs.add_argument(
         '--dtype',
         choices=['uint8', 'float32'],
         default='uint8',

@@ -72,7 +72,10 @@ def compare(expected: Outputs, found: Outputs, tolerance: Tolerance) -> str:
     )
 
 
-_REPORT = 'Nothing was written. Try another format, and report the model as a bug.'
+_REPORT = (
+    'Nothing was written. If --fp16 was specified, export without it. Otherwise try another '
+    'format, and report the model as a bug.'
+)
 
 
 def _compare_maps(name: str, expected: np.ndarray, found: np.ndarray, tolerance: Tolerance) -> str:

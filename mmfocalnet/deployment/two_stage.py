@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from mmcv.ops import RoIAlign
+from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
@@ -38,8 +39,8 @@ class TwoStageDetector(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        require(isinstance(model.rpn_head, RPNHead), model.rpn_head, 'RPNHead')
         self.rpn_head = DenseHead(model.rpn_head)
-        require(self.rpn_head.is_proposal_head, model.rpn_head, 'RPNHead')
         head = model.roi_head
         supported = type(head) in (StandardRoIHead, CascadeRoIHead) and not head.with_shared_head
         require(supported, head, 'StandardRoIHead or CascadeRoIHead without shared_head')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -66,6 +67,11 @@ def _linear_backward(
     ]
 
 
+def _count_rows(x: Tensor) -> int:
+    # Not `x.shape[:-1].numel()`, which makes dynamic shapes of compilers static.
+    return math.prod(x.shape[:-1])
+
+
 _linear = FusedOperator('linear', _linear_forward, _linear_backward, _linear_shapes)
 
 
@@ -91,7 +97,7 @@ def _layer_norm_forward(
 
 def _layer_norm_shapes(tensors: Sequence[Tensor], eps: float, keep: bool) -> list[Sequence[int]]:
     x = tensors[0]
-    rows = (x.shape[:-1].numel(),)
+    rows = (_count_rows(x),)
     return [x.shape, *([rows, rows] if keep else [])]
 
 
@@ -152,12 +158,12 @@ def _feed_forward_shapes(
     x, fc1_weight, _, fc2_weight, _ = tensors
     out = (*x.shape[:-1], fc2_weight.shape[0])
     if keep and _is_hidden_kept(x, fc1_weight):
-        return [out, (x.shape[:-1].numel(), fc1_weight.shape[0])]
+        return [out, (_count_rows(x), fc1_weight.shape[0])]
     return [out]
 
 
 def _is_hidden_kept(x: Tensor, fc1_weight: Tensor) -> bool:
-    return x.shape[:-1].numel() * fc1_weight.shape[0] <= _HIDDEN_KEPT
+    return _count_rows(x) * fc1_weight.shape[0] <= _HIDDEN_KEPT
 
 
 def _feed_forward_backward(

@@ -41,6 +41,8 @@ def _any_version(monkeypatch, request):
         ([UPERNET_CONFIG, '--out', 'm.onnx', '--image', 'none.jpg'], ['none.jpg']),
         ([UPERNET_CONFIG, 'none.pth', '--out', 'm.onnx'], ['none.pth']),
         (['none.py', '--out', 'm.onnx'], ['none.py']),
+        (['none.py', '--out', 'm.onnx', '--raw', '--dtype', 'float32'], ['--raw', '--dtype']),
+        ([ROOT / 'configs/demo/sparse_rcnn.py', '--out', 'm.onnx'], ['EmbeddingRPNHead']),
         (['dino-focalnet-s', 'none.pth', '--out', 'm.onnx'], ['dino-focalnet-s']),
         (
             [ROOT / 'configs/demo/mask2former.py', '--out', 'm.onnx', '--cfg-options']

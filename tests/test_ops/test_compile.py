@@ -8,6 +8,7 @@ import torch
 from operator_inputs import DIM, make_weights, needs_numba, tensors_of
 from small_focalnet import small
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from mmfocalnet import ops
 from mmfocalnet.models.layer_norm import normalize
@@ -143,6 +144,17 @@ def test_compiled_backbone_has_fused_operators_and_the_same_numbers(
     if not autocast and has_numba():
         assert forward.count('feed_forward') == forward.count('linear') == 2
         assert forward.count('embed_patches') == 2
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_one_graph_serves_images_of_all_sizes(training):
+    counter = CompileCounter()
+    net = small(depths=(1, 1)).train(training)
+    compiled = torch.compile(net, backend=counter, fullgraph=True, dynamic=True)
+    for shape in ((1, 3, 64, 96), (1, 3, 96, 128), (1, 3, 128, 160), (1, 3, 160, 64)):
+        with torch.set_grad_enabled(training):
+            compiled(torch.randn(shape))
+    assert counter.frame_count == 1
 
 
 def has_numba():

@@ -162,6 +162,19 @@ def test_phases_of_a_detector(benchmarking, monkeypatch, name):
         assert len(found[0].pred_instances) >= 90
 
 
+def test_the_backward_pass_is_split_where_that_of_the_backbone_starts(benchmarking, monkeypatch):
+    monkeypatch.setitem(benchmarking.detectors.BACKBONES, 'FocalNet-T', NARROW)
+    detector = benchmarking.detectors.make_detector('atss', 'FocalNet-T', ARGS)
+    events = []
+    norms = detector.model.backbone.norm1, detector.model.backbone.norm3
+    for norm in norms:
+        norm.weight.register_hook(lambda grad: events.append('backbone'))
+    detector.model.neck.lateral_convs[0].conv.weight.register_hook(lambda _: events.append('neck'))
+    monkeypatch.setattr(benchmarking.detectors, 'now', lambda device: events.append('now') or 0.0)
+    detector.step(detector.inputs((2, 3, 64, 64)))
+    assert events == ['now', 'neck', 'now', 'backbone', 'backbone', 'now']
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', TRAINING)
 def test_detector(main, name):

@@ -8,7 +8,6 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
-from torch.autograd.graph import register_multi_grad_hook
 
 from benchmarking.networks import OURS, row
 from benchmarking.timing import Phases, autocast, counted, now
@@ -91,14 +90,14 @@ class Detector:
             self.phases.wrap(self.optim_wrapper, method, OPTIMIZER)
 
     def _wrap_backward(self):
-        """Time the backward pass until the outputs of the backbone have gradients, and after."""
+        """Time the backward pass before and after that of the backbone starts at its last output."""
         forward, backward = self.model.backbone.forward, self.optim_wrapper.backward
         device, reached = self.args.device, []
 
         def hooked(x):
             outs = forward(x)
             if torch.is_grad_enabled():
-                register_multi_grad_hook(outs, lambda grads: reached.append(now(device)))
+                outs[-1].register_hook(lambda grad: reached.append(now(device)))
             return outs
 
         def split(loss):

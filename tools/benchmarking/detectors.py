@@ -90,7 +90,7 @@ class Detector:
             self.phases.wrap(self.optim_wrapper, method, OPTIMIZER)
 
     def _wrap_backward(self):
-        """Time the backward pass before and after that of the backbone starts at its last output."""
+        """Time the backward pass in two parts: that of the backbone starts at its last output."""
         forward, backward = self.model.backbone.forward, self.optim_wrapper.backward
         device, reached = self.args.device, []
 

@@ -109,7 +109,7 @@ def _layer_norm_backward(
     eps: float,
 ) -> list[Tensor | None]:
     x, weight, bias = tensors
-    mean, rstd = (kept_one.contiguous().view(*x.shape[:-1], 1) for kept_one in kept)
+    mean, rstd = (tensor.contiguous().view(*x.shape[:-1], 1) for tensor in kept)
     return torch.ops.aten.native_layer_norm_backward(
         grad.contiguous(), x.contiguous(), weight.shape, mean, rstd, weight, bias, list(wanted)
     )

@@ -219,8 +219,8 @@ def test_exported(main, run, tmp_path, monkeypatch):
     run(sys.executable, 'tools/export.py', str(config), str(checkpoint), *flags)
     monkeypatch.setattr(torch, 'compile', lambda model: model)  # takes minutes
     out = main('exported', str(config), str(checkpoint), str(file), '--rounds', '1')
-    assert first_cells(out)[-3:] == ['PyTorch', 'torch.compile', 'model.onnx']
-    row = next(line for line in out.splitlines() if line.startswith('| model.onnx'))
+    assert first_cells(out)[-3:] == ['PyTorch', 'torch.compile', str(file)]
+    row = next(line for line in out.splitlines() if line.startswith(f'| {file}'))
     assert float(row.split('|')[-2]) == pytest.approx(file.stat().st_size / 1e6, abs=0.1)
 
 

@@ -75,26 +75,20 @@ def parse_args():
         '--image', metavar='FILE', help='image to check the file with (default: a random one)'
     )
     add_cfg_options(parser)
-    return parser.parse_args()
-
-
-if __name__ == '__main__':
-    check_usage(parse_args)  # before the slow imports
-
-from mmfocalnet.config import read_model_config
-from mmfocalnet.deployment.description import find_resize
-from mmfocalnet.deployment.export import Metadata, Options, export
-from mmfocalnet.deployment.formats import check_requirements
-from mmfocalnet.deployment.images import random_image
-from mmfocalnet.deployment.source import backbone_graph, default_size, model_graph
-from mmfocalnet.inference import read_image
-from mmfocalnet.inference.predictor import find_released, load_predictor, random_predictor
+    args = parser.parse_args()
+    try:
+        check_output(args)
+    except UserError as error:
+        parser.error(str(error))
+    return args
 
 
 def check_output(args):
     suffix = SUFFIXES[args.format]
     if args.out.suffix != suffix:
-        raise UserError(f'--out {args.out} must end with {suffix} for --format {args.format}.')
+        raise UserError(
+            f'--out {args.out} must be a name that ends with {suffix} for --format {args.format}.'
+        )
     check_file('--out', args.out)
     if not args.out.absolute().parent.is_dir():
         raise UserError(f'--out {args.out} is in a folder that does not exist: create it.')
@@ -118,6 +112,19 @@ def described_file(description):
         return json.loads(description.read_text(encoding='utf-8')).get('file')
     except (OSError, ValueError, AttributeError):
         return None
+
+
+if __name__ == '__main__':
+    check_usage(parse_args)  # before the slow imports
+
+from mmfocalnet.config import read_model_config
+from mmfocalnet.deployment.description import find_resize
+from mmfocalnet.deployment.export import Metadata, Options, export
+from mmfocalnet.deployment.formats import check_requirements
+from mmfocalnet.deployment.images import random_image
+from mmfocalnet.deployment.source import backbone_graph, default_size, model_graph
+from mmfocalnet.inference import read_image
+from mmfocalnet.inference.predictor import find_released, load_predictor, random_predictor
 
 
 def load_graph(args):
@@ -161,7 +168,6 @@ def choose_size(args, graph, metadata):
 @report_errors
 def main():
     args = parse_args()
-    check_output(args)
     check_requirements(args.format)
     image = read_image(args.image) if args.image else random_image()
     graph, metadata = load_graph(args)

@@ -108,7 +108,7 @@ def _compare_detections(expected: Outputs, found: Outputs, tolerance: Tolerance)
         count += len(matches)
         pairs += [(one, other, *match) for match in matches]
     if not pairs:
-        return 'no detections in PyTorch or the file'
+        return 'no detections in PyTorch or the file: specify a real --image to compare some'
     lowest = min(pair[4] for pair in pairs)
     score = max(abs(one['scores'][i] - other['scores'][j]) for one, other, i, j, _ in pairs)
     text = (

@@ -119,9 +119,10 @@ def export(
         lines = [f' {json.dumps(key)}: {json.dumps(value)}' for key, value in content.items()]
         json_path(file).write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
         # The file itself last: its presence means that it is complete.
-        for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
+        parts = sorted(Path(folder).iterdir(), key=lambda part: (part == file, part.name))
+        for part in parts:
             os.replace(part, path.with_name(part.name))
-    yield f'Written: {path}, {json_path(path)}'
+    yield f'Written: {", ".join(str(path.with_name(part.name)) for part in reversed(parts))}'
 
 
 @torch.no_grad()

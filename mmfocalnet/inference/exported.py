@@ -244,7 +244,7 @@ def _check_graph(path: Path, runtime: Runtime, description: Description) -> None
             f'{description.dtype}'
         )
     elif found.shape[1:] != image or found.shape[0] not in (None, 1):
-        problem = f'the shape of its input is {found.shape}, expected (1 or None, {str(image)[1:]}'
+        problem = f'the shape of its input is {found.shape}, expected {("B", *image)}'
     elif missing := set(OUTPUTS[description.task]) - runtime.output_names:
         problem = f'it has no output {", ".join(sorted(missing))} for task {description.task!r}'
     else:

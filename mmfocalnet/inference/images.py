@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from mmfocalnet.datasets.image_files import depth_warning, file_fault
 from mmfocalnet.errors import UserError
-from mmfocalnet.text import escape
+from mmfocalnet.text import escape, short_repr
 
 MAX_PIXELS = 64_000_000
 # Formats that Pillow decodes itself. Its other readers run programs (EPS) or open other files.
@@ -63,11 +63,11 @@ def check_image(image: object) -> None:
     """Check that an image in memory is as `read_image` returns it.
 
     Raises:
-        ImageError: If it is not a uint8 array (H, W, 3).
+        ImageError: If it is not a uint8 array (H, W, 3), or has no pixels.
     """
     is_array = isinstance(image, np.ndarray)
-    if not is_array or image.dtype != np.uint8 or image.shape[2:] != (3,):
-        found = f'{image.dtype} array {image.shape}' if is_array else repr(image)
+    if not is_array or image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+        found = f'{image.dtype} array {image.shape}' if is_array else short_repr(image)
         raise ImageError(
             f'expected an image as a BGR uint8 array (H, W, 3), got {found}. Read files with '
             'mmfocalnet.inference.read_image.'

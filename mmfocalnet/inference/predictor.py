@@ -110,8 +110,8 @@ def _read_config(config: str | os.PathLike, cfg_options: dict[str, Any] | None) 
     cfg = read_model_config(str(config), cfg_options)
     if cfg.get('default_scope') not in ('mmdet', 'mmseg'):
         raise ConfigError(
-            f'{config} has default_scope={cfg.get("default_scope")!r}, expected mmdet or mmseg. '
-            "Set default_scope='mmdet' or 'mmseg'."
+            f'{config} has default_scope={cfg.get("default_scope")!r}, expected mmdet or mmseg: '
+            'specify the config of a detector or a segmentation model, or set default_scope.'
         )
     import_datasets(cfg.default_scope)
     return cfg

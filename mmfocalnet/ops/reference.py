@@ -91,7 +91,11 @@ def feed_forward(
     fc2_bias: Tensor | None,
 ) -> Tensor:
     """Apply Linear, GELU, Linear to features (..., C); see `mmfocalnet.ops.feed_forward`."""
-    return F.linear(F.gelu(F.linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+    # As rows, because Inductor of PyTorch 2.13 cannot sort the strides of a hidden layer with
+    # dynamic sizes under autocast.
+    rows = x.reshape(-1, x.shape[-1])
+    out = F.linear(F.gelu(F.linear(rows, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+    return out.view(*x.shape[:-1], len(fc2_weight))
 
 
 def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -33,6 +33,7 @@ def _any_version(monkeypatch, request):
     ('arguments', 'tokens'),
     [
         ([UPERNET_CONFIG, '--out', 'model.pt2'], ['model.pt2', '.onnx']),
+        ([UPERNET_CONFIG, '--out', '.onnx'], ['.onnx must be a name']),
         ([UPERNET_CONFIG, '--out', 'model.onnx', '--format', 'openvino'], ['model.onnx', '.xml']),
         ([UPERNET_CONFIG, '--out', 'none/model.onnx'], ['none/model.onnx']),
         ([UPERNET_CONFIG, '--out', 'm.onnx', '--size', 64, 64, '--dynamic'], ['--dynamic']),
@@ -42,6 +43,7 @@ def _any_version(monkeypatch, request):
         ([UPERNET_CONFIG, 'none.pth', '--out', 'm.onnx'], ['none.pth']),
         (['none.py', '--out', 'm.onnx'], ['none.py']),
         (['none.py', '--out', 'm.onnx', '--raw', '--dtype', 'float32'], ['--raw', '--dtype']),
+        ([ROOT / 'configs/imagenet/focalnet_t.py', '--out', 'm.onnx'], ['segmentation model']),
         ([ROOT / 'configs/demo/sparse_rcnn.py', '--out', 'm.onnx'], ['EmbeddingRPNHead']),
         (['dino-focalnet-s', 'none.pth', '--out', 'm.onnx'], ['dino-focalnet-s']),
         (

@@ -122,6 +122,8 @@ def test_an_image_of_one_pixel(predictor):
         ('photo.jpg', 'photo.jpg'),
         (np.zeros((8, 8), np.uint8), r'\(8, 8\)'),
         (np.zeros((8, 8, 3), np.float32), 'float32'),
+        (np.zeros((0, 10, 3), np.uint8), r'\(0, 10, 3\)'),
+        (np.zeros((8, 8, 3), np.uint8).tolist(), r'\.\.\.'),
         (np.zeros((1, 900, 3), np.uint8), '900x1'),
     ],
 )

@@ -48,8 +48,9 @@ def shallow(head):
     ]
 
 
-# One layer each, and small images.
+# One layer each, and small images: crops of them have fewer pixels than there are queries.
 SHALLOW_DINO = [
+    'model.num_queries=100',
     'model.encoder.num_layers=1',
     'model.decoder.num_layers=1',
     'train_dataloader.dataset.pipeline.4.transforms.0.0.scales=[(200,320)]',

@@ -82,3 +82,14 @@ def test_the_selected_library_computes(library, monkeypatch):
     monkeypatch.setattr(torch, 'mkldnn_convolution', lambda *a: calls.append(1) or convolve(*a))
     matrix_products.linear(make(200, 3), make(4, 3))
     assert bool(calls) == (library != 'MKL')
+
+
+@pytest.mark.parametrize('with_bias', [True, False])
+def test_wide_rows(with_bias):
+    """Which oneDNN multiplies as a linear layer."""
+    x, weight = make(150, 4000)[:, :3000], make(3000, 5)
+    bias = make(10)[::2] if with_bias else None
+    expected = x.double() @ weight.double() + (bias.double() if with_bias else 0)
+    out = matrix_products.linear(x, weight.t(), bias)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=5e-6 * expected.abs().max())
+    assert out.is_contiguous()

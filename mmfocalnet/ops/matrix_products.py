@@ -50,7 +50,8 @@ def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 def linear_of_planes(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Multiply planes (B, K, P) by weights (N, K) and add a bias (N): (B, P, N)."""
     batch, width, pixels = x.shape
-    if not _by_onednn(x, pixels):
+    if not (_by_onednn(x, pixels) and _has_avx512()):
+        # MKL multiplies transposed rows without a copy.
         return torch.baddbmm(bias, x.transpose(1, 2), weight.t().expand(batch, -1, -1))
     out = x.new_empty(batch, pixels, len(weight))
     chunk = max(_ROWS, _CHUNK // width)

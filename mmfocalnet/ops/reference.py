@@ -95,7 +95,7 @@ def feed_forward(
     # dynamic sizes under autocast.
     rows = x.reshape(-1, x.shape[-1])
     out = F.linear(F.gelu(F.linear(rows, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
-    return out.view(*x.shape[:-1], len(fc2_weight))
+    return out.view(*x.shape[:-1], fc2_weight.shape[0])
 
 
 def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

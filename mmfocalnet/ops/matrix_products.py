@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 # With fewer rows, oneDNN's reordering of the weights costs more than it saves.
 _ROWS = 128
-# With longer rows, oneDNN's 1x1 convolution of AVX2 takes three times as long for many numbers of
-# rows, and its linear layer does not.
+# Wider rows are multiplied as oneDNN's linear layer: with AVX2, its 1x1 convolution takes three
+# times as long for most numbers of rows.
 _WIDTH = 2048
 # Elements that are transposed at a time, which should stay in the cache.
 _CHUNK = 2**20
@@ -27,11 +27,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply rows (M, K) by weights (N, K) and add a bias (N): (M, N)."""
     if not _by_onednn(rows, len(rows)):
         return F.linear(rows, weight, bias)
-    if bias is not None:
-        bias = bias.contiguous()  # oneDNN ignores its stride
-    if rows.shape[1] > _WIDTH and hasattr(torch.ops.mkldnn, '_linear_pointwise'):
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'none', [], '')
-    return _convolve(rows, weight, bias)
+    return _multiply(rows, weight, bias)
 
 
 def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,7 +38,7 @@ def linear_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
             return torch.bmm(weights, x.transpose(1, 2))
         return torch.baddbmm(bias[:, None], weights, x.transpose(1, 2))
     # Exchanging rows and weights yields the transposed product.
-    products = [_convolve(weight.contiguous(), rows, None) for rows in x]
+    products = [_multiply(weight.contiguous(), rows, None) for rows in x]
     out = products[0].unsqueeze(0) if len(x) == 1 else torch.stack(products)
     return out if bias is None else out.add_(bias[:, None])
 
@@ -95,7 +91,11 @@ def kernel_grad(x: Tensor, grad: Tensor, kernel: Tensor, groups: int = 1) -> Ten
     )[1]
 
 
-def _convolve(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is not None:
+        bias = bias.contiguous()  # oneDNN ignores its stride
+    if rows.shape[1] > _WIDTH and hasattr(torch.ops.mkldnn, '_linear_pointwise'):
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'none', [], '')
     out = torch.mkldnn_convolution(
         _as_image(rows), weight[:, :, None, None], bias, (0, 0), (1, 1), (1, 1), 1
     )

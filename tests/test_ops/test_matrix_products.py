@@ -84,9 +84,19 @@ def test_the_selected_library_computes(library, monkeypatch):
     assert bool(calls) == (library != 'MKL')
 
 
+def test_convolutions_are_avoided_where_they_are_slow(library, monkeypatch):
+    """For wide rows, also transposed, and for planes without AVX-512."""
+    calls, convolve = [], torch.mkldnn_convolution
+    monkeypatch.setattr(torch, 'mkldnn_convolution', lambda *a: calls.append(1) or convolve(*a))
+    matrix_products.linear(make(200, 2049), make(4, 2049))
+    matrix_products.linear_transposed(make(1, 200, 2049), make(4, 2049))
+    assert not calls
+    matrix_products.linear_of_planes(make(1, 3, 200), make(4, 3), make(4))
+    assert bool(calls) == (library == 'oneDNN')
+
+
 @pytest.mark.parametrize('with_bias', [True, False])
 def test_wide_rows(with_bias):
-    """Which oneDNN multiplies as a linear layer."""
     x, weight = make(150, 4000)[:, :3000], make(3000, 5)
     bias = make(10)[::2] if with_bias else None
     expected = x.double() @ weight.double() + (bias.double() if with_bias else 0)

@@ -48,7 +48,7 @@ def shallow(head):
     ]
 
 
-# One layer each, and small images: crops of them have fewer pixels than there are queries.
+# One layer each, and small images. Their features may have fewer pixels than the usual 900 queries.
 SHALLOW_DINO = [
     'model.num_queries=100',
     'model.encoder.num_layers=1',

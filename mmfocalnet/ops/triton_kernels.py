@@ -1,9 +1,15 @@
 """Kernels of the Triton path: Eq. 4 and 5 of the paper, forward and backward.
 
-A program computes a tile of PIXELS consecutive pixels of one sample by CHANNELS channels.
 Features are rows, one per pixel, of C contiguous channels; P = H * W pixels, N = B * P rows.
+A program computes CHANNELS channels of PIXELS consecutive pixels of one sample. A program that
+convolves computes GROUPS groups of four neighbours instead: pixels (y, 4 i) to (y, 4 i + 3). It
+loads and converts each value once for all four, which is most of the instructions otherwise.
+
 Sums are in float32 for all types of features. Sums over several programs are returned as one
 partial sum per program, which the caller adds up: atomic additions are not deterministic.
+
+Vector loads require that rows start at multiples of 16 bytes. Triton recognizes numbers that are
+divisible by 16; ALIGN is the largest power of two up to 16 that divides C and the stride.
 """
 
 # Triton infers the types of the arguments; its compile-time constants are upper case.
@@ -37,11 +43,39 @@ def _tile(pixels, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _shifted(origin, row, column, dy, dx, stride, height, width, in_channels):
-    """Load the pixels (dy, dx) away from those at ``origin``; zeros beyond the border."""
-    inside = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
+def _load(rows, inside, in_channels):
+    """Load rows (GROUPS, CHANNELS) as float32, with zeros where they are not inside."""
     mask = inside[:, None] & in_channels[None, :]
-    return tl.load(origin + (dy * width + dx) * stride, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(rows, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _groups(height, width, channels, GROUPS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the first row of this program's sample, the position of its groups, its channels."""
+    per_row = tl.cdiv(width, 4)
+    tiles = tl.cdiv(height * per_row, GROUPS)
+    first_row = (tl.program_id(0) // tiles).to(tl.int64) * (height * width)
+    group = tl.program_id(0) % tiles * GROUPS + tl.arange(0, GROUPS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    return first_row, group // per_row, group % per_row * 4, channel
+
+
+@triton.jit
+def _pixel(i: tl.constexpr, height, width, channels, GROUPS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Return the rows of pixel i of this program's groups, its channels, and the mask."""
+    first_row, y, x, channel = _groups(height, width, channels, GROUPS, CHANNELS)
+    inside = (y < height) & (x + i < width)
+    return first_row + y * width + x + i, channel, inside[:, None] & (channel < channels)[None, :]
+
+
+@triton.jit
+def _add_tap(total, value, tap, x: tl.constexpr, stride, K: tl.constexpr):
+    if x >= 0 and x < K:
+        # Triton 3.10 no longer joins products and sums.
+        total = tl.fma(
+            value, tl.broadcast_to(tl.load(tap + x * stride)[None, :], value.shape), total
+        )
+    return total
 
 
 @triton.jit
@@ -53,29 +87,42 @@ def _convolve(
     width,
     channels,
     K: tl.constexpr,
-    PIXELS: tl.constexpr,
+    GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Convolve this program's tile of a source whose rows are ``stride`` apart."""
-    pixel, first_row, channel, _ = _tile(height * width, channels, PIXELS, CHANNELS)
-    row, column, in_channels = pixel // width, pixel % width, channel < channels
-    origin = source + (first_row + pixel)[:, None] * stride + channel[None, :]
-    total = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    """Convolve a source whose rows are ``stride`` apart: one tile per pixel of the groups."""
+    first_row, y, x, channel = _groups(height, width, channels, GROUPS, CHANNELS)
+    in_channels = channel < channels
+    corner = first_row + (y - K // 2) * width + x - K // 2
+    rows = source + corner[:, None] * stride + channel[None, :]
+    tap_stride = tl.cdiv(channels, CHANNELS) * CHANNELS
+    tap = taps + channel
+    total0 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total1 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total2 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total3 = tl.zeros((GROUPS, CHANNELS), tl.float32)
     # Only the inner loop is unrolled: K * K copies would take long to compile.
-    for y in range(K):
-        for x in tl.static_range(K):
-            dy, dx = y - K // 2, x - K // 2
-            value = _shifted(origin, row, column, dy, dx, stride, height, width, in_channels)
-            tap = taps + (y * K + x) * channels + channel
-            total += value * tl.load(tap, mask=in_channels, other=0.0).to(tl.float32)[None, :]
-    return total
+    for dy in range(-(K // 2), K // 2 + 1):
+        in_row = (y + dy >= 0) & (y + dy < height)
+        row = rows
+        for i in tl.static_range(K + 3):
+            column = x + (i - K // 2)
+            value = _load(row, in_row & (column >= 0) & (column < width), in_channels)
+            total0 = _add_tap(total0, value, tap, i, tap_stride, K)
+            total1 = _add_tap(total1, value, tap, i - 1, tap_stride, K)
+            total2 = _add_tap(total2, value, tap, i - 2, tap_stride, K)
+            total3 = _add_tap(total3, value, tap, i - 3, tap_stride, K)
+            row += stride
+        rows += width * stride
+        tap += K * tap_stride
+    return total0, total1, total2, total3
 
 
 @triton.jit
 def level_forward(
     source,  # z^{l-1} (N, C), its rows `stride` apart.
     stride,
-    taps,  # (K * K, C)
+    taps,  # (K * K, C rounded up to a multiple of CHANNELS), float32.
     pre,  # (N, C)
     post,  # z^l (N, C), or None.
     sums,  # Of z^l over the pixels of each tile (B * tiles, C), or None.
@@ -83,23 +130,28 @@ def level_forward(
     width,
     channels,
     K: tl.constexpr,
-    PIXELS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """pre^l = kernel_l * z^{l-1} and z^l = GELU(pre^l) (Eq. 4)."""
-    pixel, first_row, channel, mask = _tile(height * width, channels, PIXELS, CHANNELS)
-    value = _convolve(source, stride, taps, height, width, channels, K, PIXELS, CHANNELS)
-    # Rounded before GELU, so that backward recomputes the same activation.
-    value = value.to(pre.dtype.element_ty)
-    at = (first_row + pixel)[:, None] * channels + channel[None, :]
-    tl.store(pre + at, value, mask=mask)
-    value = _gelu(value.to(tl.float32))
-    if post is not None:
-        tl.store(post + at, value.to(post.dtype.element_ty), mask=mask)
+    channels, stride = channels // ALIGN * ALIGN, stride // ALIGN * ALIGN
+    values = _convolve(source, stride, taps, height, width, channels, K, GROUPS, CHANNELS)
+    total = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    for i in tl.static_range(4):
+        row, channel, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
+        at = row[:, None] * channels + channel[None, :]
+        # Rounded before GELU, so that backward recomputes the same activation.
+        value = values[i].to(pre.dtype.element_ty)
+        tl.store(pre + at, value, mask=mask)
+        value = _gelu(value.to(tl.float32))
+        if post is not None:
+            tl.store(post + at, value.to(post.dtype.element_ty), mask=mask)
+        total += tl.where(mask, value, 0.0)
     if sums is not None:
-        part = tl.sum(tl.where(mask, value, 0.0), axis=0)
+        channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         at = tl.program_id(0).to(tl.int64) * channels + channel
-        tl.store(sums + at, part, mask=channel < channels)
+        tl.store(sums + at, tl.sum(total, axis=0), mask=channel < channels)
 
 
 @triton.jit
@@ -114,10 +166,12 @@ def combine(
     pixels,
     channels,
     LEVELS: tl.constexpr,
+    ALIGN: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """scale * (sum_l gate_l z^l + gate_{L+1} global context) (Eq. 5)."""
+    channels = channels // ALIGN * ALIGN
     pixel, first_row, channel, mask = _tile(pixels, channels, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
@@ -152,10 +206,12 @@ def gates_backward(
     channels,
     rows,
     LEVELS: tl.constexpr,
+    ALIGN: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Gradients of the gates, sum_c grad z^l, and of the global context, sum_p grad gate."""
+    channels = channels // ALIGN * ALIGN
     pixel, first_row, channel, mask = _tile(pixels, channels, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
@@ -187,10 +243,12 @@ def last_level_backward(
     scale,
     pixels,
     channels,
+    ALIGN: tl.constexpr,
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Gradient of pre^L: (grad gate_L + gradient of the mean / P) GELU'(pre^L)."""
+    channels = channels // ALIGN * ALIGN
     pixel, first_row, channel, mask = _tile(pixels, channels, PIXELS, CHANNELS)
     row = first_row + pixel
     at = row[:, None] * channels + channel[None, :]
@@ -206,7 +264,7 @@ def last_level_backward(
 @triton.jit
 def level_backward(
     pre_grad,  # Of pre^{l+1} (N, C).
-    taps,  # Those of level l + 1 in reverse order (K * K, C).
+    taps,  # Those of level l + 1 in reverse order, as in `level_forward`.
     grad_below,  # Of pre^l (N, C).
     total_grad,  # (N, C)
     gate,  # Of level l, `gate_stride` apart (N,).
@@ -218,40 +276,49 @@ def level_backward(
     width,
     channels,
     K: tl.constexpr,
-    PIXELS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Gradient of pre^l: (flipped kernel_{l+1} * pre_grad + grad gate_l) GELU'(pre^l)."""
-    pixels = height * width
-    pixel, first_row, channel, mask = _tile(pixels, channels, PIXELS, CHANNELS)
-    grad = _convolve(pre_grad, channels, taps, height, width, channels, K, PIXELS, CHANNELS)
-    row = first_row + pixel
-    at = row[:, None] * channels + channel[None, :]
-    weight = tl.load(gate + row * gate_stride, mask=pixel < pixels, other=0.0).to(tl.float32)
-    direct = tl.load(total_grad + at, mask=mask, other=0.0).to(tl.float32) * scale
-    value = tl.load(pre + at, mask=mask, other=0.0).to(tl.float32)
-    grad = (grad + direct * weight[:, None]) * _gelu_grad(value)
-    tl.store(grad_below + at, grad.to(grad_below.dtype.element_ty), mask=mask)
-    tl.store(post + at, _gelu(value).to(post.dtype.element_ty), mask=mask)
+    channels = channels // ALIGN * ALIGN
+    grads = _convolve(pre_grad, channels, taps, height, width, channels, K, GROUPS, CHANNELS)
+    for i in tl.static_range(4):
+        row, channel, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
+        at = row[:, None] * channels + channel[None, :]
+        weight = tl.load(gate + row[:, None] * gate_stride, mask=mask, other=0.0).to(tl.float32)
+        direct = tl.load(total_grad + at, mask=mask, other=0.0).to(tl.float32) * scale
+        value = tl.load(pre + at, mask=mask, other=0.0).to(tl.float32)
+        grad = (grads[i] + direct * weight) * _gelu_grad(value)
+        tl.store(grad_below + at, grad.to(grad_below.dtype.element_ty), mask=mask)
+        tl.store(post + at, _gelu(value).to(post.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def context_backward(
     pre_grad,  # Of pre^1 (N, C).
-    taps,  # Those of level 1 in reverse order (K * K, C).
+    taps,  # Those of level 1 in reverse order, as in `level_forward`.
     context_grad,  # (N, C)
     height,
     width,
     channels,
     K: tl.constexpr,
-    PIXELS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     """Gradient of the context: flipped kernel_1 * pre_grad."""
-    pixel, first_row, channel, mask = _tile(height * width, channels, PIXELS, CHANNELS)
-    grad = _convolve(pre_grad, channels, taps, height, width, channels, K, PIXELS, CHANNELS)
-    at = (first_row + pixel)[:, None] * channels + channel[None, :]
-    tl.store(context_grad + at, grad.to(context_grad.dtype.element_ty), mask=mask)
+    channels = channels // ALIGN * ALIGN
+    grads = _convolve(pre_grad, channels, taps, height, width, channels, K, GROUPS, CHANNELS)
+    for i in tl.static_range(4):
+        row, channel, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
+        at = row[:, None] * channels + channel[None, :]
+        tl.store(context_grad + at, grads[i].to(context_grad.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_product(total, value, grads, i: tl.constexpr):
+    return tl.fma(grads[i], value, total) if i >= 0 and i < 4 else total
 
 
 @triton.jit
@@ -259,44 +326,58 @@ def taps_backward(
     source,  # z^{l-1} (N, C), its rows `stride` apart.
     stride,
     pre_grad,  # Of pre^l (N, C).
-    tap_grads,  # One part per chunk of pixels (B * chunks, K * K, C).
+    tap_grads,  # One part per chunk of groups (B * chunks, K * K, C).
     height,
     width,
     channels,
     K: tl.constexpr,
     CHUNK: tl.constexpr,
-    PIXELS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradient of one row of a kernel: sum_p pre_grad_p z^{l-1}_{p + offset of the tap}."""
-    pixels = height * width
-    chunks = tl.cdiv(pixels, CHUNK)
-    chunk = tl.program_id(0)
-    first_row = (chunk // chunks).to(tl.int64) * pixels
-    start = chunk % chunks * CHUNK
+    """Gradient of four taps of a row: sum_p pre_grad_p z^{l-1}_{p + offset of the tap}."""
+    channels, stride = channels // ALIGN * ALIGN, stride // ALIGN * ALIGN
+    per_row = tl.cdiv(width, 4)
+    groups = height * per_row
+    chunks = tl.cdiv(groups, CHUNK)
+    first_row = (tl.program_id(0) // chunks).to(tl.int64) * (height * width)
+    start = tl.program_id(0) % chunks * CHUNK
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     in_channels = channel < channels
-    y = tl.program_id(2)
-    tap_grad = tap_grads + (chunk.to(tl.int64) * K + y) * K * channels + channel
-    for x in range(K):
-        total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-        for first in range(start, tl.minimum(start + CHUNK, pixels), PIXELS):
-            pixel = first + tl.arange(0, PIXELS)
-            at = (first_row + pixel)[:, None]
-            # Gradients of pixels past the last one are loaded as zero.
-            mask = (pixel < pixels)[:, None] & in_channels[None, :]
-            grad = tl.load(pre_grad + at * channels + channel[None, :], mask=mask, other=0.0)
-            value = _shifted(
-                source + at * stride + channel[None, :],
-                pixel // width,
-                pixel % width,
-                y - K // 2,
-                x - K // 2,
-                stride,
-                height,
-                width,
-                in_channels,
-            )
-            total += grad.to(tl.float32) * value
-        tl.store(tap_grad, tl.sum(total, axis=0), mask=in_channels)
-        tap_grad += channels
+    tap_y, tap_x = tl.program_id(2) // tl.cdiv(K, 4), tl.program_id(2) % tl.cdiv(K, 4) * 4
+    total0 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total1 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total2 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total3 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    for first in range(start, tl.minimum(start + CHUNK, groups), GROUPS):
+        group = first + tl.arange(0, GROUPS)
+        y, x = group // per_row, group % per_row * 4
+        row = (first_row + y * width + x)[:, None]
+        # Gradients of pixels beyond a row are loaded as zero, and so are those past the last row.
+        grad = pre_grad + row * channels + channel[None, :]
+        grads = (
+            _load(grad, y < height, in_channels),
+            _load(grad + channels, (y < height) & (x + 1 < width), in_channels),
+            _load(grad + 2 * channels, (y < height) & (x + 2 < width), in_channels),
+            _load(grad + 3 * channels, (y < height) & (x + 3 < width), in_channels),
+        )
+        y, x = y + tap_y - K // 2, x + tap_x - K // 2
+        in_row = (y >= 0) & (y < height)
+        values = source + (first_row + y * width + x)[:, None] * stride + channel[None, :]
+        for i in tl.static_range(7):
+            value = _load(values, in_row & (x + i >= 0) & (x + i < width), in_channels)
+            total0 = _add_product(total0, value, grads, i)
+            total1 = _add_product(total1, value, grads, i - 1)
+            total2 = _add_product(total2, value, grads, i - 2)
+            total3 = _add_product(total3, value, grads, i - 3)
+            values += stride
+    tap = (tl.program_id(0).to(tl.int64) * K + tap_y) * K + tap_x
+    tap_grad = tap_grads + tap * channels + channel
+    tl.store(tap_grad, tl.sum(total0, axis=0), mask=in_channels)
+    if tap_x + 1 < K:
+        tl.store(tap_grad + channels, tl.sum(total1, axis=0), mask=in_channels)
+    if tap_x + 2 < K:
+        tl.store(tap_grad + 2 * channels, tl.sum(total2, axis=0), mask=in_channels)
+    if tap_x + 3 < K:
+        tl.store(tap_grad + 3 * channels, tl.sum(total3, axis=0), mask=in_channels)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -19,14 +21,21 @@ from mmfocalnet.ops.fused_operator import FusedOperator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Pixels and channels of a tile. 64 channels of 16 bits fill a cache line, and each thread of
-# four warps holds 16 sums.
+# Pixels of a tile in kernels that do not convolve.
 PIXELS = 32
-MAX_CHANNELS = 64
-MIN_CHANNELS = 16
-# Pixels over which one program sums a kernel's gradient: the partial sums of all programs
-# together stay smaller than the features.
-CHUNK = 512
+MIN_CHANNELS, MAX_CHANNELS = 16, 64
+# Groups of four pixels over which one program sums a kernel's gradient: the partial sums of all
+# programs together stay smaller than the features.
+CHUNK = 128
+# Programs load vectors from rows that start at multiples of this number of values.
+ALIGN = 16
+
+
+# Groups times channels of a tile in kernels that convolve, by the warps that compute it. With 8
+# values per thread, each group needs 32 sums in registers, and with 4 values 16 sums. The first
+# entry is used where nothing is measured.
+TILES = {4: 1024, 2: 512, 8: 1024}
+WARPS = next(iter(TILES))
 
 
 def unsupported(call: Call) -> str | None:
@@ -46,10 +55,21 @@ def unsupported(call: Call) -> str | None:
     return None
 
 
-def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
-    """Compute `reference.modulate`."""
-    normalized = functools.partial(aggregate, normalize_modulator=weights.normalize_modulator)
-    return reference.modulate(x, weights._replace(normalize_modulator=False), aggregate=normalized)
+def modulate(x: Tensor, weights: reference.ModulationWeights, warps: int = WARPS) -> Tensor:
+    """Compute `reference.modulate` with programs of this number of warps."""
+    dim, levels = len(weights.h_weight), len(weights.kernels)
+    projected = _padded_linear(x, weights.f_weight, weights.f_bias)
+    sizes = (dim, dim, levels + 1, projected.shape[-1] - 2 * dim - levels - 1)
+    query, context, gates, _ = projected.split(sizes, dim=-1)
+    total = aggregate(context, gates, weights.kernels, weights.normalize_modulator, warps)
+    return query * F.linear(total, weights.h_weight.flatten(1), weights.h_bias)
+
+
+def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a linear layer whose output width is rounded up to a multiple of `ALIGN`."""
+    padding = -len(weight) % ALIGN
+    bias = None if bias is None else F.pad(bias, (0, padding))
+    return F.linear(x, F.pad(weight, (0, 0, 0, padding)), bias)
 
 
 def aggregate(
@@ -57,6 +77,7 @@ def aggregate(
     gates: Tensor,
     kernels: Sequence[Tensor],
     normalize_modulator: bool = False,
+    warps: int = WARPS,
 ) -> Tensor:
     """Compute `reference.aggregate_context` (Eq. 4 and 5), optionally divided by L + 1.
 
@@ -68,12 +89,13 @@ def aggregate(
         gates: Gates of the focal levels, then of the global context (B, H, W, L + 1).
         kernels: Kernels (C, 1, k, k) of the L levels, k odd, of any floating type.
         normalize_modulator: Divide the sum by L + 1. Defaults to False.
+        warps: Warps per program, one of `TILES`. Defaults to the first one.
 
     Returns:
         The gated sum (B, H, W, C), contiguous, of the context's type.
     """
     scale = 1 / (len(kernels) + 1) if normalize_modulator else 1.0
-    return _aggregate(context, gates, *kernels, constant=scale)
+    return _aggregate[warps](context, gates, *kernels, constant=scale)
 
 
 @functools.cache
@@ -106,14 +128,17 @@ def _is_interpreted() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
-def _forward(tensors: Sequence[Tensor], scale: float, keep: bool) -> tuple[Tensor, list[Tensor]]:
+def _forward(
+    warps: int, tensors: Sequence[Tensor], scale: float, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
     context, gates, *kernels = tensors
-    all_pre, mean = _levels(context, kernels)
+    all_pre, mean = _levels(context, kernels, warps)
     total = _combine(gates, scale, all_pre, mean)
     return total, [all_pre, mean] if keep else []
 
 
 def _backward(
+    warps: int,
     grad: Tensor,
     tensors: Sequence[Tensor],
     kept: Sequence[Tensor],
@@ -133,13 +158,12 @@ def _backward(
     for level in reversed(range(len(kernels))):
         if level:
             gate, pre = gates[..., level - 1 :], all_pre[level - 1]
-            grad_below, below = _level_backward(
-                pre_grad, kernels[level], total_grad, gate, scale, pre
-            )
+            tensors = (pre_grad, kernels[level], total_grad, gate, scale, pre)
+            grad_below, below = _level_backward(*tensors, warps)
         else:
-            grad_below, below = _context_backward(pre_grad, kernels[0]), context
+            grad_below, below = _context_backward(pre_grad, kernels[0], warps), context
         if wanted[2 + level]:
-            kernel_grads[level] = _kernel_backward(below, pre_grad, kernels[level])
+            kernel_grads[level] = _kernel_backward(below, pre_grad, kernels[level], warps)
         pre_grad = grad_below
     return _only([pre_grad, gate_grads, *kernel_grads], wanted)
 
@@ -148,30 +172,57 @@ def _only(grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor
     return [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
 
 
-_aggregate = FusedOperator('aggregate_context_triton', _forward, _backward, None)
+def _operator(warps: int) -> FusedOperator:
+    forward, backward = partial(_forward, warps), partial(_backward, warps)
+    return FusedOperator(f'aggregate_context_triton_{warps}', forward, backward, None)
+
+
+_aggregate = {warps: _operator(warps) for warps in TILES}
 
 
 class _Tiling:
-    """Division of features (B, H, W, C) among the programs of a kernel."""
+    """Division of features (B, H, W, C) among the programs of a kernel.
 
-    def __init__(self, shape: torch.Size) -> None:
+    Args:
+        shape: Shape of the features.
+        warps: Warps per program of a kernel that convolves. None for the other kernels.
+    """
+
+    def __init__(self, shape: torch.Size, warps: int | None = None) -> None:
         self.batch, self.height, self.width, self.channels = shape
         self.pixels = self.height * self.width
         self.rows = self.batch * self.pixels
-        self.tiles = self.batch * -(-self.pixels // PIXELS)
-        block = 1 << (self.channels - 1).bit_length()
-        block = min(max(block, MIN_CHANNELS), MAX_CHANNELS)
+        block = _channel_block(self.channels)
         self.blocks = -(-self.channels // block)
+        self.padding = self.blocks * block - self.channels
+        self.groups = self.height * -(-self.width // 4)
+        # The last arguments of a kernel.
+        self.meta = {'ALIGN': math.gcd(self.channels, ALIGN), 'CHANNELS': block}
+        if warps:
+            self.image = (self.height, self.width, self.channels)
+            units, size = self.groups, TILES[warps] // block
+            self.meta |= {'GROUPS': size, 'num_warps': warps}
+        else:
+            self.image = (self.pixels, self.channels)
+            units, size = self.pixels, PIXELS
+            self.meta |= {'PIXELS': size}
+        self.tiles = self.batch * -(-units // size)
         self.grid = (self.tiles, self.blocks)
-        # Last arguments of a kernel that needs neighbours, and of one that does not.
-        self.image = (self.height, self.width, self.channels)
-        self.flat = (self.pixels, self.channels)
-        self.meta = {'PIXELS': PIXELS, 'CHANNELS': block}
+
+    def aligned(self, stride: int) -> dict[str, int]:
+        """Return the last arguments of a kernel that reads rows with this stride."""
+        return self.meta | {'ALIGN': math.gcd(self.meta['ALIGN'], stride)}
 
 
-def _levels(context: Tensor, kernels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _channel_block(channels: int) -> int:
+    """Power of two that covers the channels with the fewest idle threads; the largest of those."""
+    sizes = [MAX_CHANNELS, MAX_CHANNELS // 2, MIN_CHANNELS]
+    return min(sizes, key=lambda size: -(-channels // size) * size)
+
+
+def _levels(context: Tensor, kernels: Sequence[Tensor], warps: int) -> tuple[Tensor, Tensor]:
     """Return pre^l of all levels (L, B, H, W, C) and the mean of z^L (B, C) in float32."""
-    tiling = _Tiling(context.shape)
+    tiling = _Tiling(context.shape, warps)
     all_pre = _empty((len(kernels), *context.shape), context)
     if not kernels:
         return all_pre, context.mean((1, 2), dtype=torch.float32)
@@ -180,10 +231,9 @@ def _levels(context: Tensor, kernels: Sequence[Tensor]) -> tuple[Tensor, Tensor]
     for level, (pre, kernel) in enumerate(zip(all_pre, kernels, strict=True)):
         last = level == len(kernels) - 1
         post = None if last else torch.empty_like(pre)
-        tensors = (rows, rows.stride(0), _taps(kernel), pre, post, sums if last else None)
-        _kernel('level_forward')[tiling.grid](
-            *tensors, *tiling.image, K=kernel.shape[-1], **tiling.meta
-        )
+        tensors = (rows, rows.stride(0), _taps(kernel, tiling), pre, post, sums if last else None)
+        meta = tiling.aligned(rows.stride(0))
+        _kernel('level_forward')[tiling.grid](*tensors, *tiling.image, K=kernel.shape[-1], **meta)
         rows = rows if last else _rows(post)
     sums = sums.view(tiling.batch, -1, tiling.channels).sum(1)
     return all_pre, sums / tiling.pixels
@@ -196,7 +246,7 @@ def _combine(gates: Tensor, scale: float, all_pre: Tensor, mean: Tensor) -> Tens
     total = _empty(all_pre.shape[1:], all_pre)
     tensors = (all_pre, total.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean), total)
     _kernel('combine')[tiling.grid](
-        *tensors, scale, *tiling.flat, LEVELS=len(all_pre), **tiling.meta
+        *tensors, scale, *tiling.image, LEVELS=len(all_pre), **tiling.meta
     )
     return total
 
@@ -212,7 +262,7 @@ def _gates_backward(
     inputs = (total_grad, all_pre, total_grad.numel(), gate_rows, gate_rows.stride(0), F.gelu(mean))
     outputs = (gate_grads, global_grads)
     _kernel('gates_backward')[tiling.grid](
-        *inputs, *outputs, scale, *tiling.flat, tiling.rows, LEVELS=len(all_pre), **tiling.meta
+        *inputs, *outputs, scale, *tiling.image, tiling.rows, LEVELS=len(all_pre), **tiling.meta
     )
     global_grads = global_grads.view(tiling.batch, -1, tiling.channels).sum(1)
     mean_grad = torch.ops.aten.gelu_backward(global_grads, mean) / tiling.pixels
@@ -227,18 +277,24 @@ def _last_level_backward(
     gate = _rows(gates[..., -2:])
     pre_grad = torch.empty_like(pre)
     tensors = (total_grad, gate, gate.stride(0), mean_grad, pre, pre_grad)
-    _kernel('last_level_backward')[tiling.grid](*tensors, scale, *tiling.flat, **tiling.meta)
+    _kernel('last_level_backward')[tiling.grid](*tensors, scale, *tiling.image, **tiling.meta)
     return pre_grad
 
 
 def _level_backward(
-    pre_grad: Tensor, kernel: Tensor, total_grad: Tensor, gates: Tensor, scale: float, pre: Tensor
+    pre_grad: Tensor,
+    kernel: Tensor,
+    total_grad: Tensor,
+    gates: Tensor,
+    scale: float,
+    pre: Tensor,
+    warps: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of pre^l, whose gate is the first of ``gates``, and recomputed z^l."""
-    tiling = _Tiling(pre.shape)
+    tiling = _Tiling(pre.shape, warps)
     gate = _rows(gates)
     grad_below, post = torch.empty_like(pre), torch.empty_like(pre)
-    flipped = _taps(kernel).flip(0)
+    flipped = _taps(kernel, tiling).flip(0)
     tensors = (pre_grad, flipped, grad_below, total_grad, gate, gate.stride(0), pre, post)
     _kernel('level_backward')[tiling.grid](
         *tensors, scale, *tiling.image, K=kernel.shape[-1], **tiling.meta
@@ -246,27 +302,28 @@ def _level_backward(
     return grad_below, post
 
 
-def _context_backward(pre_grad: Tensor, kernel: Tensor) -> Tensor:
+def _context_backward(pre_grad: Tensor, kernel: Tensor, warps: int) -> Tensor:
     """Return the gradient of the context, which has no gate."""
-    tiling = _Tiling(pre_grad.shape)
+    tiling = _Tiling(pre_grad.shape, warps)
     context_grad = torch.empty_like(pre_grad)
-    tensors = (pre_grad, _taps(kernel).flip(0), context_grad)
+    tensors = (pre_grad, _taps(kernel, tiling).flip(0), context_grad)
     _kernel('context_backward')[tiling.grid](
         *tensors, *tiling.image, K=kernel.shape[-1], **tiling.meta
     )
     return context_grad
 
 
-def _kernel_backward(below: Tensor, pre_grad: Tensor, kernel: Tensor) -> Tensor:
+def _kernel_backward(below: Tensor, pre_grad: Tensor, kernel: Tensor, warps: int) -> Tensor:
     """Return the gradient of the kernel that maps ``below`` (z^{l-1}) to pre^l."""
-    tiling = _Tiling(pre_grad.shape)
+    tiling = _Tiling(pre_grad.shape, warps)
     rows = _rows(below)
     size = kernel.shape[-1]
-    chunks = tiling.batch * -(-tiling.pixels // CHUNK)
+    chunks = tiling.batch * -(-tiling.groups // CHUNK)
     parts = _empty((chunks, size * size, tiling.channels), pre_grad, torch.float32)
-    _kernel('taps_backward')[chunks, tiling.blocks, size](
-        rows, rows.stride(0), pre_grad, parts, *tiling.image, K=size, CHUNK=CHUNK, **tiling.meta
-    )
+    tensors = (rows, rows.stride(0), pre_grad, parts)
+    meta = tiling.aligned(rows.stride(0)) | {'K': size, 'CHUNK': CHUNK}
+    grid = (chunks, tiling.blocks, size * -(-size // 4))
+    _kernel('taps_backward')[grid](*tensors, *tiling.image, **meta)
     return parts.sum(0).t().reshape(kernel.shape).to(kernel.dtype)
 
 
@@ -280,6 +337,9 @@ def _rows(features: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def _taps(kernel: Tensor) -> Tensor:
-    """Reorder a kernel (C, 1, k, k) as the features are ordered: (k * k, C)."""
-    return kernel.flatten(1).t().contiguous()
+def _taps(kernel: Tensor, tiling: _Tiling) -> Tensor:
+    """Reorder a kernel (C, 1, k, k) as the features are ordered: (k * k, C + padding) in float32.
+
+    Programs load complete blocks of channels.
+    """
+    return F.pad(kernel.flatten(1).t().float(), (0, tiling.padding)).contiguous()

@@ -113,7 +113,7 @@ class TestTriton:
         assert_close(actual, run_reference(*case, normalize_modulator=True))
 
     def test_gradients_of_kernels_over_several_chunks(self, monkeypatch):
-        monkeypatch.setattr(triton_path, 'CHUNK', 2 * triton_path.PIXELS)
+        monkeypatch.setattr(triton_path, 'CHUNK', 64)
         case = make((2, 9, 9), 3, (3,))
         assert_close(run(triton_path.aggregate, *case), run_reference(*case))
 
@@ -234,7 +234,7 @@ def test_compilers_see_the_kernels(monkeypatch):
     projected, kernels, _ = make((1, 2, 3), 5, (3, 5))
     tensors = [*slices(projected, 2), *kernels]
     tensors = [tensor.contiguous().requires_grad_() for tensor in tensors]
-    operator = torch.ops.mmfocalnet.aggregate_context_triton
+    operator = torch.ops.mmfocalnet.aggregate_context_triton_4
 
     def function(context, *rest):
         return operator([context.unsqueeze(0), *rest], 1.0, True)[0]

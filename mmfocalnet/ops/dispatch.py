@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import functools
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,16 @@ from torch.nn import functional as F
 
 from mmfocalnet.compat.tracing import is_compiling, is_exporting
 from mmfocalnet.errors import ConfigError
-from mmfocalnet.ops import layers, numba_path, pytorch_path, reference, triton_path
+from mmfocalnet.ops import (
+    channels_first_path,
+    fourier_path,
+    layers,
+    measured,
+    numba_path,
+    pytorch_path,
+    reference,
+    triton_path,
+)
 from mmfocalnet.ops.call import Call, cpu_autocast_enabled
 from mmfocalnet.ops.fused_operator import CAN_COMPILE, CAN_COMPILE_TRITON
 
@@ -39,7 +49,20 @@ MODULATION = (
     OperatorPath('triton', triton_path.unsupported, triton_path.modulate),
     OperatorPath('numba', numba_path.unsupported, numba_path.modulate),
     OperatorPath('pytorch', pytorch_path.unsupported, pytorch_path.modulate),
+    # On GPUs, the first path and these are measured.
+    OperatorPath('channels_first', Call.unusual_input, channels_first_path.modulate),
+    OperatorPath('fourier', Call.unusual_input, fourier_path.modulate),
     OperatorPath('reference', lambda call: None, reference.modulate),
+)
+# Other tiles of the Triton kernels, which are measured, too.
+TILES = tuple(
+    OperatorPath(
+        f'triton, {warps} warps',
+        triton_path.unsupported,
+        functools.partial(triton_path.modulate, warps=warps),
+    )
+    for warps in triton_path.TILES
+    if warps != triton_path.WARPS
 )
 LINEAR = (
     OperatorPath('pytorch', layers.unsupported, layers.linear),
@@ -72,6 +95,8 @@ _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar('path', 
 def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
     """Compute q(x) * h(sum_l g^l z^l) (Eq. 3 to 6) by the fastest available path.
 
+    On GPUs, the paths are measured at the first call of each kind (`mmfocalnet.ops.measured`).
+
     Args:
         x: Features (B, H, W, C).
         weights: Weights of f, the focal levels and h.
@@ -83,7 +108,11 @@ def modulate(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
         ConfigError: If the path requested by `use_path` cannot run this call.
     """
     linear_weights = [weights.f_weight, weights.f_bias, weights.h_weight, weights.h_bias]
-    return _choose(MODULATION, x, linear_weights, weights.kernels).run(x, weights)
+    path = _choose(MODULATION, x, linear_weights, weights.kernels)
+    if not is_compiling() and _is_measured(path, x):
+        candidates = functools.partial(_candidates, x, linear_weights, weights.kernels)
+        path = measured.fastest(x, weights, candidates) or path
+    return path.run(x, weights)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -233,6 +262,8 @@ def explain(
 ) -> str:
     """Explain which path computes a focal modulation and why faster ones are skipped.
 
+    For a GPU, the measured times follow, if any; then the fastest path runs.
+
     Args:
         shape: Shape of the features (B, H, W, C).
         focal_window: Kernel size at the first focal level.
@@ -242,13 +273,29 @@ def explain(
         device: ``'cpu'`` or ``'cuda'``. Defaults to ``'cpu'``.
 
     Returns:
-        One line per path, down to the one that runs.
+        One line per path, down to the one that runs where nothing is measured, and one line per
+        measured kind of calls.
     """
     sizes = tuple(focal_window + focal_factor * level for level in range(focal_level))
     autocast = device == 'cpu' and cpu_autocast_enabled()
     call = Call(sizes, dtype, device, autocast, empty=0 in shape)
     path, skipped = _first_supported(MODULATION, call)
-    return '\n'.join([*skipped, f'{path.name}: runs'])
+    kind = measured.kind_text(shape[-1], sizes, math.prod(shape[:-1]), dtype)
+    times = measured.describe(kind, device)
+    return '\n'.join([*skipped, f'{path.name}: runs', *times])
+
+
+def _is_measured(path: OperatorPath, x: Tensor) -> bool:
+    """Whether a path may be replaced by one that is measured to be faster."""
+    is_required = path is MODULATION[-1] or path.name == _requested.get()
+    return not is_required and measured.is_enabled(x)
+
+
+def _candidates(
+    x: Tensor, weights: Sequence[Tensor | None], kernels: Sequence[Tensor]
+) -> list[OperatorPath]:
+    call = Call.of(x, [weight for weight in weights if weight is not None], kernels)
+    return [path for path in (*MODULATION, *TILES) if path.unsupported(call) is None]
 
 
 def _choose(

@@ -6,21 +6,21 @@ use PyTorch's fast routes, and GELU is recomputed in backward instead of kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfocalnet.ops import layers, matrix_products, reference
+from mmfocalnet.ops import fourier, layers, matrix_products, reference
 from mmfocalnet.ops.call import Call
 from mmfocalnet.ops.fused_operator import FusedOperator
 
 # From this kernel size on, Fourier transforms are faster than PyTorch's gradient of depth-wise
 # kernels, which takes longer for larger kernels, and 20 times longer for many channels.
-_FFT_SIZE = 7
-# Pixels of the planes that are transformed at a time, which should stay in the cache.
-_FFT_CHUNK = 2**20
+FFT_SIZE = 7
+Convolve = Callable[[Tensor, Tensor], Tensor]
 
 
 def unsupported(call: Call) -> str | None:
@@ -45,7 +45,7 @@ def aggregate_context(context: Tensor, gates: Tensor, kernels: Sequence[Tensor])
 
 
 def _aggregate_forward(
-    tensors: Sequence[Tensor], scale: float, keep: bool
+    convolve: Convolve, tensors: Sequence[Tensor], scale: float, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     context, gates, *kernels = tensors
     z = _channels_first(context)
@@ -53,7 +53,7 @@ def _aggregate_forward(
     total = torch.zeros_like(z)
     before_gelu = []
     for kernel, gate in zip(kernels, gate_of[:-1], strict=True):
-        z = _convolve(z, kernel.to(z.dtype))
+        z = convolve(z, kernel.to(z.dtype))
         if keep:
             before_gelu.append(_channels_last(z))
         z = F.gelu(z)
@@ -70,6 +70,7 @@ def _aggregate_shapes(tensors: Sequence[Tensor], scale: float, keep: bool) -> li
 
 
 def _aggregate_backward(
+    convolve: Convolve,
     grad: Tensor,
     tensors: Sequence[Tensor],
     kept: Sequence[Tensor],
@@ -94,7 +95,7 @@ def _aggregate_backward(
         z = F.gelu(before_gelu[level - 1]) if level else _channels_first(context)
         want = wanted[2 + level]
         kernel_grads.insert(0, _kernel_grad(z, z_grad, kernels[level]) if want else None)
-        z_grad = _convolve(z_grad, kernels[level].to(z_grad.dtype).flip(2, 3))
+        z_grad = convolve(z_grad, kernels[level].to(z_grad.dtype).flip(2, 3))
     with_context, with_gates, *_ = wanted
     return [
         _channels_last(z_grad) if with_context else None,
@@ -103,9 +104,13 @@ def _aggregate_backward(
     ]
 
 
-_aggregate = FusedOperator(
-    'aggregate_context', _aggregate_forward, _aggregate_backward, _aggregate_shapes
-)
+def fused_operator(name: str, convolve: Convolve) -> FusedOperator:
+    """Build Eq. 4 and 5 from a depth-wise convolution of (B, C, H, W) with (C, 1, k, k)."""
+    forward, backward = (
+        partial(_aggregate_forward, convolve),
+        partial(_aggregate_backward, convolve),
+    )
+    return FusedOperator(name, forward, backward, _aggregate_shapes)
 
 
 def _channels_first(x: Tensor) -> Tensor:
@@ -128,37 +133,9 @@ def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
 def _kernel_grad(x: Tensor, grad: Tensor, kernel: Tensor) -> Tensor:
     """Gradient of a depth-wise kernel: (C, 1, k, k) from (B, C, H, W)."""
     channels, _, size, _ = kernel.shape
-    height, width = x.shape[2:]
-    if size < _FFT_SIZE:
+    if size < FFT_SIZE:
         return matrix_products.kernel_grad(x, grad, kernel.to(x.dtype), channels).to(kernel.dtype)
-    chunk = max(1, _FFT_CHUNK // (len(x) * height * width))
-    parts = [
-        _correlate(x[:, i : i + chunk], grad[:, i : i + chunk], size)
-        for i in range(0, channels, chunk)
-    ]
-    return torch.cat(parts).unsqueeze(1).to(kernel.dtype)
+    return fourier.kernel_grad(x, grad, size).unsqueeze(1).to(kernel.dtype)
 
 
-def _correlate(x: Tensor, grad: Tensor, size: int) -> Tensor:
-    """Correlate planes at all lags up to k // 2: (C, k, k) from (B, C, H, W)."""
-    reach = size // 2
-    shape = [_fast_length(length + reach) for length in x.shape[2:]]
-    # There is no Fourier transform of bfloat16.
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    spectrum = torch.fft.rfft2(x.to(dtype).contiguous(), s=shape)
-    spectrum *= torch.fft.rfft2(grad.to(dtype).contiguous(), s=shape).conj()
-    planes = torch.fft.irfft2(spectrum.sum(0), s=shape)
-    lags = torch.arange(-reach, reach + 1, device=x.device)
-    return planes[:, lags % shape[0]][:, :, lags % shape[1]]
-
-
-def _fast_length(length: int) -> int:
-    """Smallest number of at least ``length`` whose prime factors are 2, 3 and 5."""
-    while True:
-        rest = length
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 1
+_aggregate = fused_operator('aggregate_context', _convolve)

@@ -14,8 +14,9 @@ needs_numba = pytest.mark.skipif(
     importlib.util.find_spec('numba') is None or numba_support.openmp() is None,
     reason='numba or GNU OpenMP is missing',
 )
+CPU_PATHS = ('numba', 'pytorch', 'channels_first', 'fourier')
 cpu_paths = pytest.mark.parametrize(
-    'path', [pytest.param('numba', marks=needs_numba), pytest.param('pytorch')]
+    'path', [pytest.param(name, marks=needs_numba if name == 'numba' else ()) for name in CPU_PATHS]
 )
 
 

@@ -38,6 +38,11 @@ def parse_args():
     growth = commands.add_parser('growth', help='FocalNet-T for growing images and batches')
     growth.add_argument('--out', help='folder for a plot')
     growth.set_defaults(compile=False)
+    kernels = commands.add_parser(
+        'kernels', help='instructions of the Triton kernels and floors on GPUs, without a GPU'
+    )
+    kernels.add_argument('--dim', type=integer_flag(1), default=96, help='channels')
+    kernels.set_defaults(threads=None, device='cpu')
     exported = commands.add_parser('exported', help='a model in PyTorch and in exported files')
     exported.add_argument('config', help='config that the model was exported with')
     exported.add_argument('checkpoint', help='checkpoint that it was exported with')
@@ -110,6 +115,7 @@ def main():
         detector=tables.compare_detectors,
         loader=tables.compare_loaders,
         exported=tables.compare_exported,
+        kernels=tables.compare_kernels,
     )
     commands.get(args.what, tables.compare)(args)
 

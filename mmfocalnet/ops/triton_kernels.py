@@ -62,10 +62,10 @@ def _groups(height, width, channels, GROUPS: tl.constexpr, CHANNELS: tl.constexp
 
 @triton.jit
 def _pixel(i: tl.constexpr, height, width, channels, GROUPS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Return the rows of pixel i of this program's groups, its channels, and the mask."""
+    """Return the rows of pixel i of this program's groups, whether they exist, and the mask."""
     first_row, y, x, channel = _groups(height, width, channels, GROUPS, CHANNELS)
-    inside = (y < height) & (x + i < width)
-    return first_row + y * width + x + i, channel, inside[:, None] & (channel < channels)[None, :]
+    exists = (y < height) & (x + i < width)
+    return first_row + y * width + x + i, exists, exists[:, None] & (channel < channels)[None, :]
 
 
 @triton.jit
@@ -137,9 +137,10 @@ def level_forward(
     """pre^l = kernel_l * z^{l-1} and z^l = GELU(pre^l) (Eq. 4)."""
     channels, stride = channels // ALIGN * ALIGN, stride // ALIGN * ALIGN
     values = _convolve(source, stride, taps, height, width, channels, K, GROUPS, CHANNELS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros((GROUPS, CHANNELS), tl.float32)
     for i in tl.static_range(4):
-        row, channel, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
+        row, _, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
         at = row[:, None] * channels + channel[None, :]
         # Rounded before GELU, so that backward recomputes the same activation.
         value = values[i].to(pre.dtype.element_ty)
@@ -149,7 +150,6 @@ def level_forward(
             tl.store(post + at, value.to(post.dtype.element_ty), mask=mask)
         total += tl.where(mask, value, 0.0)
     if sums is not None:
-        channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         at = tl.program_id(0).to(tl.int64) * channels + channel
         tl.store(sums + at, tl.sum(total, axis=0), mask=channel < channels)
 
@@ -283,13 +283,14 @@ def level_backward(
     """Gradient of pre^l: (flipped kernel_{l+1} * pre_grad + grad gate_l) GELU'(pre^l)."""
     channels = channels // ALIGN * ALIGN
     grads = _convolve(pre_grad, channels, taps, height, width, channels, K, GROUPS, CHANNELS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     for i in tl.static_range(4):
-        row, channel, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
+        row, exists, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
         at = row[:, None] * channels + channel[None, :]
-        weight = tl.load(gate + row[:, None] * gate_stride, mask=mask, other=0.0).to(tl.float32)
+        weight = tl.load(gate + row * gate_stride, mask=exists, other=0.0).to(tl.float32)
         direct = tl.load(total_grad + at, mask=mask, other=0.0).to(tl.float32) * scale
         value = tl.load(pre + at, mask=mask, other=0.0).to(tl.float32)
-        grad = (grads[i] + direct * weight) * _gelu_grad(value)
+        grad = (grads[i] + direct * weight[:, None]) * _gelu_grad(value)
         tl.store(grad_below + at, grad.to(grad_below.dtype.element_ty), mask=mask)
         tl.store(post + at, _gelu(value).to(post.dtype.element_ty), mask=mask)
 
@@ -310,8 +311,9 @@ def context_backward(
     """Gradient of the context: flipped kernel_1 * pre_grad."""
     channels = channels // ALIGN * ALIGN
     grads = _convolve(pre_grad, channels, taps, height, width, channels, K, GROUPS, CHANNELS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     for i in tl.static_range(4):
-        row, channel, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
+        row, _, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
         at = row[:, None] * channels + channel[None, :]
         tl.store(context_grad + at, grads[i].to(context_grad.dtype.element_ty), mask=mask)
 

@@ -98,6 +98,8 @@ class TestTriton:
             ((1, 6, 1), 1, (1, 3)),
             ((1, 3, 2), 5, (13,)),
             ((2, 2, 3), 72, (3,)),  # More than one block of channels.
+            ((2, 3, 4), 24, (5,)),  # One group of four pixels per row; aligned to 8 channels.
+            ((1, 9, 70), 16, (3,)),  # More than one tile.
         ],
         ids=str,
     )
@@ -111,6 +113,11 @@ class TestTriton:
         case = make((1, 2, 3), 5, (3, 5))
         actual = run(triton_path.aggregate, *case, normalize_modulator=True)
         assert_close(actual, run_reference(*case, normalize_modulator=True))
+
+    @pytest.mark.parametrize('warps', triton_path.TILES)
+    def test_every_tile(self, warps):
+        case = make((2, 9, 33), 5, (3, 5))
+        assert_close(run(triton_path.aggregate, *case, warps=warps), run_reference(*case))
 
     def test_gradients_of_kernels_over_several_chunks(self, monkeypatch):
         monkeypatch.setattr(triton_path, 'CHUNK', 64)

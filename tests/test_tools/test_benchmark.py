@@ -90,8 +90,9 @@ def test_the_published_layout_is_the_same_network(benchmarking):
 def test_operator(main):
     pytest.importorskip('numba')
     out = main('operator', '--size', '32', '40', '--dim', '4', '--rounds', '1')
-    paths = [f'mmfocalnet, {path} path' for path in ('numba', 'pytorch', 'reference')]
-    assert first_cells(out)[-4:] == ['published layout', *paths]
+    names = ('numba', 'pytorch', 'channels_first', 'fourier', 'reference')
+    rows = ['mmfocalnet', *(f'mmfocalnet, {path} path' for path in names)]
+    assert first_cells(out)[-len(rows) :] == rows
 
 
 def test_backbone(main, keep_rows):
@@ -100,6 +101,28 @@ def test_backbone(main, keep_rows):
     out = main('backbone', '--size', '32', '40', '--rounds', '1')
     assert first_cells(out)[-3:] == list(kept)
     assert 'x floor' in out and 'first call' not in out and 'GFLOP/s' in out
+
+
+@pytest.mark.triton
+def test_kernels(main):
+    pytest.importorskip('triton')
+    out = main('kernels')
+    assert first_cells(out).count('taps_backward') == 3
+    assert 'H100' in out and '20.6 GMAC of depth-wise' in out
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize('channels', [24, 40, 96, 192])
+def test_kernels_load_vectors_into_registers(benchmarking, channels):
+    pytest.importorskip('triton')
+    kernels = importlib.import_module('benchmarking.kernels')
+    for launch in kernels.launches(channels, (3, 5), torch.bfloat16):
+        cost = kernels.cost(kernels.compile_kernel(launch, 80), 80)
+        assert cost.spilled == 0
+        if 'K' in launch.constants:
+            # Eight values per load, which serves up to four products.
+            assert 0 < cost.per_product('LDG') < 0.2
+            assert cost.per_product() < 4
 
 
 @pytest.mark.slow

@@ -16,9 +16,10 @@ from benchmarking.detectors import (
 from benchmarking.exported import measure_exported, megabytes
 from benchmarking.loading import pipeline_seconds, training_images, training_set
 from benchmarking.measuring import measure, peak_memory, rows_of, step_seconds
-from benchmarking.networks import OURS, backbones
+from benchmarking.networks import OURS, backbones, focalnet
 from benchmarking.timing import TOTAL
 
+SIZES = (9, 11, 13)  # kernels of FocalNet-T
 GROWTH = [(512, 512), (800, 1216), (1200, 1824), (1600, 2400)]
 
 
@@ -135,6 +136,51 @@ def compare_exported(args):
         table.add_row([name, f'{taken:.4g}', *(f'{r:.2f}' for r in ratios), sizes.get(name, '')])
     show(table)
     print_machine(machine)
+
+
+def compare_kernels(args):
+    """Instructions of the Triton kernels, and floors on GPUs that need not be present."""
+    from benchmarking import kernels  # only this command needs Triton
+
+    columns = ['registers', 'warps per SM', 'instructions per MAC', 'loads per MAC']
+    table = PrettyTable(['kernel', 'size', *columns])
+    costs = {}
+    for launch in kernels.launches(args.dim, SIZES, torch.bfloat16):
+        if 'K' not in launch.constants:
+            continue
+        compiled = kernels.cost(kernels.compile_kernel(launch, 80), 80)
+        size, share = launch.constants['K'], kernels.product_share(launch)
+        each = compiled.per_product() / share
+        costs.setdefault(size, []).append(each)
+        warps = compiled.warps(launch.constants['num_warps'])
+        loads = compiled.per_product('LDG') / share
+        cells = [compiled.registers, warps, f'{each:.2f}', f'{loads:.3f}']
+        table.add_row([launch.kernel, f'{size} x {size}', *cells])
+    show(table)
+    print(f'\nbfloat16, {args.dim} channels, sm_80. MAC: useful multiply-accumulates.\n')
+    floors(costs)
+
+
+def floors(costs):
+    """Times of FocalNet-T at data-sheet rates, forward and training."""
+    from benchmarking import kernels
+
+    with torch.device('meta'):
+        work = kernels.forward_work(focalnet(), (2, 3, 800, 1216))
+    columns = ['matrix products', 'memory traffic', 'depth-wise MACs', 'our depth-wise kernels']
+    table = PrettyTable(['ms', 'pass', *columns])
+    for name, gpu in kernels.GPUS.items():
+        for title, passes in (('forward', 1), ('training', 3)):
+            used = {size: each[:passes] for size, each in costs.items()}
+            taken = kernels.seconds(gpu, work, used, passes)
+            table.add_row([name, title, *(f'{1e3 * one:.2f}' for one in taken)])
+    show(table)
+    depthwise, traffic = sum(work.depthwise.values()), sum(kernels.TRAFFIC.values())
+    print(
+        f'\nFocalNet-T, 2 x 3 x 800 x 1216, bfloat16. Forward pass: {work.matrix / 1e9:.0f} GMAC '
+        f'of matrix products, {depthwise / 1e9:.1f} GMAC of depth-wise convolutions, '
+        f'{traffic * work.elements / 1e9:.1f} GB of memory traffic.'
+    )
 
 
 def grow(args):

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from mmfocalnet.files import replacing
 from mmfocalnet.ops.reference import ModulationWeights
@@ -143,6 +142,8 @@ def _milliseconds(
     run: Callable[..., Tensor], x: Tensor, weights: ModulationWeights
 ) -> float | None:
     """Time a path, with its gradients if the call needs them; None if it fails."""
+    from torch.utils.benchmark import Timer  # a slow import
+
     f_weight, f_bias, kernels, h_weight, h_bias, normalize = weights
     leaves = ModulationWeights(
         _leaf(f_weight),

@@ -69,6 +69,19 @@ def _pixel(i: tl.constexpr, height, width, channels, GROUPS: tl.constexpr, CHANN
 
 
 @triton.jit
+def _pick(value0, value1, value2, value3, i: tl.constexpr):
+    """Return the value of pixel i: Triton 3.2 cannot index tuples."""
+    value = value0
+    if i == 1:
+        value = value1
+    if i == 2:
+        value = value2
+    if i == 3:
+        value = value3
+    return value
+
+
+@triton.jit
 def _add_tap(total, value, tap, x: tl.constexpr, stride, K: tl.constexpr):
     if x >= 0 and x < K:
         # Triton 3.10 no longer joins products and sums.
@@ -136,14 +149,16 @@ def level_forward(
 ):
     """pre^l = kernel_l * z^{l-1} and z^l = GELU(pre^l) (Eq. 4)."""
     channels, stride = channels // ALIGN * ALIGN, stride // ALIGN * ALIGN
-    values = _convolve(source, stride, taps, height, width, channels, K, GROUPS, CHANNELS)
+    value0, value1, value2, value3 = _convolve(
+        source, stride, taps, height, width, channels, K, GROUPS, CHANNELS
+    )
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros((GROUPS, CHANNELS), tl.float32)
     for i in tl.static_range(4):
         row, _, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
         at = row[:, None] * channels + channel[None, :]
         # Rounded before GELU, so that backward recomputes the same activation.
-        value = values[i].to(pre.dtype.element_ty)
+        value = _pick(value0, value1, value2, value3, i).to(pre.dtype.element_ty)
         tl.store(pre + at, value, mask=mask)
         value = _gelu(value.to(tl.float32))
         if post is not None:
@@ -282,7 +297,9 @@ def level_backward(
 ):
     """Gradient of pre^l: (flipped kernel_{l+1} * pre_grad + grad gate_l) GELU'(pre^l)."""
     channels = channels // ALIGN * ALIGN
-    grads = _convolve(pre_grad, channels, taps, height, width, channels, K, GROUPS, CHANNELS)
+    grad0, grad1, grad2, grad3 = _convolve(
+        pre_grad, channels, taps, height, width, channels, K, GROUPS, CHANNELS
+    )
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     for i in tl.static_range(4):
         row, exists, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
@@ -290,7 +307,8 @@ def level_backward(
         weight = tl.load(gate + row * gate_stride, mask=exists, other=0.0).to(tl.float32)
         direct = tl.load(total_grad + at, mask=mask, other=0.0).to(tl.float32) * scale
         value = tl.load(pre + at, mask=mask, other=0.0).to(tl.float32)
-        grad = (grads[i] + direct * weight[:, None]) * _gelu_grad(value)
+        grad = _pick(grad0, grad1, grad2, grad3, i) + direct * weight[:, None]
+        grad = grad * _gelu_grad(value)
         tl.store(grad_below + at, grad.to(grad_below.dtype.element_ty), mask=mask)
         tl.store(post + at, _gelu(value).to(post.dtype.element_ty), mask=mask)
 
@@ -310,17 +328,22 @@ def context_backward(
 ):
     """Gradient of the context: flipped kernel_1 * pre_grad."""
     channels = channels // ALIGN * ALIGN
-    grads = _convolve(pre_grad, channels, taps, height, width, channels, K, GROUPS, CHANNELS)
+    grad0, grad1, grad2, grad3 = _convolve(
+        pre_grad, channels, taps, height, width, channels, K, GROUPS, CHANNELS
+    )
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     for i in tl.static_range(4):
         row, _, mask = _pixel(i, height, width, channels, GROUPS, CHANNELS)
         at = row[:, None] * channels + channel[None, :]
-        tl.store(context_grad + at, grads[i].to(context_grad.dtype.element_ty), mask=mask)
+        grad = _pick(grad0, grad1, grad2, grad3, i)
+        tl.store(context_grad + at, grad.to(context_grad.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _add_product(total, value, grads, i: tl.constexpr):
-    return tl.fma(grads[i], value, total) if i >= 0 and i < 4 else total
+def _add_product(total, value, grad0, grad1, grad2, grad3, i: tl.constexpr):
+    if i >= 0 and i < 4:
+        total = tl.fma(_pick(grad0, grad1, grad2, grad3, i), value, total)
+    return total
 
 
 @triton.jit
@@ -358,21 +381,19 @@ def taps_backward(
         row = (first_row + y * width + x)[:, None]
         # Gradients of pixels beyond a row are loaded as zero, and so are those past the last row.
         grad = pre_grad + row * channels + channel[None, :]
-        grads = (
-            _load(grad, y < height, in_channels),
-            _load(grad + channels, (y < height) & (x + 1 < width), in_channels),
-            _load(grad + 2 * channels, (y < height) & (x + 2 < width), in_channels),
-            _load(grad + 3 * channels, (y < height) & (x + 3 < width), in_channels),
-        )
+        grad0 = _load(grad, y < height, in_channels)
+        grad1 = _load(grad + channels, (y < height) & (x + 1 < width), in_channels)
+        grad2 = _load(grad + 2 * channels, (y < height) & (x + 2 < width), in_channels)
+        grad3 = _load(grad + 3 * channels, (y < height) & (x + 3 < width), in_channels)
         y, x = y + tap_y - K // 2, x + tap_x - K // 2
         in_row = (y >= 0) & (y < height)
         values = source + (first_row + y * width + x)[:, None] * stride + channel[None, :]
         for i in tl.static_range(7):
             value = _load(values, in_row & (x + i >= 0) & (x + i < width), in_channels)
-            total0 = _add_product(total0, value, grads, i)
-            total1 = _add_product(total1, value, grads, i - 1)
-            total2 = _add_product(total2, value, grads, i - 2)
-            total3 = _add_product(total3, value, grads, i - 3)
+            total0 = _add_product(total0, value, grad0, grad1, grad2, grad3, i)
+            total1 = _add_product(total1, value, grad0, grad1, grad2, grad3, i - 1)
+            total2 = _add_product(total2, value, grad0, grad1, grad2, grad3, i - 2)
+            total3 = _add_product(total3, value, grad0, grad1, grad2, grad3, i - 3)
             values += stride
     tap = (tl.program_id(0).to(tl.int64) * K + tap_y) * K + tap_x
     tap_grad = tap_grads + tap * channels + channel

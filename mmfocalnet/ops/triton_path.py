@@ -201,7 +201,9 @@ class _Tiling:
         if warps:
             self.image = (self.height, self.width, self.channels)
             units, size = self.groups, TILES[warps] // block
-            self.meta |= {'GROUPS': size, 'num_warps': warps}
+            self.meta |= {'GROUPS': size}
+            if warps != WARPS:  # Triton's default, which compilers trace as it is.
+                self.meta['num_warps'] = warps
         else:
             self.image = (self.pixels, self.channels)
             units, size = self.pixels, PIXELS

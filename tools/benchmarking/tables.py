@@ -152,7 +152,7 @@ def compare_kernels(args):
         size, share = launch.constants['K'], kernels.product_share(launch)
         each = compiled.per_product() / share
         costs.setdefault(size, []).append(each)
-        warps = compiled.warps(launch.constants['num_warps'])
+        warps = compiled.warps(per_program=4)
         loads = compiled.per_product('LDG') / share
         cells = [compiled.registers, warps, f'{each:.2f}', f'{loads:.3f}']
         table.add_row([launch.kernel, f'{size} x {size}', *cells])

@@ -28,7 +28,7 @@ class Call(NamedTuple):
             kernel_sizes=tuple(kernel.shape[-1] for kernel in kernels),
             dtype=x.dtype,
             device=x.device.type,
-            autocast=x.device.type == 'cpu' and cpu_autocast_enabled(),
+            autocast=x.device.type == 'cpu' and autocast_dtype('cpu') is not None,
             tensor_type=_tensor_type((x, *tensors)),
             empty=0 in x.shape,
             mixed=any(t.dtype != x.dtype or t.device != x.device for t in tensors),
@@ -53,9 +53,10 @@ def _tensor_type(tensors: Sequence[Tensor]) -> str:
     return subclasses[0].__name__ if subclasses else 'Tensor'
 
 
-def cpu_autocast_enabled() -> bool:
-    """Whether autocast is enabled on the CPU."""
-    try:
-        return torch.is_autocast_enabled('cpu')
-    except TypeError:  # PyTorch before 2.4
-        return torch.is_autocast_cpu_enabled()
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The type of autocast on ``'cpu'`` or ``'cuda'``; None if it is disabled."""
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if device == 'cpu':  # PyTorch before 2.4
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,5 +23,13 @@ def modulate(x: Tensor, weights: ModulationWeights) -> Tensor:
     total = total + F.gelu(context.mean(dim=(2, 3), keepdim=True)) * global_gate
     if weights.normalize_modulator:
         total = total / (levels + 1)
-    out = query * F.conv2d(total, weights.h_weight, weights.h_bias)
+    out = query * _project(total, weights.h_weight.flatten(1), weights.h_bias)
     return out.permute(0, 2, 3, 1).contiguous()
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # Not as a 1x1 convolution, which PyTorch rounds to TF32 on GPUs by default.
+    weight, planes = weight.expand(len(x), -1, -1), x.flatten(2)
+    if bias is None:
+        return torch.bmm(weight, planes).view_as(x)
+    return torch.baddbmm(bias[:, None], weight, planes).view_as(x)

@@ -1,6 +1,7 @@
 """Choice of the path that computes an operator.
 
-Each operator has one ordered list of paths, and the first path that can run a call runs it.
+Each operator has one ordered list of paths. The first path that can run a call runs it, except that
+on GPUs the fastest path of a focal modulation is measured.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +34,7 @@ from mmfocalnet.ops import (
     reference,
     triton_path,
 )
-from mmfocalnet.ops.call import Call, cpu_autocast_enabled
+from mmfocalnet.ops.call import Call, autocast_dtype
 from mmfocalnet.ops.fused_operator import CAN_COMPILE, CAN_COMPILE_TRITON
 
 
@@ -42,6 +44,7 @@ class OperatorPath(NamedTuple):
     name: str
     unsupported: Callable[[Call], str | None]  # Why the path cannot run a call; None if it can.
     run: Callable[..., Tensor]
+    automatic: bool = True  # False: runs only if it is requested or measured to be the fastest.
 
 
 # Fastest first. The reference runs everywhere.
@@ -49,20 +52,11 @@ MODULATION = (
     OperatorPath('triton', triton_path.unsupported, triton_path.modulate),
     OperatorPath('numba', numba_path.unsupported, numba_path.modulate),
     OperatorPath('pytorch', pytorch_path.unsupported, pytorch_path.modulate),
-    # On GPUs, the first path and these are measured.
-    OperatorPath('channels_first', Call.unusual_input, channels_first_path.modulate),
-    OperatorPath('fourier', Call.unusual_input, fourier_path.modulate),
+    OperatorPath('triton_2', triton_path.unsupported, triton_path.modulate_2_warps, False),
+    OperatorPath('triton_8', triton_path.unsupported, triton_path.modulate_8_warps, False),
+    OperatorPath('channels_first', Call.unusual_input, channels_first_path.modulate, False),
+    OperatorPath('fourier', Call.unusual_input, fourier_path.modulate, False),
     OperatorPath('reference', lambda call: None, reference.modulate),
-)
-# Other tiles of the Triton kernels, which are measured, too.
-TILES = tuple(
-    OperatorPath(
-        f'triton, {warps} warps',
-        triton_path.unsupported,
-        functools.partial(triton_path.modulate, warps=warps),
-    )
-    for warps in triton_path.TILES
-    if warps != triton_path.WARPS
 )
 LINEAR = (
     OperatorPath('pytorch', layers.unsupported, layers.linear),
@@ -199,13 +193,14 @@ def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def use_path(name: str) -> Iterator[None]:
     """Request one path for all operators inside a ``with`` block.
 
-    Operators that do not have the path choose as usual: only the modulation has a ``triton`` and
-    a ``numba`` path. Compiled code keeps the path that is requested when it is compiled. Exporters,
-    tracers, counters of FLOPs and transforms of `torch.func` always use the reference.
+    Operators that do not have the path choose as usual: linear layers, norms, MLPs and patch
+    embeddings have a ``pytorch`` and a ``reference`` path only. Compiled code keeps the path that
+    is requested when it is compiled. Exporters, tracers, counters of FLOPs and transforms of
+    `torch.func` always use the reference.
 
     Args:
-        name: ``'triton'``, ``'numba'``, ``'pytorch'`` or ``'reference'``. ``'plain'`` is the
-            deprecated name of ``'reference'``.
+        name: One of `PATHS`. ``'triton_2'`` and ``'triton_8'`` are ``'triton'`` with another
+            number of warps. ``'plain'`` is the deprecated name of ``'reference'``.
 
     Raises:
         ConfigError: If there is no such path, or, when an operator is called, if the path
@@ -277,12 +272,14 @@ def explain(
         measured kind of calls.
     """
     sizes = tuple(focal_window + focal_factor * level for level in range(focal_level))
-    autocast = device == 'cpu' and cpu_autocast_enabled()
+    autocast = device == 'cpu' and autocast_dtype('cpu') is not None
     call = Call(sizes, dtype, device, autocast, empty=0 in shape)
     path, skipped = _first_supported(MODULATION, call)
-    kind = measured.kind_text(shape[-1], sizes, math.prod(shape[:-1]), dtype)
-    times = measured.describe(kind, device)
-    return '\n'.join([*skipped, f'{path.name}: runs', *times])
+    kind = measured.describe_call(shape[-1], sizes, math.prod(shape[:-1]), dtype)
+    times = measured.describe_times(kind, device)
+    return '\n'.join(
+        [*skipped, f'{path.name}: runs{" where nothing is measured" * bool(times)}', *times]
+    )
 
 
 def _is_measured(path: OperatorPath, x: Tensor) -> bool:
@@ -295,7 +292,7 @@ def _candidates(
     x: Tensor, weights: Sequence[Tensor | None], kernels: Sequence[Tensor]
 ) -> list[OperatorPath]:
     call = Call.of(x, [weight for weight in weights if weight is not None], kernels)
-    return [path for path in (*MODULATION, *TILES) if path.unsupported(call) is None]
+    return [path for path in MODULATION if path.unsupported(call) is None]
 
 
 def _choose(
@@ -358,7 +355,7 @@ def _choose_for(paths: tuple[OperatorPath, ...], call: Call, requested: str | No
 def _first_supported(paths: tuple[OperatorPath, ...], call: Call) -> tuple[OperatorPath, list[str]]:
     """Return the first path that can run a call, and a line for each path that was skipped."""
     skipped: list[str] = []
-    for path in paths[:-1]:
+    for path in filter(attrgetter('automatic'), paths[:-1]):
         reason = path.unsupported(call)
         if reason is None:
             return path, skipped

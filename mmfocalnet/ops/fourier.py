@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Pixels of the planes that are transformed at a time, which should stay in the cache of a CPU.
-_CHUNK = 2**20
+# Pixels of the planes that are transformed at a time: on a CPU, they should stay in the cache.
+_CPU_CHUNK, _GPU_CHUNK = 2**20, 2**26
 
 
 def convolve(x: Tensor, kernel: Tensor) -> Tensor:
@@ -40,7 +40,8 @@ def kernel_grad(x: Tensor, grad: Tensor, size: int) -> Tensor:
 
 def _channel_chunks(x: Tensor, other: Tensor, dim: int = 0) -> zip:
     """Split planes (B, C, H, W), and another tensor with channels in ``dim``, by channels."""
-    size = max(1, _CHUNK // x[:, 0].numel())
+    chunk = _GPU_CHUNK if x.is_cuda else _CPU_CHUNK
+    size = max(1, chunk // x[:, 0].numel())
     return zip(x.split(size, 1), other.split(size, dim), strict=True)
 
 

@@ -1,7 +1,7 @@
 """Choice of the fastest path of a focal modulation by measurement, like ``cudnn.benchmark``.
 
-Which path is fastest differs between GPUs. At the first use of a kind of call, all paths that can
-run it are timed on it. The times are kept in memory and in a file per GPU and versions.
+Which path is fastest differs between GPUs. At the first call of a kind, all paths that can run it
+are timed on its tensors. The times are kept in memory and in a file per GPU and versions.
 """
 
 from __future__ import annotations
@@ -9,8 +9,12 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import re
+import statistics
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,14 +23,22 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
 
 from mmfocalnet.files import replacing
+from mmfocalnet.ops.call import autocast_dtype
 from mmfocalnet.ops.reference import ModulationWeights
 from mmfocalnet.version import __version__
 
 DEVICES = ('cuda',)
-# Runs of each path that are timed, after three others, of which the first compiles.
+# Runs of each path that are timed, after the first one, which compiles.
 RUNS = 5
+# The first path is replaced only by one that takes less than this share of its time: otherwise
+# noise would decide between equal paths, whose results differ in the last bits.
+SHARE = 0.95
+
+# Milliseconds by the name of a path; None if the path failed, for example for lack of memory.
+Times = dict[str, float | None]
 
 
 class Kind(NamedTuple):
@@ -37,50 +49,55 @@ class Kind(NamedTuple):
     kernel_sizes: tuple[int, ...]
     pixels: int  # of the batch, rounded up to a power of two
     dtype: torch.dtype
+    weight_dtype: torch.dtype
     autocast: torch.dtype | None
-    training: bool
+    grads: str  # 'forward', 'training' or 'training, kernels frozen'
 
     @classmethod
     def of(cls, x: Tensor, weights: ModulationWeights) -> Kind:
         """Describe a call with features (B, H, W, C)."""
-        tensors = (x, weights.f_weight, *weights.kernels)
         return cls(
             x.device,
             x.shape[-1],
             tuple(kernel.shape[-1] for kernel in weights.kernels),
-            round_up(x.shape[:-1].numel()),
+            _round_up(x.shape[:-1].numel()),
             x.dtype,
-            _autocast_dtype(x.device.type),
-            torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+            weights.f_weight.dtype,
+            autocast_dtype(x.device.type),
+            _needed_grads(x, weights),
         )
 
     def __str__(self) -> str:
-        text = kind_text(self.channels, self.kernel_sizes, self.pixels, self.dtype)
-        autocast = f', autocast {self.autocast}'.replace('torch.', '') if self.autocast else ''
-        return f'{text}{autocast}, {"training" if self.training else "forward"}'
+        text = describe_call(self.channels, self.kernel_sizes, self.pixels, self.dtype)
+        weights = f', weights {self.weight_dtype}' if self.weight_dtype != self.dtype else ''
+        autocast = f', autocast {self.autocast}' if self.autocast else ''
+        return f'{text}{weights}{autocast}, {self.grads}'.replace('torch.', '')
 
 
-def kind_text(channels: int, kernel_sizes: Sequence[int], pixels: int, dtype: torch.dtype) -> str:
-    """Describe features and kernels in the words that the file of times uses."""
+def describe_call(
+    channels: int, kernel_sizes: Sequence[int], pixels: int, dtype: torch.dtype
+) -> str:
+    """Describe features and kernels in the words with which the file of times begins its lines."""
     sizes = ' '.join(map(str, kernel_sizes))
     dtype_name = str(dtype).removeprefix('torch.')
-    return f'{channels} channels, kernels {sizes}, {round_up(pixels)} pixels, {dtype_name}'
+    return f'{channels} channels, kernels {sizes}, {_round_up(pixels)} pixels, {dtype_name}'
 
 
-# Milliseconds by the name of a path; None if the path failed, for example for lack of memory.
-Times = dict[str, float | None]
-_chosen: dict[Kind, Any] = {}
-
-
-def round_up(number: int) -> int:
-    """Round up to a power of two."""
+def _round_up(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    if not hasattr(torch, 'get_autocast_dtype'):  # PyTorch before 2.4
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+def _needed_grads(x: Tensor, weights: ModulationWeights) -> str:
+    if not torch.is_grad_enabled():
+        return 'forward'
+    if any(kernel.requires_grad for kernel in weights.kernels):
+        return 'training'
+    others = (x, weights.f_weight, weights.h_weight)
+    return 'training, kernels frozen' if any(t.requires_grad for t in others) else 'forward'
+
+
+_chosen: dict[Kind, Any] = {}
+_lock = threading.Lock()
 
 
 def is_enabled(x: Tensor) -> bool:
@@ -98,7 +115,8 @@ def fastest(
     Args:
         x: Features (B, H, W, C).
         weights: Weights of the focal modulation.
-        candidates: Returns the paths that can run the call, with ``name`` and ``run``.
+        candidates: Returns the paths that can run the call, with ``name`` and ``run``. The first
+            one is preferred to paths that are not clearly faster.
 
     Returns:
         The path. None if nothing can be measured: while a CUDA graph is captured, or if all
@@ -107,29 +125,29 @@ def fastest(
     kind = Kind.of(x, weights)
     if kind in _chosen:
         return _chosen[kind]
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    with _lock, torch.cuda.device_of(x):
+        if kind in _chosen:  # by another thread
+            return _chosen[kind]
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return None
+        paths = {path.name: path for path in candidates()}
+        times = _known_times(kind, paths) or _measure(kind, paths, x, weights)
+    found = {name: ms for name, ms in times.items() if ms is not None}
+    if not found:
         return None
-    paths = {path.name: path for path in candidates()}
-    table = _table(_name(kind.device))
-    times = table.get(str(kind), {})
-    if set(times) != set(paths):
-        print_log(f'Measure the paths of focal modulation: {kind}', logger='current')
-        times = {name: _milliseconds(path.run, x, weights) for name, path in paths.items()}
-        table[str(kind)] = times
-        _save(_name(kind.device), table)
-    valid = {name: time for name, time in times.items() if time is not None}
-    if not valid:
-        return None
-    _chosen[kind] = paths[min(valid, key=valid.__getitem__)]
-    return _chosen[kind]
+    first, best = next(iter(paths)), min(found, key=found.__getitem__)
+    if first in found and found[best] > SHARE * found[first]:
+        best = first
+    _chosen[kind] = paths[best]
+    return paths[best]
 
 
-def describe(kind: str, device: str) -> list[str]:
-    """Return one line for each measured kind whose text starts with that of `kind_text`."""
+def describe_times(call: str, device: str) -> list[str]:
+    """Return a line for each measured kind whose text begins with that of `describe_call`."""
     if device not in DEVICES or (device == 'cuda' and not torch.cuda.is_available()):
         return []
-    measured = _table(_name(torch.device(device)))
-    return [_line(found, measured[found]) for found in measured if found.startswith(kind)]
+    table = _table(_name(torch.device(device)))
+    return [_line(kind, times) for kind, times in table.items() if kind.startswith(call)]
 
 
 def _line(kind: str, times: Times) -> str:
@@ -138,46 +156,63 @@ def _line(kind: str, times: Times) -> str:
     return f'measured, {kind}: {", ".join(cells)}'
 
 
+def _known_times(kind: Kind, paths: dict[str, Any]) -> Times:
+    """Return the times in the file, of which other processes may have measured some."""
+    name = _name(kind.device)
+    _table(name).update(_read(_file(name)))
+    times = _table(name).get(str(kind), {})
+    return times if set(times) == set(paths) else {}
+
+
+def _measure(kind: Kind, paths: dict[str, Any], x: Tensor, weights: ModulationWeights) -> Times:
+    print_log(f'Measure the paths of focal modulation: {kind}', logger='current')
+    times = {name: _milliseconds(path.run, x, weights) for name, path in paths.items()}
+    table = _table(_name(kind.device))
+    table[str(kind)] = times
+    # A path that failed, perhaps for lack of memory, is tried again in the next process.
+    if None not in times.values():
+        _save(_file(_name(kind.device)), table)
+    return times
+
+
 def _milliseconds(
     run: Callable[..., Tensor], x: Tensor, weights: ModulationWeights
 ) -> float | None:
     """Time a path, with its gradients if the call needs them; None if it fails."""
-    from torch.utils.benchmark import Timer  # a slow import
 
-    f_weight, f_bias, kernels, h_weight, h_bias, normalize = weights
-    leaves = ModulationWeights(
-        _leaf(f_weight),
-        _leaf(f_bias),
-        tuple(map(_leaf, kernels)),
-        _leaf(h_weight),
-        _leaf(h_bias),
-        normalize,
-    )
-    step = functools.partial(_step, run, _leaf(x), leaves)
+    def seconds() -> float:
+        start = _now(x)
+        out = run(leaf, leaves)
+        if inputs and out.requires_grad:
+            torch.autograd.grad(out, inputs, out.detach())
+        return _now(x) - start
+
+    leaf, leaves = tree_map(_leaf, (x, weights))
+    tensors = [value for value in tree_flatten((leaf, leaves))[0] if isinstance(value, Tensor)]
+    inputs = [tensor for tensor in tensors if tensor.requires_grad]
+    # Activation checkpointing counts the tensors that are saved outside of these hooks.
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
     try:
-        # Activation checkpointing counts the tensors that are saved outside of these hooks.
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
-            step()
-            timer = Timer('step()', globals={'step': step}, num_threads=torch.get_num_threads())
-            return 1e3 * timer.timeit(RUNS).mean
+        with hooks, torch.autograd.set_detect_anomaly(False):
+            seconds()
+            return 1e3 * statistics.median(seconds() for _ in range(RUNS))
     except Exception as error:  # out of memory, or an error of a compiler or library
+        _now(x)  # raises the errors that make a GPU unusable
+        is_full = isinstance(error, torch.cuda.OutOfMemoryError)
         message = f'A path of focal modulation failed when it was measured: {error}'
-        print_log(message, logger='current', level=logging.DEBUG)
+        print_log(message, logger='current', level=logging.DEBUG if is_full else logging.WARNING)
         return None
 
 
-def _step(run: Callable[..., Tensor], x: Tensor, weights: ModulationWeights) -> None:
-    out = run(x, weights)
-    if out.requires_grad:
-        linear = (weights.f_weight, weights.f_bias, weights.h_weight, weights.h_bias)
-        given = [tensor for tensor in (x, *linear, *weights.kernels) if tensor is not None]
-        inputs = [tensor for tensor in given if tensor.requires_grad]
-        torch.autograd.grad(out, inputs, out.detach())
+def _leaf(value: Any) -> Any:
+    """Return a tensor with the same memory outside of the graph."""
+    return value.detach().requires_grad_(value.requires_grad) if torch.is_tensor(value) else value
 
 
-def _leaf(tensor: Any) -> Any:
-    """Return a tensor with the same memory outside of the graph; None for None."""
-    return None if tensor is None else tensor.detach().requires_grad_(tensor.requires_grad)
+def _now(x: Tensor) -> float:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()
 
 
 @functools.cache
@@ -192,34 +227,38 @@ def _table(device_name: str) -> dict[str, Times]:
 
 def _file(device_name: str) -> Path:
     """Return the file for a GPU and the versions that the times depend on."""
-    versions = {'torch': torch.__version__, 'mmfocalnet': __version__}
     try:
-        versions['triton'] = version('triton')
+        triton = version('triton')
     except PackageNotFoundError:
-        versions['triton'] = 'none'
-    text = ' '.join([device_name, *(f'{name} {number}' for name, number in versions.items())])
+        triton = 'none'
+    versions = f'torch {torch.__version__} triton {triton} mmfocalnet {__version__}'
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    return Path(cache, 'mmfocalnet', re.sub(r'[^\w.+-]+', '_', text) + '.json')
+    file_name = re.sub(r'[^\w.+-]+', '_', f'{device_name} {versions}')
+    return Path(cache, 'mmfocalnet', f'{file_name}.json')
 
 
 def _read(file: Path) -> dict[str, Times]:
+    """Return the measured times in a file; none of those in a damaged one."""
     try:
         table = json.loads(file.read_text())
-        return {
-            kind: {name: None if time is None else float(time) for name, time in times.items()}
-            for kind, times in table.items()
+        times: dict[str, Times] = {
+            kind: {name: float(ms) for name, ms in row.items()} for kind, row in table.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):  # missing or damaged
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return {}
+    return {kind: row for kind, row in times.items() if all(map(_is_time, row.values()))}
 
 
-def _save(device_name: str, table: dict[str, Times]) -> None:
-    file = _file(device_name)
+def _is_time(ms: float | None) -> bool:
+    return ms is not None and math.isfinite(ms)
+
+
+def _save(file: Path, table: dict[str, Times]) -> None:
+    complete = {kind: times for kind, times in table.items() if None not in times.values()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part:
-            # Other processes may have added times since.
-            part.write_text(json.dumps(_read(file) | table, indent=1))
+            part.write_text(json.dumps(complete, indent=1))
     except OSError as error:
         message = f'The times of paths are not kept ({error}).'
         print_log(message, logger='current', level=logging.DEBUG)

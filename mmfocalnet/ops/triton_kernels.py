@@ -18,6 +18,9 @@ divisible by 16; ALIGN is the largest power of two up to 16 that divides C and t
 import triton
 import triton.language as tl
 
+# Images of any size run the same compiled kernel.
+IMAGE_SIZE = ('height', 'width')
+
 
 @triton.jit
 def _gelu(x):
@@ -85,7 +88,7 @@ def _pick(value0, value1, value2, value3, i: tl.constexpr):
 def _add_tap(total, value, tap, x: tl.constexpr, stride, K: tl.constexpr):
     if x >= 0 and x < K:
         # Triton 3.10 no longer joins products and sums.
-        total = tl.fma(
+        total = tl.math.fma(
             value, tl.broadcast_to(tl.load(tap + x * stride)[None, :], value.shape), total
         )
     return total
@@ -131,7 +134,7 @@ def _convolve(
     return total0, total1, total2, total3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGE_SIZE)
 def level_forward(
     source,  # z^{l-1} (N, C), its rows `stride` apart.
     stride,
@@ -276,7 +279,7 @@ def last_level_backward(
     tl.store(pre_grad + at, grad.to(pre_grad.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGE_SIZE)
 def level_backward(
     pre_grad,  # Of pre^{l+1} (N, C).
     taps,  # Those of level l + 1 in reverse order, as in `level_forward`.
@@ -313,7 +316,7 @@ def level_backward(
         tl.store(post + at, _gelu(value).to(post.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGE_SIZE)
 def context_backward(
     pre_grad,  # Of pre^1 (N, C).
     taps,  # Those of level 1 in reverse order, as in `level_forward`.
@@ -342,11 +345,11 @@ def context_backward(
 @triton.jit
 def _add_product(total, value, grad0, grad1, grad2, grad3, i: tl.constexpr):
     if i >= 0 and i < 4:
-        total = tl.fma(_pick(grad0, grad1, grad2, grad3, i), value, total)
+        total = tl.math.fma(_pick(grad0, grad1, grad2, grad3, i), value, total)
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=IMAGE_SIZE)
 def taps_backward(
     source,  # z^{l-1} (N, C), its rows `stride` apart.
     stride,

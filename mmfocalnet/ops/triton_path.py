@@ -24,15 +24,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Pixels of a tile in kernels that do not convolve.
 PIXELS = 32
 MIN_CHANNELS, MAX_CHANNELS = 16, 64
-# Groups of four pixels over which one program sums a kernel's gradient: the partial sums of all
-# programs together stay smaller than the features.
+# Groups of four pixels over which one program sums a kernel's gradient: for large features, the
+# partial sums of all programs together are smaller than the features.
 CHUNK = 128
 # Programs load vectors from rows that start at multiples of this number of values.
 ALIGN = 16
-
-
-# Groups times channels of a tile in kernels that convolve, by the warps that compute it. With 8
-# values per thread, each group needs 32 sums in registers, and with 4 values 16 sums. The first
+# Groups times channels of a tile in kernels that convolve, by the warps that compute it. A thread
+# has 8 of these elements and 32 sums in registers, with 8 warps 4 elements and 16 sums. The first
 # entry is used where nothing is measured.
 TILES = {4: 1024, 2: 512, 8: 1024}
 WARPS = next(iter(TILES))
@@ -56,13 +54,23 @@ def unsupported(call: Call) -> str | None:
 
 
 def modulate(x: Tensor, weights: reference.ModulationWeights, warps: int = WARPS) -> Tensor:
-    """Compute `reference.modulate` with programs of this number of warps."""
+    """Compute `reference.modulate` with programs of 4, 2 or 8 warps."""
     dim, levels = len(weights.h_weight), len(weights.kernels)
     projected = _padded_linear(x, weights.f_weight, weights.f_bias)
     sizes = (dim, dim, levels + 1, projected.shape[-1] - 2 * dim - levels - 1)
     query, context, gates, _ = projected.split(sizes, dim=-1)
     total = aggregate(context, gates, weights.kernels, weights.normalize_modulator, warps)
     return query * F.linear(total, weights.h_weight.flatten(1), weights.h_bias)
+
+
+def modulate_2_warps(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
+    """Compute `modulate` with two warps per program."""
+    return modulate(x, weights, warps=2)
+
+
+def modulate_8_warps(x: Tensor, weights: reference.ModulationWeights) -> Tensor:
+    """Compute `modulate` with eight warps per program."""
+    return modulate(x, weights, warps=8)
 
 
 def _padded_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

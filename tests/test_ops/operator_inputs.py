@@ -60,7 +60,7 @@ def results(function, x, weights):
     """Output and all gradients of a modulation."""
     out = function(x, weights)
     torch.manual_seed(0)
-    grad = torch.randn(out.shape, dtype=torch.float64).to(out.dtype)
+    grad = torch.randn(out.shape, dtype=torch.float64).to(out)
     return [out.detach(), *torch.autograd.grad(out, [x, *tensors_of(weights)], grad)]
 
 

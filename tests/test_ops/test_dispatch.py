@@ -92,7 +92,7 @@ def test_plain_is_a_deprecated_name_of_the_reference():
 
 
 def test_every_path_is_tested():
-    assert set(ops.PATHS) == {'triton', 'reference', *CPU_PATHS}
+    assert set(ops.PATHS) == {'triton', 'triton_2', 'triton_8', 'reference', *CPU_PATHS}
 
 
 def test_skipped_paths_are_logged(monkeypatch):

@@ -1,10 +1,11 @@
 """The path that is chosen by measurement, on the CPU instead of a GPU."""
 
 import json
+import threading
 
 import pytest
 import torch
-from operator_inputs import DIM, assert_close, make_weights, results
+from operator_inputs import DIM, assert_close, make_weights, needs_numba, results
 
 from mmfocalnet import ops
 from mmfocalnet.models import FocalNet
@@ -37,8 +38,8 @@ def times(monkeypatch):
             super().__init__(**kwargs)
             self.measured = []
 
-    table = Table(numba=5.0, pytorch=4.0, channels_first=3.0, fourier=2.0, reference=1.0)
-    names = {path.run: path.name for path in (*dispatch.MODULATION, *dispatch.TILES)}
+    table = Table(numba=9.0, pytorch=8.0, channels_first=7.0, fourier=6.0, reference=5.0)
+    names = {path.run: path.name for path in dispatch.MODULATION}
 
     def milliseconds(run, x, weights):
         table.measured.append(names[run])
@@ -73,6 +74,11 @@ def call(shape=SHAPE, **kwargs):
     return ops.modulate(torch.randn(*shape), make_weights(**kwargs))
 
 
+def frozen_kernels():
+    weights = make_weights()
+    return weights._replace(kernels=tuple(kernel.detach() for kernel in weights.kernels))
+
+
 @pytest.mark.parametrize('name', ['pytorch', 'channels_first', 'fourier', 'reference'])
 def test_the_fastest_path_runs(name, times, ran):
     times[name] = 0.5
@@ -93,6 +99,7 @@ def test_each_kind_is_measured_once(times, cache):
     assert count(lambda: call(window=5)), 'other kernels'
     with torch.no_grad():
         assert count(call), 'without gradients'
+    assert count(lambda: ops.modulate(torch.randn(SHAPE), frozen_kernels())), 'frozen kernels'
     assert count(
         lambda: ops.modulate(torch.randn(SHAPE).double(), make_weights(dtype=torch.double))
     )
@@ -116,7 +123,17 @@ def test_times_of_other_paths_are_measured_again(times, cache, tmp_path):
     assert 'fourier' in times.measured
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"a": 1}', '{"a": {"b": "c"}}', '\x00'])
+@needs_numba
+def test_noise_does_not_replace_the_first_path(times, ran):
+    times.update(dict.fromkeys(times, 11.0), numba=10.0, reference=9.6)
+    call()
+    assert ran == ['numba']
+
+
+DAMAGED = ['', '[]', '{"a": 1}', '{"a": {"b": "c"}}', '{"a": {"b": null}}', '\x00', '[' * 100_000]
+
+
+@pytest.mark.parametrize('text', [*DAMAGED, f'{{"a": {{"b": {"9" * 400}}}}}', '{"a": {"b": NaN}}'])
 def test_damaged_files_are_replaced(text, times, cache, tmp_path):
     call()
     (file,) = tmp_path.glob('mmfocalnet/*.json')
@@ -145,10 +162,15 @@ def test_folders_that_cannot_be_written_are_ignored(times, monkeypatch, tmp_path
     assert ran == ['reference']
 
 
-def test_failed_paths_are_not_chosen(times, ran):
+def test_failed_paths_are_tried_again_in_the_next_process(times, cache, ran):
     times['reference'] = None
     call()
-    assert ran == ['fourier']
+    times['reference'] = 5.0
+    call()
+    assert ran == ['fourier', 'fourier']
+    cache()
+    call()
+    assert ran[2:] == ['reference']
 
 
 def test_without_any_time_the_first_path_runs(times, ran):
@@ -194,8 +216,9 @@ def test_captured_graphs_are_not_measured(times, monkeypatch):
 def test_explain_lists_the_times(times):
     times['fourier'] = None
     call(levels=2)
-    line = ops.explain(SHAPE, focal_window=3, focal_level=2).splitlines()[-1]
-    assert f'{DIM} channels, kernels 3 5, 128 pixels, float32, training: reference 1 ms' in line
+    *_, path, line = ops.explain(SHAPE, focal_window=3, focal_level=2).splitlines()
+    assert path.endswith('where nothing is measured')
+    assert f'{DIM} channels, kernels 3 5, 128 pixels, float32, training: reference 5 ms' in line
     assert line.endswith('fourier failed')
     assert 'measured' not in ops.explain(SHAPE, focal_window=5, focal_level=2)
 
@@ -216,6 +239,57 @@ def test_measuring_changes_nothing():
     assert not hooks
     assert_close([expected[0].double()], [out], 1e-5)
     assert_close([tensor.double() for tensor in expected], results(ops.modulate, x, weights), 1e-4)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_gradients_are_timed_if_they_are_needed(training, monkeypatch):
+    counts = dict(forward=0, backward=0)
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            counts['forward'] += 1
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            counts['backward'] += 1
+            return grad
+
+    first, *others = dispatch.MODULATION
+
+    def run(x, weights):
+        return Counted.apply(reference.modulate(x, weights))
+
+    monkeypatch.setattr(dispatch, 'MODULATION', (first, *(p._replace(run=run) for p in others)))
+    with torch.set_grad_enabled(training):
+        call()
+    timed = counts['forward'] - 1
+    assert timed > measured.RUNS
+    assert counts['backward'] == (timed if training else 0)
+
+
+def test_threads_measure_once(times):
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(times.measured) == len(set(times.measured))
+
+
+def test_inputs_that_no_path_supports_leave_no_times(cache, tmp_path):
+    weights = make_weights(dtype=torch.float64)
+    with pytest.raises(RuntimeError, match='dtype'):
+        ops.modulate(torch.randn(SHAPE), weights)
+    assert not measured._chosen and not list(tmp_path.glob('mmfocalnet/*'))
+
+
+def test_detecting_anomalies_does_not_disturb():
+    with torch.autograd.set_detect_anomaly(True):
+        ops.modulate(torch.full(SHAPE, torch.nan), make_weights())
+    (times,) = measured._table('cpu').values()
+    assert None not in times.values()
 
 
 def test_a_path_that_raises_is_skipped(monkeypatch):

@@ -7,8 +7,10 @@ import types
 
 import pytest
 import torch
+from operator_inputs import DIM, convert, make_weights, results
 
-from mmfocalnet.ops import ModulationWeights, reference, triton_path
+from mmfocalnet import ops
+from mmfocalnet.ops import reference, triton_path
 from mmfocalnet.ops.call import Call
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -64,6 +66,10 @@ def assert_close(actual, expected, tolerance=1e-5):
         assert value.shape == wanted.shape
         error = (value.double() - wanted).abs().max()
         assert error <= tolerance * wanted.abs().max()  # False for NaN.
+
+
+def on_device(tensor):
+    return tensor.detach().to(DEVICE).requires_grad_()
 
 
 def nan_filled(function):
@@ -171,19 +177,15 @@ class TestTriton:
         with pytest.raises(RuntimeError, match='second derivatives'):
             torch.autograd.grad(result, projected, grad, create_graph=True)
 
-    @pytest.mark.parametrize('normalize_modulator', [False, True])
-    def test_modulate(self, normalize_modulator):
-        weights = ModulationWeights(
-            f_weight=torch.randn(12, 5, device=DEVICE),
-            f_bias=torch.randn(12, device=DEVICE),
-            kernels=(torch.randn(5, 1, 3, 3, device=DEVICE),),
-            h_weight=torch.randn(5, 5, 1, 1, device=DEVICE),
-            h_bias=None,
-            normalize_modulator=normalize_modulator,
-        )
-        x = torch.randn(1, 3, 4, 5, device=DEVICE)
-        expected = reference.modulate(x, weights)
-        assert_close([triton_path.modulate(x, weights)], [expected.double()])
+    @pytest.mark.parametrize('options', [dict(normalize=True), dict(bias=False)], ids=str)
+    @pytest.mark.parametrize('path', ['triton', 'triton_2', 'triton_8'])
+    def test_modulate(self, path, options):
+        weights = convert(make_weights(levels=1, **options), on_device)
+        x = on_device(torch.randn(1, 3, 5, DIM))
+        double = convert(weights, lambda tensor: on_device(tensor.double()))
+        expected = results(reference.modulate, on_device(x.double()), double)
+        with ops.use_path(path):
+            assert_close(results(ops.modulate, x, weights), expected)
 
     def test_supported(self):
         assert triton_path.unsupported(Call((3,), device=DEVICE)) is None

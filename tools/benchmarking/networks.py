@@ -11,7 +11,6 @@ from mmfocalnet import ops
 from mmfocalnet.models import FocalNet
 from mmfocalnet.models.focal_modulation import FocalModulation
 from mmfocalnet.models.focalnet import Mlp
-from mmfocalnet.ops import channels_first_path
 
 TINY = dict(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=3, focal_windows=9)
 OURS = 'mmfocalnet'
@@ -90,8 +89,9 @@ def operators(args):
     def build():
         return FocalModulation(args.dim, focal_window=9, focal_level=3)
 
-    unused = ('numba', 'pytorch') if args.device == 'cuda' else ('triton',)
-    rows = {OURS: row(args, build)}
+    triton = [name for name in ops.PATHS if name.startswith('triton')]
+    unused = ('numba', 'pytorch') if args.device == 'cuda' else triton
+    rows = {'published layout': row(args, lambda: as_published(build())), OURS: row(args, build)}
     for name in ops.PATHS:
         if name not in unused:
             rows[f'{OURS}, {name} path'] = row(args, build, partial(on_path, name))
@@ -114,7 +114,16 @@ def as_published(model):
 
 def algorithm_1(self, x):
     """Algorithm 1 in the published layout: channels-first, gradients by autograd."""
-    return self.proj(channels_first_path.modulate(x, self._weights()))
+    x = self.f(x).permute(0, 3, 1, 2).contiguous()
+    query, context, gates = torch.split(x, (self.dim, self.dim, self.focal_level + 1), 1)
+    total = 0
+    for level in range(self.focal_level):
+        context = self.focal_layers[level](context)
+        total = total + context * gates[:, level : level + 1]
+    context = F.gelu(context.mean(2, keepdim=True).mean(3, keepdim=True))
+    total = total + context * gates[:, self.focal_level :]
+    x = query * self.h(total)
+    return self.proj(x.permute(0, 2, 3, 1).contiguous())
 
 
 def on_path(name, function):

@@ -349,6 +349,13 @@ def _add_product(total, value, grad0, grad1, grad2, grad3, i: tl.constexpr):
     return total
 
 
+@triton.jit
+def _store_tap(tap_grad, total, tap_x, in_channels, i: tl.constexpr, TAPS: tl.constexpr, end):
+    if i < TAPS:  # noqa: SIM102 - decided when the kernel is compiled
+        if tap_x + i < end:
+            tl.store(tap_grad, tl.sum(total, axis=0), mask=in_channels)
+
+
 @triton.jit(do_not_specialize=IMAGE_SIZE)
 def taps_backward(
     source,  # z^{l-1} (N, C), its rows `stride` apart.
@@ -359,12 +366,13 @@ def taps_backward(
     width,
     channels,
     K: tl.constexpr,
+    TAPS: tl.constexpr,  # Up to 8.
     CHUNK: tl.constexpr,
     ALIGN: tl.constexpr,
     GROUPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Gradient of four taps of a row: sum_p pre_grad_p z^{l-1}_{p + offset of the tap}."""
+    """Gradient of TAPS taps of a row: sum_p pre_grad_p z^{l-1}_{p + offset of the tap}."""
     channels, stride = channels // ALIGN * ALIGN, stride // ALIGN * ALIGN
     per_row = tl.cdiv(width, 4)
     groups = height * per_row
@@ -373,11 +381,16 @@ def taps_backward(
     start = tl.program_id(0) % chunks * CHUNK
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     in_channels = channel < channels
-    tap_y, tap_x = tl.program_id(2) // tl.cdiv(K, 4), tl.program_id(2) % tl.cdiv(K, 4) * 4
+    parts = tl.cdiv(K, TAPS)
+    tap_y, tap_x = tl.program_id(2) // parts, tl.program_id(2) % parts * TAPS
     total0 = tl.zeros((GROUPS, CHANNELS), tl.float32)
     total1 = tl.zeros((GROUPS, CHANNELS), tl.float32)
     total2 = tl.zeros((GROUPS, CHANNELS), tl.float32)
     total3 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total4 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total5 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total6 = tl.zeros((GROUPS, CHANNELS), tl.float32)
+    total7 = tl.zeros((GROUPS, CHANNELS), tl.float32)
     for first in range(start, tl.minimum(start + CHUNK, groups), GROUPS):
         group = first + tl.arange(0, GROUPS)
         y, x = group // per_row, group % per_row * 4
@@ -391,19 +404,25 @@ def taps_backward(
         y, x = y + tap_y - K // 2, x + tap_x - K // 2
         in_row = (y >= 0) & (y < height)
         values = source + (first_row + y * width + x)[:, None] * stride + channel[None, :]
-        for i in tl.static_range(7):
+        # The sums beyond TAPS are not stored, so that compilers remove them.
+        for i in tl.static_range(TAPS + 3):
             value = _load(values, in_row & (x + i >= 0) & (x + i < width), in_channels)
             total0 = _add_product(total0, value, grad0, grad1, grad2, grad3, i)
             total1 = _add_product(total1, value, grad0, grad1, grad2, grad3, i - 1)
             total2 = _add_product(total2, value, grad0, grad1, grad2, grad3, i - 2)
             total3 = _add_product(total3, value, grad0, grad1, grad2, grad3, i - 3)
+            total4 = _add_product(total4, value, grad0, grad1, grad2, grad3, i - 4)
+            total5 = _add_product(total5, value, grad0, grad1, grad2, grad3, i - 5)
+            total6 = _add_product(total6, value, grad0, grad1, grad2, grad3, i - 6)
+            total7 = _add_product(total7, value, grad0, grad1, grad2, grad3, i - 7)
             values += stride
     tap = (tl.program_id(0).to(tl.int64) * K + tap_y) * K + tap_x
     tap_grad = tap_grads + tap * channels + channel
-    tl.store(tap_grad, tl.sum(total0, axis=0), mask=in_channels)
-    if tap_x + 1 < K:
-        tl.store(tap_grad + channels, tl.sum(total1, axis=0), mask=in_channels)
-    if tap_x + 2 < K:
-        tl.store(tap_grad + 2 * channels, tl.sum(total2, axis=0), mask=in_channels)
-    if tap_x + 3 < K:
-        tl.store(tap_grad + 3 * channels, tl.sum(total3, axis=0), mask=in_channels)
+    _store_tap(tap_grad, total0, tap_x, in_channels, 0, TAPS, K)
+    _store_tap(tap_grad + 1 * channels, total1, tap_x, in_channels, 1, TAPS, K)
+    _store_tap(tap_grad + 2 * channels, total2, tap_x, in_channels, 2, TAPS, K)
+    _store_tap(tap_grad + 3 * channels, total3, tap_x, in_channels, 3, TAPS, K)
+    _store_tap(tap_grad + 4 * channels, total4, tap_x, in_channels, 4, TAPS, K)
+    _store_tap(tap_grad + 5 * channels, total5, tap_x, in_channels, 5, TAPS, K)
+    _store_tap(tap_grad + 6 * channels, total6, tap_x, in_channels, 6, TAPS, K)
+    _store_tap(tap_grad + 7 * channels, total7, tap_x, in_channels, 7, TAPS, K)

@@ -27,6 +27,8 @@ MIN_CHANNELS, MAX_CHANNELS = 16, 64
 # Groups of four pixels over which one program sums a kernel's gradient: for large features, the
 # partial sums of all programs together are smaller than the features.
 CHUNK = 128
+# Taps of a row of a kernel whose gradients one program computes, at most.
+MAX_TAPS = 8
 # Programs load vectors from rows that start at multiples of this number of values.
 ALIGN = 16
 # Groups times channels of a tile in kernels that convolve, by the warps that compute it. A thread
@@ -331,8 +333,9 @@ def _kernel_backward(below: Tensor, pre_grad: Tensor, kernel: Tensor, warps: int
     chunks = tiling.batch * -(-tiling.groups // CHUNK)
     parts = _empty((chunks, size * size, tiling.channels), pre_grad, torch.float32)
     tensors = (rows, rows.stride(0), pre_grad, parts)
-    meta = tiling.aligned(rows.stride(0)) | {'K': size, 'CHUNK': CHUNK}
-    grid = (chunks, tiling.blocks, size * -(-size // 4))
+    taps = -(-size // -(-size // MAX_TAPS))
+    meta = {'K': size, 'TAPS': taps, 'CHUNK': CHUNK, **tiling.aligned(rows.stride(0))}
+    grid = (chunks, tiling.blocks, size * -(-size // taps))
     _kernel('taps_backward')[grid](*tensors, *tiling.image, **meta)
     return parts.sum(0).t().reshape(kernel.shape).to(kernel.dtype)
 

@@ -102,7 +102,8 @@ class TestTriton:
             ((1, 1, 1), 5, (3, 5)),
             ((1, 1, 9), 40, (3, 5, 7)),
             ((1, 6, 1), 1, (1, 3)),
-            ((1, 3, 2), 5, (13,)),
+            ((1, 3, 2), 5, (13,)),  # Two programs for each row of taps.
+            ((1, 1, 3), 3, (17,)),
             ((2, 2, 3), 72, (3,)),  # More than one block of channels.
             ((2, 3, 4), 24, (5,)),  # One group of four pixels per row; aligned to 8 channels.
             ((1, 9, 70), 16, (3,)),  # More than one tile.

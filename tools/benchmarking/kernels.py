@@ -183,9 +183,9 @@ def forward_work(net, shape):
 
 
 def product_share(launch):
-    """Share of the multiply-accumulates of a kernel that count: taps are computed by fours."""
-    size = launch.constants['K']
-    return size / (-(-size // 4) * 4) if launch.kernel == 'taps_backward' else 1.0
+    """Share of the multiply-accumulates that count: rows of taps are computed in equal parts."""
+    size, taps = launch.constants['K'], launch.constants.get('TAPS', 1)
+    return size / (-(-size // taps) * taps)
 
 
 def seconds(gpu, work, costs, passes):

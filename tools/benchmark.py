@@ -41,7 +41,6 @@ def parse_args():
     kernels = commands.add_parser(
         'kernels', help='instructions of the Triton kernels and floors on GPUs, without a GPU'
     )
-    kernels.add_argument('--dim', type=integer_flag(1), default=96, help='channels')
     kernels.set_defaults(threads=None, device='cpu')
     exported = commands.add_parser('exported', help='a model in PyTorch and in exported files')
     exported.add_argument('config', help='config that the model was exported with')

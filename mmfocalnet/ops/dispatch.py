@@ -253,11 +253,11 @@ def explain(
     focal_level: int,
     focal_factor: int = 2,
     dtype: torch.dtype = torch.float32,
-    device: str = 'cpu',
+    device: str | torch.device = 'cpu',
 ) -> str:
     """Explain which path computes a focal modulation and why faster ones are skipped.
 
-    For a GPU, the measured times follow, if any; then the fastest path runs.
+    For a GPU, the paths that run for measured kinds of calls follow.
 
     Args:
         shape: Shape of the features (B, H, W, C).
@@ -265,21 +265,21 @@ def explain(
         focal_level: Number of focal levels.
         focal_factor: Growth of the kernel size per focal level. Defaults to 2.
         dtype: Type of the features. Defaults to float32.
-        device: ``'cpu'`` or ``'cuda'``. Defaults to ``'cpu'``.
+        device: Such as ``'cpu'`` or ``'cuda'``. Defaults to ``'cpu'``.
 
     Returns:
         One line per path, down to the one that runs where nothing is measured, and one line per
         measured kind of calls.
     """
+    device = torch.device(device).type
     sizes = tuple(focal_window + focal_factor * level for level in range(focal_level))
     autocast = device == 'cpu' and autocast_dtype('cpu') is not None
     call = Call(sizes, dtype, device, autocast, empty=0 in shape)
     path, skipped = _first_supported(MODULATION, call)
     kind = measured.describe_call(shape[-1], sizes, math.prod(shape[:-1]), dtype)
     times = measured.describe_times(kind, device)
-    return '\n'.join(
-        [*skipped, f'{path.name}: runs{" where nothing is measured" * bool(times)}', *times]
-    )
+    condition = ' where nothing is measured' if times else ''
+    return '\n'.join([*skipped, f'{path.name}: runs{condition}', *times])
 
 
 def _is_measured(path: OperatorPath, x: Tensor) -> bool:
@@ -320,7 +320,7 @@ def _choose_for_compiler(operator: str, *call: Any) -> int:
     if is_exporting() or _is_traced():
         return len(paths) - 1
     path = _choose_for(paths, Call(*call), _requested.get())
-    compiles = CAN_COMPILE_TRITON if path.name == 'triton' else CAN_COMPILE
+    compiles = CAN_COMPILE_TRITON if path.name.startswith('triton') else CAN_COMPILE
     return paths.index(path) if compiles else len(paths) - 1
 
 

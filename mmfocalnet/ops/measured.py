@@ -132,18 +132,27 @@ def fastest(
             return None
         paths = {path.name: path for path in candidates()}
         times = _known_times(kind, paths) or _measure(kind, paths, x, weights)
-    found = {name: ms for name, ms in times.items() if ms is not None}
-    if not found:
+    best = _best(times)
+    if best is None:
         return None
-    first, best = next(iter(paths)), min(found, key=found.__getitem__)
-    if first in found and found[best] > SHARE * found[first]:
-        best = first
     _chosen[kind] = paths[best]
     return paths[best]
 
 
+def _best(times: Times) -> str | None:
+    """Return the first path, unless another one is clearly faster; None if all have failed."""
+    found = {name: ms for name, ms in times.items() if ms is not None}
+    if not found:
+        return None
+    first, best = next(iter(times)), min(found, key=found.__getitem__)
+    return first if first in found and found[best] > SHARE * found[first] else best
+
+
 def describe_times(call: str, device: str) -> list[str]:
-    """Return a line for each measured kind whose text begins with that of `describe_call`."""
+    """Return a line for each measured kind whose text begins with that of `describe_call`.
+
+    The line has the path that runs, and the times of all paths.
+    """
     if device not in DEVICES or (device == 'cuda' and not torch.cuda.is_available()):
         return []
     table = _table(_name(torch.device(device)))
@@ -153,7 +162,7 @@ def describe_times(call: str, device: str) -> list[str]:
 def _line(kind: str, times: Times) -> str:
     ordered = sorted(times.items(), key=lambda item: (item[1] is None, item[1]))
     cells = [f'{name} {"failed" if ms is None else f"{ms:.3g} ms"}' for name, ms in ordered]
-    return f'measured, {kind}: {", ".join(cells)}'
+    return f'{_best(times)}: runs for {kind} ({", ".join(cells)})'
 
 
 def _known_times(kind: Kind, paths: dict[str, Any]) -> Times:
@@ -166,23 +175,21 @@ def _known_times(kind: Kind, paths: dict[str, Any]) -> Times:
 
 def _measure(kind: Kind, paths: dict[str, Any], x: Tensor, weights: ModulationWeights) -> Times:
     print_log(f'Measure the paths of focal modulation: {kind}', logger='current')
-    times = {name: _milliseconds(path.run, x, weights) for name, path in paths.items()}
+    times = {name: _milliseconds(path, x, weights) for name, path in paths.items()}
     table = _table(_name(kind.device))
     table[str(kind)] = times
-    # A path that failed, perhaps for lack of memory, is tried again in the next process.
+    # If a path failed, perhaps for lack of memory, the next process measures again.
     if None not in times.values():
         _save(_file(_name(kind.device)), table)
     return times
 
 
-def _milliseconds(
-    run: Callable[..., Tensor], x: Tensor, weights: ModulationWeights
-) -> float | None:
+def _milliseconds(path: Any, x: Tensor, weights: ModulationWeights) -> float | None:
     """Time a path, with its gradients if the call needs them; None if it fails."""
 
     def seconds() -> float:
         start = _now(x)
-        out = run(leaf, leaves)
+        out = path.run(leaf, leaves)
         if inputs and out.requires_grad:
             torch.autograd.grad(out, inputs, out.detach())
         return _now(x) - start
@@ -199,7 +206,7 @@ def _milliseconds(
     except Exception as error:  # out of memory, or an error of a compiler or library
         _now(x)  # raises the errors that make a GPU unusable
         is_full = isinstance(error, torch.cuda.OutOfMemoryError)
-        message = f'A path of focal modulation failed when it was measured: {error}'
+        message = f'Path {path.name!r} failed when it was measured: {error}'
         print_log(message, logger='current', level=logging.DEBUG if is_full else logging.WARNING)
         return None
 
@@ -239,6 +246,8 @@ def _file(device_name: str) -> Path:
 
 def _read(file: Path) -> dict[str, Times]:
     """Return the measured times in a file; none of those in a damaged one."""
+    if not file.is_file():
+        return {}
     try:
         table = json.loads(file.read_text())
         times: dict[str, Times] = {
@@ -250,7 +259,7 @@ def _read(file: Path) -> dict[str, Times]:
 
 
 def _is_time(ms: float | None) -> bool:
-    return ms is not None and math.isfinite(ms)
+    return ms is not None and 0 < ms < math.inf
 
 
 def _save(file: Path, table: dict[str, Times]) -> None:

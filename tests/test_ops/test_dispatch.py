@@ -24,6 +24,13 @@ def test_explain_ends_with_the_path_that_runs():
     assert lines[1:] == ['numba: runs']
 
 
+def test_explain_accepts_any_form_of_a_device():
+    assert ops.explain(**SMALL, device=torch.device('cpu')) == ops.explain(**SMALL)
+    assert 'on cuda' not in ops.explain(**SMALL, device='cuda:0').splitlines()[0]
+    with pytest.raises(RuntimeError, match='gpu'):
+        ops.explain(**SMALL, device='gpu')
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'reason'),
     [

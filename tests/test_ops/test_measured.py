@@ -39,11 +39,10 @@ def times(monkeypatch):
             self.measured = []
 
     table = Table(numba=9.0, pytorch=8.0, channels_first=7.0, fourier=6.0, reference=5.0)
-    names = {path.run: path.name for path in dispatch.MODULATION}
 
-    def milliseconds(run, x, weights):
-        table.measured.append(names[run])
-        return table[names[run]]
+    def milliseconds(path, x, weights):
+        table.measured.append(path.name)
+        return table[path.name]
 
     monkeypatch.setattr(measured, '_milliseconds', milliseconds)
     return table
@@ -130,7 +129,16 @@ def test_noise_does_not_replace_the_first_path(times, ran):
     assert ran == ['numba']
 
 
-DAMAGED = ['', '[]', '{"a": 1}', '{"a": {"b": "c"}}', '{"a": {"b": null}}', '\x00', '[' * 100_000]
+DAMAGED = [
+    '{"a": {"b": -1}}',
+    '',
+    '[]',
+    '{"a": 1}',
+    '{"a": {"b": "c"}}',
+    '{"a": {"b": null}}',
+    '\x00',
+    '[' * 100_000,
+]
 
 
 @pytest.mark.parametrize('text', [*DAMAGED, f'{{"a": {{"b": {"9" * 400}}}}}', '{"a": {"b": NaN}}'])
@@ -218,8 +226,9 @@ def test_explain_lists_the_times(times):
     call(levels=2)
     *_, path, line = ops.explain(SHAPE, focal_window=3, focal_level=2).splitlines()
     assert path.endswith('where nothing is measured')
-    assert f'{DIM} channels, kernels 3 5, 128 pixels, float32, training: reference 5 ms' in line
-    assert line.endswith('fourier failed')
+    kind = f'{DIM} channels, kernels 3 5, 128 pixels, float32, training'
+    assert line.startswith(f'reference: runs for {kind} (reference 5 ms, ')
+    assert line.endswith('fourier failed)')
     assert 'measured' not in ops.explain(SHAPE, focal_window=5, focal_level=2)
 
 

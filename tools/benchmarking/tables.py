@@ -18,8 +18,9 @@ from benchmarking.loading import pipeline_seconds, training_images, training_set
 from benchmarking.measuring import measure, peak_memory, rows_of, step_seconds
 from benchmarking.networks import OURS, backbones, focalnet
 from benchmarking.timing import TOTAL
+from mmfocalnet.errors import UserError
 
-SIZES = (9, 11, 13)  # kernels of FocalNet-T
+DIM, SIZES = 96, (9, 11, 13)  # channels and kernels of FocalNet-T
 GROWTH = [(512, 512), (800, 1216), (1200, 1824), (1600, 2400)]
 
 
@@ -140,12 +141,14 @@ def compare_exported(args):
 
 def compare_kernels(args):
     """Instructions of the Triton kernels, and floors on GPUs that need not be present."""
-    from benchmarking import kernels  # only this command needs Triton
-
+    try:
+        from benchmarking import kernels
+    except ImportError as error:
+        raise UserError(f'kernels: {error}. Install it: pip install triton') from None
     columns = ['registers', 'warps per SM', 'instructions per MAC', 'loads per MAC']
     table = PrettyTable(['kernel', 'size', *columns])
     costs = {}
-    for launch in kernels.launches(args.dim, SIZES, torch.bfloat16):
+    for launch in kernels.launches(DIM, SIZES, torch.bfloat16):
         if 'K' not in launch.constants:
             continue
         compiled = kernels.cost(kernels.compile_kernel(launch, 80), 80)
@@ -157,7 +160,7 @@ def compare_kernels(args):
         cells = [compiled.registers, warps, f'{each:.2f}', f'{loads:.3f}']
         table.add_row([launch.kernel, f'{size} x {size}', *cells])
     show(table)
-    print(f'\nbfloat16, {args.dim} channels, sm_80. MAC: useful multiply-accumulates.\n')
+    print(f'\nbfloat16, {DIM} channels, sm_80. MAC: useful multiply-accumulates.\n')
     floors(costs)
 
 

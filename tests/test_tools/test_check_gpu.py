@@ -126,7 +126,29 @@ def test_an_exception_outside_of_checks_fails_its_section(report):
 def test_checks_after_the_deadline_are_skipped(report):
     report.deadline = 0
     report.check('late', lambda: 1 / 0)
-    assert report.checks[-1]['status'] == 'skipped' and report.checks[-1]['note'] == 'time'
+    assert report.checks[-1]['status'] == 'skipped' and report.checks[-1]['note'] == 'no time'
+    assert not report.is_good() and 'Incomplete' in report.verdict()[-1]
+
+
+def test_speed_may_be_incomplete(report):
+    report.section, report.deadline = 'speed', 0
+    report.check('late', lambda: 1 / 0)
+    assert report.is_good()
+
+
+def test_results_are_marked_as_unfinished_until_the_end(report, tmp_path):
+    report.write()
+    assert 'Unfinished' in (tmp_path / 'gpu.md').read_text()
+    assert json.loads((tmp_path / 'gpu.json').read_text())['complete'] is False
+    report.finish()
+    assert 'Unfinished' not in (tmp_path / 'gpu.md').read_text()
+    assert json.loads((tmp_path / 'gpu.json').read_text())['complete'] is True
+
+
+def test_models_of_a_missing_package_are_skipped(checks, report, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmseg', None)
+    report.check('upernet', checks.families.train, 'upernet', 'cpu')
+    assert report.checks[-1]['note'] == 'mmseg is not installed'
 
 
 def test_errors_are_relative_and_nan_is_none(checks):

@@ -52,7 +52,8 @@ def train_and_evaluate(report, folder):
 
 def kill_and_resume(report, folder):
     require_full(report)
-    first = folder / f'killed/iter_{LOGGED}.pth'
+    # Written after the checkpoint, which is complete then.
+    first = folder / 'killed/last_checkpoint'
     Training(report.device, folder, 'killed', interval=LOGGED).kill_after(first)
     Training(report.device, folder, 'killed', '--resume').finish()
     work_dir = folder / 'killed'
@@ -97,9 +98,11 @@ class Training:
     def kill_after(self, file):
         """Kill the run when a file exists."""
         until = time.monotonic() + TIMEOUT
-        while self.process.poll() is None and not file.exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        self.process.kill()
+        try:
+            while self.process.poll() is None and not file.exists() and time.monotonic() < until:
+                time.sleep(0.05)
+        finally:
+            self.process.kill()
         if self.process.wait() != -signal.SIGKILL or not file.exists():
             raise Wrong(f'the run did not reach {file.name}: {self.log.read_text()[-500:]}')
 

@@ -27,7 +27,7 @@ def versions(report):
     found.update({'Python': platform.python_version(), 'PyTorch': torch.__version__})
     found.update({'mmfocalnet': mmfocalnet.__version__, 'device': tables.processor(report)})
     for package in ('triton', 'numpy', 'numba', 'torchvision', 'transformers', 'timm'):
-        found[package] = installed(package)
+        found[package] = installed(package) or 'not installed'
     found.update(stacks())
     found['mmcv ops'] = ensure_mmcv_ops()
     if report.on_gpu:
@@ -63,4 +63,6 @@ def rates(report):
     taken = median_seconds(torch.empty_like(source).copy_, [(source,)], report.device)
     report.rates['copy'] = 2 * source.nbytes / taken
     units = {name: 'TB/s' if name == 'copy' else 'TFLOP/s' for name in report.rates}
-    return {f'{name}, {unit}': report.rates[name] / 1e12 for name, unit in units.items()}
+    found = {f'{name}, {unit}': report.rates[name] / 1e12 for name, unit in units.items()}
+    report.environment.update({name: f'{rate:.3g}' for name, rate in found.items()})
+    return found

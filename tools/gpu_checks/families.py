@@ -1,5 +1,6 @@
 """Training steps and predictions of the models of configs/demo, with random weights and data."""
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement, PixelData
 
 from gpu_checks.operators import exact
-from gpu_checks.report import Wrong, largest_error
+from gpu_checks.report import Skipped, Wrong, largest_error
 from mmfocalnet import ops
 from mmfocalnet.config_writing.trial import build_model
 
@@ -43,6 +44,8 @@ class Model:
         self.cfg = Config.fromfile(CONFIGS / f'{name}.py')
         self.cfg.model.backbone.update(backbone)
         self.scope = self.cfg.default_scope
+        if self.scope in ('mmdet', 'mmseg') and not is_importable(self.scope):
+            raise Skipped(f'{self.scope} is not installed')
         self.network = build_model(self.cfg)
 
     def losses(self, batch):
@@ -78,6 +81,14 @@ class Model:
 
         labels = PixelData(data=torch.randint(7, (1, *SIZE)))
         return SegDataSample(metainfo=dict(img_shape=SIZE, ori_shape=SIZE), gt_sem_seg=labels)
+
+
+def is_importable(package):
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
 
 
 def train(name, device, dtype=None):

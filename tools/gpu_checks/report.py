@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import sys
 import time
 import traceback
 import zlib
@@ -16,6 +17,17 @@ from mmfocalnet.files import replacing
 # Seconds after which no check starts.
 BUDGETS = dict(quick=120, full=360)
 STATUSES = ('passed', 'failed', 'skipped')
+NO_TIME = 'no time'
+LEGEND = """\
+Errors are ||a - b|| / ||b|| of an output or gradient against float64 on the CPU. Limits of
+operators: 1e-5 in float32 (1e-4 for gradients of weights), 8 eps in bfloat16 (0.063) and float16
+(0.0078). Cases of modulations: (shape (B, H, W, C), focal levels, focal window).
+
+Times are medians. "% of products": the FLOPs of matrix products and convolutions at the measured
+rate of the precision, divided by the time. "% of copies": the bytes of inputs and outputs at the
+measured rate of a copy. "/ published": divided by the row "published layout". Memory: peak of a
+training step.
+"""
 
 
 class Skipped(Exception):  # noqa: N818
@@ -33,6 +45,7 @@ class Report:
         self.device, self.full, self.out = args.device, not args.quick, args.out
         self.on_gpu = self.device == 'cuda'
         self.environment, self.rates, self.checks, self.tables = {}, {}, [], {}
+        self.command, self.complete = ' '.join(sys.argv), False
         self.budget = BUDGETS['full' if self.full else 'quick']
         self.started = time.monotonic()
 
@@ -50,7 +63,7 @@ class Report:
         """Run a check, which returns numbers by name, the most important first."""
         start = time.monotonic()
         if start > self.deadline:
-            self._add(name, 0.0, 'skipped', note='time')
+            self._add(name, 0.0, 'skipped', note=NO_TIME)
             return
         try:
             torch.manual_seed(zlib.crc32(name.encode()))
@@ -76,33 +89,56 @@ class Report:
         sections = [check['section'] for check in self.checks if check['status'] == status]
         return sections.count(section) if section else len(sections)
 
+    def is_good(self):
+        """Whether no check failed, and all but those of the speed have run."""
+        return not self.count('failed') and not self.unchecked()
+
+    def unchecked(self):
+        """Checks for which no time was left, apart from those of the speed."""
+        late = [check for check in self.checks if check['note'] == NO_TIME]
+        return [check for check in late if check['section'] != 'speed']
+
+    def verdict(self):
+        """The result in lines, the most important first."""
+        counts = ', '.join(f'{self.count(status)} {status}' for status in STATUSES)
+        taken = time.monotonic() - self.started
+        state = '' if self.complete else 'Unfinished: '
+        lines = [f'{state}{counts} in {taken:.0f} s: {self.command}']
+        for check in self.checks:
+            if check['status'] == 'failed':
+                lines.append(f'failed: {check["section"]}: {check["name"]}: {check["note"]}')
+        if late := self.unchecked():
+            lines.append(f'Incomplete: no time was left for {len(late)} checks, without the speed.')
+        return lines
+
     def write(self):
         """Write gpu.json and gpu.md."""
-        content = without_nan(dict(environment=self.environment, checks=self.checks))
+        content = dict(complete=self.complete, command=self.command, environment=self.environment)
+        content = without_nan(content | dict(checks=self.checks))
         with replacing(self.out / 'gpu.json') as part:
             part.write_text(json.dumps(content, indent=1, default=str))
         columns = ('section', 'name', 'status', 'result', 'seconds')
         rows = [c | dict(result=c['note'] or shown(c['numbers'].items())) for c in self.checks]
-        tables = {
-            'FocalNet on this machine': markdown(['', 'value'], self.environment.items()),
-            'Checks': markdown(columns, [[row[column] for column in columns] for row in rows]),
+        parts = {
+            'FocalNet on this machine': '\n'.join(f'- {line}' for line in self.verdict()),
+            'Environment': markdown(['', 'value'], self.environment.items()),
             **self.tables,
+            'Checks': markdown(columns, [[row[column] for column in columns] for row in rows]),
+            'Explanation': LEGEND,
         }
         with replacing(self.out / 'gpu.md') as part:
-            part.write_text('\n'.join(f'## {title}\n\n{text}\n' for title, text in tables.items()))
+            part.write_text('\n'.join(f'## {title}\n\n{text}\n' for title, text in parts.items()))
 
-    def print_summary(self):
-        """Print the measurements, the numbers of checks, and the failures."""
+    def finish(self):
+        """Write the complete results, and print tables, numbers of checks and the verdict."""
+        self.complete = True
+        self.write()
         for title, table in self.tables.items():
             print(f'\n{title}\n\n{table}')
         sections = dict.fromkeys(check['section'] for check in self.checks)
         counts = [[s, *(self.count(status, s) for status in STATUSES)] for s in sections]
         print(f'\n{markdown(["section", *STATUSES], counts)}\n')
-        for check in self.checks:
-            if check['status'] == 'failed':
-                print_lines(f'failed: {check["section"]}: {check["name"]}: {check["note"]}')
-        taken = time.monotonic() - self.started
-        print_lines(f'Results after {taken:.0f} s: {self.out}/gpu.md and gpu.json')
+        print_lines(*self.verdict(), f'Results: {self.out}/gpu.md and gpu.json')
 
 
 def failure(error):

@@ -116,7 +116,8 @@ def compare(report, name, shape, makers, dtype=None):
         ratios = {f'{key} / published': numbers[key] / base[key] for key in numbers if key in base}
         numbers.update(ratios)
     cells = [[label, *(cell(numbers.get(c)) for c in columns)] for label, numbers in rows.items()]
-    report.tables[title] = markdown(['', *columns], cells)
+    if rows:
+        report.tables[title] = markdown(['', *columns], cells)
 
 
 def cell(number):

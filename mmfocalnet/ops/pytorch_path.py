@@ -134,7 +134,9 @@ def _kernel_grad(x: Tensor, grad: Tensor, kernel: Tensor) -> Tensor:
     """Gradient of a depth-wise kernel: (C, 1, k, k) from (B, C, H, W)."""
     channels, _, size, _ = kernel.shape
     if size < FFT_SIZE:
-        return matrix_products.kernel_grad(x, grad, kernel.to(x.dtype), channels).to(kernel.dtype)
+        small = matrix_products.kernel_grad(x, grad, kernel.to(x.dtype), channels)
+        # With the kernel's strides: DistributedDataParallel warns about others.
+        return small.flatten().view(kernel.shape).to(kernel.dtype)
     return fourier.kernel_grad(x, grad, size).unsqueeze(1).to(kernel.dtype)
 
 

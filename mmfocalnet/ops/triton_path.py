@@ -168,8 +168,8 @@ def _backward(
     for level in reversed(range(len(kernels))):
         if level:
             gate, pre = gates[..., level - 1 :], all_pre[level - 1]
-            tensors = (pre_grad, kernels[level], total_grad, gate, scale, pre)
-            grad_below, below = _level_backward(*tensors, warps)
+            inputs = (pre_grad, kernels[level], total_grad, gate, scale, pre)
+            grad_below, below = _level_backward(*inputs, warps)
         else:
             grad_below, below = _context_backward(pre_grad, kernels[0], warps), context
         if wanted[2 + level]:

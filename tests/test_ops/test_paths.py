@@ -94,6 +94,15 @@ def test_numba_agrees_on_any_number_of_threads(threads):
 
 
 @cpu_paths
+def test_gradients_of_kernels_have_the_strides_of_the_kernels(path):
+    weights = make_weights(window=5)
+    with ops.use_path(path):
+        out = ops.modulate(torch.randn(1, 9, 14, DIM), weights)
+    grads = torch.autograd.grad(out.sum(), weights.kernels)
+    assert [grad.stride() for grad in grads] == [kernel.stride() for kernel in weights.kernels]
+
+
+@cpu_paths
 def test_agrees_on_strided_features(path):
     def channels_first(x):
         return x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)

@@ -53,8 +53,8 @@ class Cost(NamedTuple):
 
     def per_product(self, *opcodes):
         """Instructions per multiply-accumulate, of these opcodes or of all."""
-        counted = sum(self.loop[opcode] for opcode in opcodes) if opcodes else self.loop.total()
-        return counted / self.loop['FFMA']
+        instructions = sum(self.loop[opcode] for opcode in opcodes or self.loop)
+        return instructions / self.loop['FFMA']
 
     def warps(self, per_program):
         """Warps that a multiprocessor runs at a time. Threads get registers in units of 8."""

@@ -117,7 +117,7 @@ def test_kernels_load_vectors_into_registers(benchmarking, channels):
     pytest.importorskip('triton')
     kernels = importlib.import_module('benchmarking.kernels')
     for launch in kernels.launches(channels, (3, 5), torch.bfloat16):
-        cost = kernels.cost(kernels.compile_kernel(launch, 80), 80)
+        cost = kernels.cost(kernels.compile_kernel(launch, 80))
         assert cost.spilled == 0
         if 'K' in launch.constants:
             # Eight values per load, which serves up to four products.

@@ -48,7 +48,7 @@ class Cost(NamedTuple):
     """What a compiled kernel needs."""
 
     registers: int  # per thread
-    spilled: int  # bytes per thread
+    spilled: int  # bytes of local memory per thread
     loop: Counter  # instructions, by opcode, of the loop with the most multiply-accumulates
 
     def per_product(self, *opcodes):
@@ -106,18 +106,20 @@ def type_name(value):
     return 'i32' if isinstance(value, int) else 'fp32'
 
 
-def cost(compiled, capability):
-    """Assemble and disassemble a compiled kernel and count."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, binary = Path(folder, 'kernel.ptx'), Path(folder, 'kernel.cubin')
-        source.write_text(compiled.asm['ptx'])
-        ptxas = [BIN / 'ptxas', '-v', f'-arch=sm_{capability}', source, '-o', binary]
-        report = subprocess.run(ptxas, capture_output=True, text=True, check=True).stderr
-        disassemble = [BIN / 'cuobjdump', '-sass', binary]
-        sass = subprocess.run(disassemble, capture_output=True, text=True, check=True).stdout
-    registers = int(re.search(r'Used (\d+) registers', report)[1])
-    spilled = int(re.search(r'(\d+) bytes spill stores', report)[1])
-    return Cost(registers, spilled, largest_loop(sass))
+def cost(compiled):
+    """Disassemble a compiled kernel and count."""
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as binary:
+        binary.write(compiled.asm['cubin'])
+        binary.flush()
+        usage, sass = (cuobjdump(flag, binary.name) for flag in ('-res-usage', '-sass'))
+    registers = int(re.search(r'REG:(\d+)', usage)[1])
+    local = re.search(r'STACK:(\d+).*LOCAL:(\d+)', usage)
+    return Cost(registers, sum(map(int, local.groups())), largest_loop(sass))
+
+
+def cuobjdump(flag, binary):
+    command = [BIN / 'cuobjdump', flag, binary]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def largest_loop(sass):

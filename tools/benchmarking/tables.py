@@ -151,7 +151,7 @@ def compare_kernels(args):
     for launch in kernels.launches(DIM, SIZES, torch.bfloat16):
         if 'K' not in launch.constants:
             continue
-        compiled = kernels.cost(kernels.compile_kernel(launch, 80), 80)
+        compiled = kernels.cost(kernels.compile_kernel(launch, 80))
         size, share = launch.constants['K'], kernels.product_share(launch)
         each = compiled.per_product() / share
         costs.setdefault(size, []).append(each)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmfocalnet.ops import dispatch
+from mmfocalnet.ops import dispatch, measured
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SECTIONS = [
@@ -168,6 +168,18 @@ def test_results_with_nan_are_json(report, tmp_path):
 
     json.loads((tmp_path / 'gpu.json').read_text(), parse_constant=refuse)
     assert '| nan' in (tmp_path / 'gpu.md').read_text()
+
+
+def test_the_measured_choice_is_compared(checks, report, monkeypatch, tmp_path):
+    monkeypatch.setattr(measured, '_chosen', {})
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    measured._table.cache_clear()
+    report.check('off', checks.operators.measured_choice, 'cpu')
+    monkeypatch.setattr(measured, 'DEVICES', ('cpu',))
+    report.check('on', checks.operators.measured_choice, 'cpu')
+    measured._table.cache_clear()
+    assert [check['status'] for check in report.checks] == ['failed', 'passed']
+    assert 'reference ' in report.checks[1]['numbers']['times']
 
 
 def test_a_stand_in_is_compared(checks, report, monkeypatch):

@@ -291,8 +291,12 @@ def _is_measured(path: OperatorPath, x: Tensor) -> bool:
 def _candidates(
     x: Tensor, weights: Sequence[Tensor | None], kernels: Sequence[Tensor]
 ) -> list[OperatorPath]:
-    call = Call.of(x, [weight for weight in weights if weight is not None], kernels)
+    call = Call.of(x, _given(weights), kernels)
     return [path for path in MODULATION if path.unsupported(call) is None]
+
+
+def _given(weights: Sequence[Tensor | None]) -> list[Tensor]:
+    return [weight for weight in weights if weight is not None]
 
 
 def _choose(
@@ -301,7 +305,7 @@ def _choose(
     weights: Sequence[Tensor | None],
     kernels: Sequence[Tensor] = (),
 ) -> OperatorPath:
-    tensors = [weight for weight in weights if weight is not None]
+    tensors = _given(weights)
     if is_compiling():
         return paths[_choose_for_compiler(paths[0].run.__name__, *Call.of(x, tensors, kernels))]
     if _is_traced():

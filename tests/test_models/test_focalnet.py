@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS
+from recorded_paths import recorded
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -120,15 +121,7 @@ def test_every_arch_trains(name, conv_embed):
 def paths_run(monkeypatch):
     """Names of the paths that compute focal modulations, in order of their calls."""
     names = []
-
-    def recorded(path):
-        def run(*args):
-            names.append(path.name)
-            return path.run(*args)
-
-        return path._replace(run=run)
-
-    paths = tuple(map(recorded, ops.dispatch.MODULATION))
+    paths = tuple(recorded(path, names) for path in ops.dispatch.MODULATION)
     monkeypatch.setattr(ops.dispatch, 'MODULATION', paths)
     return names
 

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from operator_inputs import DIM, assert_close, make_weights, needs_numba, results
+from recorded_paths import recorded
 
 from mmfocalnet import ops
 from mmfocalnet.models import FocalNet
@@ -53,16 +54,9 @@ def ran(monkeypatch):
     """Names of the paths that ran."""
     names = []
 
-    def recorded(path):
-        def run(*args):
-            names.append(path.name)
-            return path.run(*args)
-
-        return path._replace(run=run)
-
     def fastest(*args):
         path = original(*args)
-        return path and recorded(path)
+        return path and recorded(path, names)
 
     original = measured.fastest
     monkeypatch.setattr(measured, 'fastest', fastest)

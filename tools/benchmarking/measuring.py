@@ -117,15 +117,20 @@ def _peak_memory(what, name, shape, args):
     network.model.zero_grad(set_to_none=True)
     data = network.inputs(shape)
     if args.device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        network.step(data)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return peak_gpu_memory(network, data)
     # Resets the peak of resident memory that Linux reports.
     Path('/proc/self/clear_refs').write_text('5')
     before = resident('VmRSS')
     network.step(data)
     return resident('VmHWM') - before
+
+
+def peak_gpu_memory(network, data):
+    """MiB that a training step needs beyond the model and its input."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    network.step(data)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def small(shape):

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from benchmarking.detectors import Detector, copied, make_detector
+from benchmarking.measuring import peak_gpu_memory
 from benchmarking.networks import (
     OURS,
     as_published,
@@ -143,7 +144,8 @@ def measure(report, network, shape, dtype):
     """Milliseconds, percentages of the measured rates, and MiB of a training step."""
     first = draw(network, shape, dtype)
     network.step(first)
-    memory = {'memory, MiB': peak_memory(network, first)} if report.on_gpu else {}
+    network.model.zero_grad(set_to_none=True)
+    memory = {'memory, MiB': peak_gpu_memory(network, first)} if report.on_gpu else {}
     count = count_buffers(first) if report.on_gpu else 2
     inputs = [(first,), *((draw(network, shape, dtype),) for _ in range(count - 1))]
     flops, numbers = count_flops(network, first), {}
@@ -173,16 +175,6 @@ def draw(network, shape, dtype):
     """Random inputs of a network; those of a modulation have its type."""
     inputs = network.inputs(shape)
     return inputs.detach().to(dtype).requires_grad_() if dtype else inputs
-
-
-def peak_memory(network, data):
-    """MiB that a training step needs beyond the model and its input."""
-    network.model.zero_grad(set_to_none=True)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    network.step(data)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def count_buffers(data):

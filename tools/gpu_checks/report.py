@@ -108,7 +108,7 @@ class Report:
             if check['status'] == 'failed':
                 lines.append(f'failed: {check["section"]}: {check["name"]}: {check["note"]}')
         if late := self.unchecked():
-            lines.append(f'Incomplete: no time was left for {len(late)} checks, without the speed.')
+            lines.append(f'Incomplete: no time was left for {len(late)} checks besides the speed.')
         return lines
 
     def write(self):

@@ -1,8 +1,9 @@
 # These targets set up everything on a machine with Python, pip, make and git:
 #   make demo       install, generate sample data, train, evaluate, draw images
 #                   (MODEL=mask_rcnn or another file of configs/demo)
-#   make test       install, lint, check types, run the default tests: five minutes on two cores
+#   make test       install, lint, check types, run the default tests: eight minutes on two cores
 #   make test-all   the same, then all other tests but those of the web page
+#   make docs       build the documentation site in docs/_build, with warnings as errors
 #   make coverage   the default tests under coverage; MARKERS='not web' for all tests
 # The installation in $(VENV) is made once; the next call repairs an interrupted one.
 
@@ -22,10 +23,11 @@ MARKERS ?=
 
 BIN := $(VENV)/bin
 EXPORT := $(VENV)/.export
+DOCS := $(VENV)/.docs
 READY := $(VENV)/.ready-$(shell printf '%s' '$(STACK) $(TORCH)' | cksum | cut -d' ' -f1)
 PYTEST := -m pytest -q -n $(JOBS) --maxprocesses 8
 
-.PHONY: demo test test-all test-rest lint types coverage clean
+.PHONY: demo test test-all test-rest lint types docs coverage clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py $(MODEL)
@@ -47,6 +49,10 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+docs: $(DOCS)
+	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/_build
+	@echo "The site is docs/_build/index.html."
 
 coverage: $(READY)
 	$(BIN)/coverage erase
@@ -75,5 +81,9 @@ $(EXPORT): $(READY)
 	$(BIN)/python -m pip install -q -e '.[$(STACK),test,export]'
 	@touch $@
 
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install -q -e '.[$(STACK),test,docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) work_dirs data/shapes
+	rm -rf $(VENV) docs/_build work_dirs data/shapes

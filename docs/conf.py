@@ -1,0 +1,27 @@
+"""Settings of Sphinx, which builds the documentation site (`make docs`)."""
+
+from mmfocalnet import __version__
+
+project = 'mmfocalnet'
+author = 'The mmfocalnet authors'
+release = version = __version__
+
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.viewcode',
+    'sphinx_copybutton',
+]
+myst_heading_anchors = 3
+# Docstrings name classes and functions in single backticks. Those on the site become links.
+napoleon_use_ivar = True
+default_role = 'py:obj'
+autodoc_typehints = 'description'
+autodoc_typehints_description_target = 'documented'
+autodoc_member_order = 'bysource'
+add_module_names = False
+python_use_unqualified_type_names = True
+
+html_theme = 'furo'
+html_title = f'mmfocalnet {release}'

@@ -1,0 +1,45 @@
+"""Pages outside the site link to what exists, and the API reference has every public name.
+
+`make docs` checks the pages of the site.
+"""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob('*.md'), *ROOT.glob('configs/*/*.md'), *ROOT.glob('.github/**/*.md')]
+PUBLIC = [
+    'mmfocalnet',
+    'mmfocalnet.checkpoints',
+    'mmfocalnet.datasets',
+    'mmfocalnet.datasets.inspection',
+    'mmfocalnet.inference',
+    'mmfocalnet.models',
+    'mmfocalnet.ops',
+    'mmfocalnet.visualization',
+]
+
+
+def anchors(page):
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r'^#+ (.*)$', page.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', heading).lower().replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_exist(page):
+    for link in re.findall(r'\]\((?!https?:)([^)]+)\)', page.read_text()):
+        path, _, anchor = link.partition('#')
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_api_reference_has_every_public_name():
+    text = '\n'.join(page.read_text() for page in (ROOT / 'docs/api').glob('*.md'))
+    documented = re.findall(r'^\.\. (?:auto|py:)\w+:: (\w+)$', text, re.MULTILINE)
+    names = {name for module in PUBLIC for name in import_module(module).__all__}
+    assert names - {'__version__'} <= set(documented)

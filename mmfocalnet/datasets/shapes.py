@@ -101,7 +101,7 @@ class Sample:
 
     @property
     def semantic(self) -> np.ndarray:
-        """(H, W) uint8 category ids, 1 to 7: ADE20K's labels before ``reduce_zero_label``."""
+        """ADE20K's labels before ``reduce_zero_label``, (H, W) uint8, category ids 1 to 7."""
         labels = np.zeros(self.panoptic.shape, np.uint8)
         for segment in self.segments:
             labels[self.panoptic == segment.id] = segment.category_id

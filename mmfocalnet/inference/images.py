@@ -41,7 +41,7 @@ def read_image(
         max_pixels: Maximum of width times height, checked before decoding.
 
     Returns:
-        The image: BGR, uint8, contiguous, (H, W, 3).
+        The image, BGR, uint8, contiguous, (H, W, 3).
 
     Raises:
         ImageError: If it is missing, not a regular file, not an image, damaged, or larger than

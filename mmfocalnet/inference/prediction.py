@@ -64,7 +64,7 @@ class Prediction:
 
     @cached_property
     def overlay(self) -> np.ndarray:
-        """The image with the prediction drawn on it: RGB, uint8, (H, W, 3)."""
+        """The image with the prediction drawn on it, RGB, uint8, (H, W, 3)."""
         return draw(self, self.image, self.score_thr)
 
     def above(self, score_thr: float) -> Prediction:

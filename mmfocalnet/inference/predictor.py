@@ -59,7 +59,7 @@ def load_predictor(
         cfg_options: Overrides of config values, by dotted key. Defaults to none.
 
     Returns:
-        The predictor: an `ExportedPredictor` for an exported file, otherwise a `Predictor`.
+        An `ExportedPredictor` for an exported file, otherwise a `Predictor`.
 
     Raises:
         ConfigError: If the config is missing or invalid, the number of classes is not that of the

@@ -115,7 +115,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         x: Features (..., C).
         weight: (D, C).
-        bias: (D) or None.
+        bias: Bias (D), or None.
 
     Returns:
         Features (..., D).
@@ -133,8 +133,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
 
     Args:
         x: Features (..., C).
-        weight: (C).
-        bias: (C).
+        weight: Factors (C).
+        bias: Bias (C).
         eps: Number that is added to the variance. Defaults to 1e-5.
 
     Returns:
@@ -158,9 +158,9 @@ def feed_forward(
     Args:
         x: Features (..., C).
         fc1_weight: (D, C), where D is the hidden width.
-        fc1_bias: (D) or None.
+        fc1_bias: Bias (D), or None.
         fc2_weight: (C, D).
-        fc2_bias: (C) or None.
+        fc2_bias: Bias (C), or None.
 
     Returns:
         Features (..., C).
@@ -178,7 +178,7 @@ def embed_patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         x: Images or features (B, C, H, W), where H and W are multiples of S.
         weight: (D, C, S, S).
-        bias: (D) or None.
+        bias: Bias (D), or None.
 
     Returns:
         Features (B, H / S, W / S, D).

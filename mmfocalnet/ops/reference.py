@@ -13,12 +13,21 @@ from torch.nn import functional as F
 
 
 class ModulationWeights(NamedTuple):
-    """Weights of a focal modulation with L levels and kernels of size k_l (Eq. 3 to 6)."""
+    """Weights of a focal modulation with L levels and kernels of size k_l (Eq. 3 to 6).
 
-    f_weight: Tensor  # (2C + L + 1, C): query, context and gates.
+    Attributes:
+        f_weight: Linear map f (2C + L + 1, C) to query, context and gates.
+        f_bias: Bias (2C + L + 1,), or None.
+        kernels: Depth-wise kernel (C, 1, k_l, k_l) of each focal level.
+        h_weight: 1x1 convolution h (C, C, 1, 1) from the gated contexts to the modulator.
+        h_bias: Bias (C,), or None.
+        normalize_modulator: Divide the gated contexts by L + 1. Defaults to False.
+    """
+
+    f_weight: Tensor
     f_bias: Tensor | None
-    kernels: tuple[Tensor, ...]  # (C, 1, k_l, k_l) each.
-    h_weight: Tensor  # (C, C, 1, 1)
+    kernels: tuple[Tensor, ...]
+    h_weight: Tensor
     h_bias: Tensor | None
     normalize_modulator: bool = False
 

@@ -35,7 +35,7 @@ class ReceptiveField(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Height and width of the box in pixels: the theoretical receptive field."""
+        """Theoretical receptive field, height and width of the box, in pixels."""
         return self.box[2] - self.box[0]
 
 

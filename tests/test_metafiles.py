@@ -17,7 +17,7 @@ PAPER = ROOT / 'tests/data/paper.yaml'
 LEAVES = {
     path.relative_to(ROOT).as_posix()
     for path in ROOT.glob('configs/*/*.py')
-    if path.parent.name != 'demo' and not path.parent.name.startswith('_')
+    if path.parent.name not in ('bccd', 'demo') and not path.parent.name.startswith('_')
 }
 
 

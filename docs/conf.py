@@ -7,13 +7,14 @@ author = 'The mmfocalnet authors'
 release = version = __version__
 
 extensions = [
-    'myst_parser',
+    'myst_nb',
     'sphinx.ext.autodoc',
     'sphinx.ext.napoleon',
     'sphinx.ext.viewcode',
     'sphinx_copybutton',
 ]
 myst_heading_anchors = 3
+nb_execution_mode = 'off'  # the notebook has its outputs
 # Docstrings name classes and functions in single backticks. Those on the site become links.
 napoleon_use_ivar = True
 default_role = 'py:obj'

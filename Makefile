@@ -104,11 +104,13 @@ release: $(RELEASE)/.ready
 	$(RELEASE)/bin/python .ci/build_release.py dist
 	$(RELEASE)/bin/twine check --strict dist/*
 	$(call new_environment,$(CHECK),requirements/onedl.txt)
-	$(CHECK)/bin/python -m pip install -q --no-deps dist/*.whl
+	$(CHECK)/bin/python -m pip install -q --no-deps --no-index --find-links dist mmfocalnet
 	$(RELEASE)/bin/cyclonedx-py environment --output-reproducible --output-file \
 	    dist/mmfocalnet.cdx.json $(CHECK)/bin/python
 	$(CHECK)/bin/python $(install_locked) requirements/mim.txt
-	cd $(CHECK) && bin/mim list && bin/mim search mmfocalnet && bin/mim run mmfocalnet collect_env
+	cd $(CHECK) && bin/mim list | grep mmfocalnet
+	cd $(CHECK) && bin/mim search mmfocalnet | grep -c '^config id'
+	cd $(CHECK) && bin/mim run mmfocalnet collect_env
 	cd dist && sha256sum * > SHA256SUMS
 
 LOCK := $(RELEASE)/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate \
@@ -125,7 +127,7 @@ lock: $(RELEASE)/.ready
 	$(STACK_LOCK) openmmlab --extra test -o requirements/openmmlab-test.txt
 
 audit: $(RELEASE)/.ready
-	$(RELEASE)/bin/pip-audit --disable-pip $(patsubst %,-r %,$(wildcard requirements/*.txt))
+	ls requirements/*.txt | xargs -n 1 $(RELEASE)/bin/pip-audit --strict --disable-pip -r
 
 clean:
 	rm -rf $(VENV) $(RELEASE) $(CHECK) dist work_dirs data/shapes

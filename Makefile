@@ -79,7 +79,6 @@ $(1)/bin/python $(install_locked) $(2)
 $(1)/bin/python -m pip install -q --retries 1 $(TORCH)
 endef
 
-# Also run again if the mark of a complete installation is missing.
 $(READY): requirements/build.txt requirements/$(STACK)-test.txt
 	$(call new_environment,$(VENV),requirements/$(STACK)-test.txt)
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
@@ -90,7 +89,7 @@ $(READY): requirements/build.txt requirements/$(STACK)-test.txt
 # those of upstream OpenMMLab for all versions of Python.
 $(EXPORT): $(READY) requirements/onedl-export.txt
 	$(BIN)/python $(if $(filter onedl,$(STACK)),$(install_locked) requirements/onedl-export.txt, \
-	    -m pip install -q -e '.[$(STACK),export]')
+	    -m pip install -q -e '.[export]' 'numpy<2')
 	@touch $@
 
 $(RELEASE)/.ready: requirements/release.txt

@@ -5,6 +5,9 @@
 #   make test-all   the same, then all other tests but those of the web page
 #   make docs       build the documentation site in docs/_build, with warnings as errors
 #   make coverage   the default tests under coverage; MARKERS='not web' for all tests
+#   make release    build and check what a release contains, in dist/
+#   make lock       write the lock files requirements/*.txt for the packages in pyproject.toml
+#   make audit      search the lock files for known vulnerabilities
 # The installation in $(VENV) is made once; the next call repairs an interrupted one.
 
 PYTHON ?= python3
@@ -19,15 +22,19 @@ TORCH ?= torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
 JOBS ?= logical
 # Seconds after which "make test-rest" starts no further test.
 BUDGET ?= 7200
+# Without it, "make lock" keeps the versions that still fit. --upgrade or --upgrade-package NAME.
+UPGRADE ?=
 MARKERS ?=
 
 BIN := $(VENV)/bin
+RELEASE := $(VENV)-release
+CHECK := $(VENV)-check
 EXPORT := $(VENV)/.export
 DOCS := $(VENV)/.docs
 READY := $(VENV)/.ready-$(shell printf '%s' '$(STACK) $(TORCH)' | cksum | cut -d' ' -f1)
 PYTEST := -m pytest -q -n $(JOBS) --maxprocesses 8
 
-.PHONY: demo test test-all test-rest lint types docs coverage clean
+.PHONY: demo test test-all test-rest lint types docs coverage release lock audit clean
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py $(MODEL)
@@ -60,30 +67,74 @@ coverage: $(READY)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# Without the mark of a complete installation, the environment is created again.
 # Debian's Python has venv without pip; then the system's pip installs pip there.
-$(READY): pyproject.toml setup.py
-	@test -e $@ || $(PYTHON) -m venv --clear $(VENV) 2> /dev/null || \
-	    { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
-	    $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
-	@rm -f $(VENV)/.ready-*
-	$(BIN)/python -m pip install -q --retries 1 --no-deps $(TORCH)
-	$(BIN)/python -m pip install -q -e '.[$(STACK),test]'
-# opencv-python needs the system's libGL, which servers lack; opencv-python-headless does not.
-	@$(BIN)/python -c 'import cv2' 2> /dev/null || $(BIN)/python -m pip install -q \
-	    --force-reinstall --no-deps "opencv-python-headless==$$($(BIN)/python -c \
-	    'from importlib.metadata import version; print(version("opencv-python"))')"
+new_venv = $(PYTHON) -m venv --clear $(1) 2> /dev/null || \
+    { $(PYTHON) -m venv --clear --without-pip $(1) && \
+    $(PYTHON) -m pip --python $(1)/bin/python install -q pip; }
+
+# pip checks the hashes of all packages in a lock file.
+install_locked = -m pip install -q --no-deps --no-build-isolation --require-hashes -r
+
+# A new environment with PyTorch and the packages of a lock file. OpenMMLab's source distributions
+# are built before PyTorch is there, because mmcv then compiles no operators. PyTorch for GPUs brings
+# further packages.
+define new_environment
+@$(call new_venv,$(1))
+$(1)/bin/python $(install_locked) requirements/build.txt
+$(1)/bin/python $(install_locked) $(2)
+$(1)/bin/python -m pip install -q --retries 1 $(TORCH)
+endef
+
+$(READY): requirements/build.txt requirements/$(STACK)-test.txt
+	$(call new_environment,$(VENV),requirements/$(STACK)-test.txt)
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@$(BIN)/python -W ignore -c 'import mmfocalnet, mmdet.models, mmseg.models'
 	@touch $@
 
-# The packages of the extra "export", which the default tests do without.
-$(EXPORT): $(READY)
-	$(BIN)/python -m pip install -q -e '.[$(STACK),test,export]'
+# The packages of the extras "export" and "docs", which the default tests do without. They cannot be
+# locked with those of upstream OpenMMLab for all versions of Python.
+$(EXPORT) $(DOCS): $(VENV)/.%: $(READY) requirements/onedl-%.txt
+	$(BIN)/python $(if $(filter onedl,$(STACK)),$(install_locked) requirements/onedl-$*.txt, \
+	    -m pip install -q -e '.[$*]' 'numpy<2')
 	@touch $@
 
-$(DOCS): $(READY)
-	$(BIN)/python -m pip install -q -e '.[$(STACK),test,docs]'
+$(RELEASE)/.ready: requirements/release.txt
+	@$(call new_venv,$(RELEASE))
+	$(RELEASE)/bin/python $(install_locked) requirements/release.txt
 	@touch $@
+
+# The wheel is installed in a new environment. The SBOM lists what is in it before mim is.
+release: $(RELEASE)/.ready
+	rm -rf dist
+	$(RELEASE)/bin/python .ci/build_release.py dist
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(call new_environment,$(CHECK),requirements/onedl.txt)
+	$(CHECK)/bin/python -m pip install -q --no-deps --no-index --find-links dist mmfocalnet
+	$(RELEASE)/bin/cyclonedx-py environment --output-reproducible --output-file \
+	    dist/mmfocalnet.cdx.json $(CHECK)/bin/python
+	$(CHECK)/bin/python $(install_locked) requirements/mim.txt
+	cd $(CHECK) && bin/mim list | grep mmfocalnet
+	cd $(CHECK) && bin/mim search mmfocalnet | grep -c '^config id'
+	cd $(CHECK) && bin/mim run mmfocalnet collect_env
+	cd dist && sha256sum * > SHA256SUMS
+
+LOCK := $(RELEASE)/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate \
+    --python-version 3.10 --custom-compile-command 'make lock' $(UPGRADE)
+STACK_LOCK := $(LOCK) pyproject.toml --no-emit-package torch --group opencv --extra
+
+lock: $(RELEASE)/.ready
+	$(LOCK) --group build -o requirements/build.txt
+	$(LOCK) --group release -o requirements/release.txt
+	$(STACK_LOCK) onedl --group mim -o requirements/mim.txt
+	$(STACK_LOCK) onedl --extra test --extra export -o requirements/onedl-export.txt
+	$(STACK_LOCK) onedl --extra test -c requirements/onedl-export.txt -o requirements/onedl-test.txt
+	$(STACK_LOCK) onedl --extra test --extra docs -c requirements/onedl-export.txt \
+	    -o requirements/onedl-docs.txt
+	$(STACK_LOCK) onedl -c requirements/onedl-export.txt -o requirements/onedl.txt
+	$(STACK_LOCK) openmmlab --extra test -o requirements/openmmlab-test.txt
+
+audit: $(RELEASE)/.ready
+	ls requirements/*.txt | xargs -n 1 $(RELEASE)/bin/pip-audit --strict --disable-pip -r
 
 clean:
-	rm -rf $(VENV) docs/_build work_dirs data/shapes
+	rm -rf $(VENV) $(RELEASE) $(CHECK) dist docs/_build work_dirs data/shapes

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-# The first version that builds wheels without another package.
-pytest.importorskip('setuptools', minversion='70.1')
+# The first version that reads the license in pyproject.toml.
+pytest.importorskip('setuptools', minversion='77')
 pytestmark = pytest.mark.packaging
 
 ROOT = Path(__file__).resolve().parents[1]

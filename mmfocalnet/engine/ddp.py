@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
+from mmfocalnet.arguments import integer
 from mmfocalnet.errors import ConfigError
 
 
@@ -26,21 +27,21 @@ def init_cpu_processes(cfg: Config) -> None:
             devices. ``env_cfg.dist_cfg.timeout`` is in seconds, as for MMEngine.
 
     Raises:
-        ConfigError: If the launcher is neither ``pytorch`` (torchrun) nor ``slurm``.
+        ConfigError: If the launcher is neither ``pytorch`` (torchrun) nor ``slurm``, or the timeout
+            is not a positive integer.
     """
     if cfg.launcher not in ('pytorch', 'slurm'):
         raise ConfigError(
             f'--launcher {cfg.launcher} needs GPUs, and none is visible: on CPUs use '
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
-    seconds = cfg.env_cfg.get('dist_cfg', {}).get('timeout')
+    timeout = cfg.env_cfg.get('dist_cfg', {}).get('timeout')
+    if timeout is not None:
+        timeout = timedelta(seconds=integer('timeout of env_cfg.dist_cfg', timeout, minimum=1))
     cfg.env_cfg.dist_cfg = dict(backend='gloo')
     cfg.sync_bn = None  # PyTorch's synchronised batch norm is for GPUs
-    torch.distributed.init_process_group(
-        'gloo',
-        timeout=timedelta(seconds=seconds) if seconds else None,
-        **(_slurm_task() if cfg.launcher == 'slurm' else {}),
-    )
+    task = _slurm_task() if cfg.launcher == 'slurm' else {}
+    torch.distributed.init_process_group('gloo', timeout=timeout, **task)
     atexit.register(_let_gloo_finish)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',

@@ -8,6 +8,7 @@ import gc
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import socket
@@ -127,6 +128,16 @@ def wait_for(work_dir, text, timeout=100):
     while not (log.is_file() and text in log.read_text()):
         assert time.monotonic() < until, f'no {text!r}'
         time.sleep(0.02)
+
+
+def children(parent):
+    """The process ids of the children of a process."""
+    found = []
+    for status in Path('/proc').glob('[0-9]*/status'):
+        with contextlib.suppress(OSError):  # it has ended
+            if re.search(rf'^PPid:\s*{parent}$', status.read_text(), re.MULTILINE):
+                found.append(int(status.parent.name))
+    return found
 
 
 def losses(work_dir):

@@ -31,6 +31,8 @@ def load_config(args: Namespace) -> Config:
         ConfigError: If the file is missing, cannot be read or has no model, or an override
             cannot be applied.
     """
+    if args.launcher == 'slurm':  # MMEngine sets it later, after errors before the run
+        os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_model_config(args.config, args.cfg_options)
     import_datasets(cfg.get('default_scope'))

@@ -69,11 +69,7 @@ def build_runner(cfg: Config) -> Runner:
         RunError: If building fails for another reason.
         UserError: If the work dir cannot be written.
     """
-    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise ConfigError(
-            '--launcher pytorch needs the environment variables of torchrun, such as RANK: use '
-            'tools/dist_train.sh CONFIG NUM_PROCESSES.'
-        )
+    _check_launch(cfg)
     make_folder('--work-dir', cfg.work_dir)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         init_cpu_processes(cfg)
@@ -110,6 +106,20 @@ def test(cfg: Config, runner: Runner) -> None:
     """Test with a runner; raises as `train`."""
     with run_errors(cfg):
         runner.test()
+
+
+def _check_launch(cfg: Config) -> None:
+    """Check that the launcher of the config has started this process."""
+    launchers = dict(
+        pytorch=('torchrun', 'RANK', 'dist_train.sh CONFIG NUM_PROCESSES'),
+        slurm=('srun', 'SLURM_PROCID', 'slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR'),
+    )
+    program, variable, script = launchers.get(cfg.launcher, (None, None, None))
+    if program and variable not in os.environ:
+        raise ConfigError(
+            f'--launcher {cfg.launcher} needs the environment variables of {program}, such as '
+            f'{variable}: use tools/{script}.'
+        )
 
 
 def _build_on_meta(cfg: Config, part: dict) -> Any:

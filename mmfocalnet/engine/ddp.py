@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import os
+import subprocess
 import time
+from datetime import timedelta
+from typing import Any
 
 import torch
 from mmengine.config import Config
 
+from mmfocalnet.arguments import integer
 from mmfocalnet.errors import ConfigError
 
 
@@ -19,25 +24,43 @@ def init_cpu_processes(cfg: Config) -> None:
 
     Args:
         cfg: The config, with ``launcher`` set; its model wrapper is set to one without
-            devices.
+            devices. ``env_cfg.dist_cfg.timeout`` is in seconds, as for MMEngine.
 
     Raises:
-        ConfigError: If the launcher is not ``pytorch`` (torchrun).
+        ConfigError: If the launcher is neither ``pytorch`` (torchrun) nor ``slurm``, or the timeout
+            is not a positive integer.
     """
-    if cfg.launcher != 'pytorch':
+    if cfg.launcher not in ('pytorch', 'slurm'):
         raise ConfigError(
             f'--launcher {cfg.launcher} needs GPUs, and none is visible: on CPUs use '
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
+    timeout = cfg.env_cfg.get('dist_cfg', {}).get('timeout')
+    if timeout is not None:
+        timeout = timedelta(seconds=integer('timeout of env_cfg.dist_cfg', timeout, minimum=1))
     cfg.env_cfg.dist_cfg = dict(backend='gloo')
     cfg.sync_bn = None  # PyTorch's synchronised batch norm is for GPUs
-    torch.distributed.init_process_group('gloo')
+    task = _slurm_task() if cfg.launcher == 'slurm' else {}
+    torch.distributed.init_process_group('gloo', timeout=timeout, **task)
     atexit.register(_let_gloo_finish)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+
+
+def _slurm_task() -> dict[str, Any]:
+    """The arguments of ``init_process_group`` for a task of Slurm, as MMEngine chooses them."""
+    address = os.environ.get('MASTER_ADDR')
+    if address is None:
+        command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+        address = subprocess.check_output(command, text=True).split()[0]
+    return dict(
+        rank=int(os.environ['SLURM_PROCID']),
+        world_size=int(os.environ['SLURM_NTASKS']),
+        init_method=f'tcp://{address}:{os.environ.get("MASTER_PORT", 29500)}',
     )
 
 

@@ -176,3 +176,13 @@ def test_a_fault_in_the_data_of_one_process_is_reported_by_it(monkeypatch, capsy
             main()
         assert said in capsys.readouterr().err
         assert bool(said) is running
+
+
+@pytest.mark.parametrize('local_rank', ['0', '1'])
+def test_a_user_error_is_reported_by_one_slurm_task_per_node(monkeypatch, tool, local_rank):
+    monkeypatch.setenv('LOCAL_RANK', 'restored after the test')
+    monkeypatch.delenv('LOCAL_RANK')
+    monkeypatch.setenv('SLURM_LOCALID', local_rank)
+    code, _, error = tool('train', 'none.py', '--launcher', 'slurm')
+    assert code == 2
+    assert ('none.py' in error) is (local_rank == '0')

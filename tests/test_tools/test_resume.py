@@ -16,6 +16,7 @@ import torch
 from forked_tools import (
     ROOT,
     assert_same,
+    children,
     end,
     free_port,
     kill,
@@ -297,12 +298,7 @@ def test_one_of_two_processes_killed(options, tmp_path):
 
 def _of_rank(rank, launcher):
     """The child of a launcher that has a rank."""
-    for path in Path('/proc').glob('[0-9]*'):
-        try:
-            parent = int(re.search(r'PPid:\s*(\d+)', (path / 'status').read_text())[1])
-            environment = (path / 'environ').read_bytes().split(b'\0')
-        except OSError:
-            continue
-        if parent == launcher and f'RANK={rank}'.encode() in environment:
-            return int(path.name)
+    for child in children(launcher):
+        if f'RANK={rank}'.encode() in Path(f'/proc/{child}/environ').read_bytes().split(b'\0'):
+            return child
     raise AssertionError(f'no process of rank {rank}')

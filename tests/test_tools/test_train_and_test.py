@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked_tools import ROOT, end, free_port, start_two_trainings
+from forked_tools import ROOT, end, free_port, ranks_of_two, start_training, start_two_trainings
 
 from mmfocalnet import FocalNet
 
@@ -62,6 +62,21 @@ def test_two_processes_train_evaluate_and_write_one_checkpoint(tiny_options, tmp
     assert [p.name for p in work_dir.glob('*.pth')] == ['iter_2.pth']
     keys = torch.load(work_dir / 'iter_2.pth', weights_only=False)['state_dict']
     assert not any(key.startswith('module.') for key in keys)
+
+
+def test_two_tasks_of_slurm(tiny_options, tmp_path):
+    """With its environment variables; test_clusters.py has a Slurm cluster."""
+    names = dict(WORLD_SIZE='SLURM_NTASKS', RANK='SLURM_PROCID', LOCAL_RANK='SLURM_LOCALID')
+    both = [
+        start_training(
+            CONFIG, tmp_path / 'work', '--launcher', 'slurm', options=tiny_options,
+            env={names.get(name, name): value for name, value in rank.items()},
+        )
+        for rank in ranks_of_two()
+    ]  # fmt: skip
+    out = tmp_path / 'work.log'
+    assert [end(process) for process in both] == [0, 0], out.read_text()
+    assert out.read_text().count('Saving checkpoint at 2 iterations') == 1
 
 
 @pytest.mark.e2e
@@ -141,7 +156,8 @@ def fails(tool, tmp_path):
         ('train', [CONFIG, '--cfg-options', 'model.backbone.depths.9.x=1'], ['depths']),
         ('train', [CONFIG, '--cfg-options', 'foo'], ['--cfg-options']),
         ('train', [CONFIG, '--resume', 'none.pth'], ['none.pth']),
-        ('train', [CONFIG, '--launcher', 'pytorch'], ['tools/dist_train.sh']),
+        ('train', [CONFIG, '--launcher', 'pytorch'], ['RANK', 'tools/dist_train.sh']),
+        ('train', [CONFIG, '--launcher', 'slurm'], ['SLURM_PROCID', 'tools/slurm_train.sh']),
         ('test', [CONFIG, 'none.pth'], ['none.pth']),
         ('test', [CONFIG, ROOT / 'README.md'], ['README.md']),
         ('test', [CONFIG, 'none.pth', '--out', 'x.json'], ['--out x.json', '.pkl']),

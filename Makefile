@@ -3,7 +3,7 @@
 #                   (MODEL=mask_rcnn or another file of configs/demo)
 #   make test       install, lint, check types, run the default tests: eight minutes on two cores
 #   make test-all   the same, then all other tests but those of the web page
-#   make docs       build the documentation site in docs/_build, with warnings as errors
+#   make docs       build the documentation site in docs/_build/html, with warnings as errors
 #   make coverage   the default tests under coverage; MARKERS='not web' for all tests
 #   make release    build and check what a release contains, in dist/
 #   make lock       write the lock files requirements/*.txt for the packages in pyproject.toml
@@ -58,8 +58,8 @@ types: $(READY)
 	$(BIN)/mypy
 
 docs: $(DOCS)
-	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/_build
-	@echo "The site is docs/_build/index.html."
+	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/_build/html
+	@echo "The site is docs/_build/html/index.html."
 
 coverage: $(READY)
 	$(BIN)/coverage erase

@@ -13,6 +13,7 @@ extensions = [
     'sphinx.ext.viewcode',
     'sphinx_copybutton',
 ]
+exclude_patterns = ['_build']
 myst_heading_anchors = 3
 nb_execution_mode = 'off'  # the notebook has its outputs
 # Docstrings name classes and functions in single backticks. Those on the site become links.

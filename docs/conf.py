@@ -26,4 +26,5 @@ add_module_names = False
 python_use_unqualified_type_names = True
 
 html_theme = 'furo'
+html_show_copyright = False
 html_title = f'mmfocalnet {release}'

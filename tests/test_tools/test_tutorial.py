@@ -25,7 +25,7 @@ COMMANDS = [
     for line in block.replace('\\\n', '').splitlines()
     if line.startswith('python') and '--amp' not in line
 ]
-SHORT = 'train_cfg.max_iters=20 train_cfg.val_interval=20 train_dataloader.num_workers=0'
+SHORT = 'train_cfg.max_iters=20 train_cfg.val_interval=20'
 
 
 def write_split(folder, split, number):

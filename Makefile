@@ -3,7 +3,7 @@
 #                   (MODEL=mask_rcnn or another file of configs/demo)
 #   make test       install, lint, check types, run the default tests: eight minutes on two cores
 #   make test-all   the same, then all other tests but those of the web page
-#   make docs       build the documentation site in docs/_build/html, with warnings as errors
+#   make docs       build the documentation site in docs/_build/html (Python 3.11 or later)
 #   make coverage   the default tests under coverage; MARKERS='not web' for all tests
 #   make release    build and check what a release contains, in dist/
 #   make lock       write the lock files requirements/*.txt for the packages in pyproject.toml
@@ -58,6 +58,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 docs: $(DOCS)
+	rm -rf docs/_build/html
 	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/_build/html
 	@echo "The site is docs/_build/html/index.html."
 
@@ -110,7 +111,7 @@ release: $(RELEASE)/.ready
 	$(RELEASE)/bin/twine check --strict dist/*
 	$(call new_environment,$(CHECK),requirements/onedl.txt)
 	$(CHECK)/bin/python -m pip install -q --no-deps --no-index --find-links dist mmfocalnet
-	$(RELEASE)/bin/cyclonedx-py environment --output-reproducible --output-file \
+	$(RELEASE)/bin/cyclonedx-py environment --output-file \
 	    dist/mmfocalnet.cdx.json $(CHECK)/bin/python
 	$(CHECK)/bin/python $(install_locked) requirements/mim.txt
 	cd $(CHECK) && bin/mim list | grep mmfocalnet

@@ -5,7 +5,8 @@ from forked_tools import ROOT
 
 
 def test_the_pods_have_what_they_use():
-    claim, job = yaml.safe_load_all((ROOT / 'docs/pytorchjob.yaml').read_text())
+    claim, _ = yaml.safe_load_all((ROOT / 'docs/workspace.yaml').read_text())
+    job = yaml.safe_load((ROOT / 'docs/pytorchjob.yaml').read_text())
     assert claim['kind'] == 'PersistentVolumeClaim'
     assert (job['apiVersion'], job['kind']) == ('kubeflow.org/v1', 'PyTorchJob')
     replicas = job['spec']['pytorchReplicaSpecs']

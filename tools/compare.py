@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from mmfocalnet.cli.error_handling import check_usage, report_errors
 from mmfocalnet.errors import UserError
+from mmfocalnet.files import replacing
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -34,65 +36,95 @@ if __name__ == '__main__':
 
 import yaml
 
+from mmfocalnet.config import read_model_config
 from mmfocalnet.visualization import read_history
+
+PERCENT = 'coco/'  # COCO's metrics are shares, others are in percent.
 
 
 def read_table(path):
+    """Read the metrics, name by key, and the config of each row."""
     try:
         table = yaml.safe_load(path.read_text())
-        return dict(table['metrics']), {name: dict(row) for name, row in table['rows'].items()}
+        metrics, rows = dict(table['metrics']), dict(table['rows'])
+        settings = [(row['config'], dict(row.get('options', {}))) for row in rows.values()]
     except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(
             f'{path} is not a table of configs ({error!r}): write it as tools/comparison/bccd.yml.'
         ) from None
+    if not metrics or not rows:
+        raise UserError(f'{path} has no metrics or no rows: add at least one of each.')
+    for name in rows:
+        if not isinstance(name, str) or not re.fullmatch(r'\w[\w .+-]*', name):
+            raise UserError(
+                f'{path}: row {name!r} needs a name that can be one of a folder: use letters, digits '
+                'and spaces.'
+            )
+    configs = [read_model_config(config, options, False) for config, options in settings]
+    return metrics, dict(zip(rows, configs, strict=True))
 
 
-def run(tool, *arguments):
-    """Run a tool; return the peak of its resident memory in MB."""
-    process = subprocess.Popen([sys.executable, TOOLS / tool, *arguments])
+def run_tool(name, *arguments):
+    """Run a tool and return the peak of its resident memory in MB."""
+    process = subprocess.Popen([sys.executable, TOOLS / name, *arguments])
     _, status, usage = os.wait4(process.pid, 0)
     if code := os.waitstatus_to_exitcode(status):
         sys.exit(code)
     return usage.ru_maxrss / 1024
 
 
-def train_and_test(row, seed, folder):
-    """Measure a run, unless that was done before."""
-    result = folder / 'result.json'
-    if not result.exists():
-        options = ['--cfg-options', f'randomness.seed={seed}', *row.get('options', [])]
-        train = [row['config'], '--work-dir', folder, '--resume', *options]
-        memory = run('train.py', *train)
-        checkpoint = (folder / 'last_checkpoint').read_text()
-        run('test.py', row['config'], checkpoint, '--work-dir', folder / 'test', *options)
-        scores = json.loads(max((folder / 'test').glob('*/*.json')).read_text())
+def write_json(path, content):
+    with replacing(path) as part:
+        part.write_text(json.dumps(content))
+
+
+def write_config(cfg, path):
+    """Write the config of a run, unless that was done before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_text() != cfg.pretty_text:
+        raise UserError(
+            f'The config of this row was changed after the run {path.with_suffix("")}: remove that '
+            f'folder and {path}, or choose another --work-dir.'
+        )
+    path.write_text(cfg.pretty_text)
+
+
+def train_and_test(config, folder):
+    """Train and test one run, or return its results if that was done before."""
+    trained, tested = folder / 'trained.json', folder / 'tested.json'
+    if not trained.exists():
+        memory = run_tool('train.py', config, '--work-dir', folder, '--resume')
         time = median(entry['time'] for entry in read_history(folder).training)
-        result.write_text(json.dumps(dict(scores, time=time, memory=memory)))
-    return json.loads(result.read_text())
-
-
-def spread(values):
-    """Mean and standard deviation; COCO's metrics, which are shares, in percent."""
-    values = [100 * value if max(values) <= 1 else value for value in values]
-    return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
+        write_json(trained, dict(time=time, memory=memory))
+    if not tested.exists():
+        checkpoint = (folder / 'last_checkpoint').read_text()
+        run_tool('test.py', config, checkpoint, '--work-dir', folder / 'test')
+        write_json(tested, json.loads(max((folder / 'test').glob('*/*.json')).read_text()))
+    return {**json.loads(tested.read_text()), **json.loads(trained.read_text())}
 
 
 def check_metrics(metrics, results):
-    measured = set.intersection(*(set(run) for runs in results.values() for run in runs))
+    measured = set.intersection(*(set(result) for row in results.values() for result in row))
     if unknown := set(metrics) - measured:
         raise UserError(
             f'No test measured {", ".join(sorted(unknown))}: choose from '
-            f'{", ".join(sorted(measured - {"time", "memory"}))}, and run the command again, which '
-            'keeps the trained runs.'
+            f'{", ".join(sorted(measured - {"time", "memory"}))}, and run the command again. The '
+            'trained runs are kept.'
         )
+
+
+def spread(key, results):
+    """Mean and standard deviation of a metric in percent."""
+    values = [result[key] * (100 if key.startswith(PERCENT) else 1) for result in results]
+    return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
 
 
 def print_table(metrics, results):
     print('|', ' | '.join(['', *metrics.values(), 's per iteration', 'memory (MB)']), '|')
     print('|---' * (len(metrics) + 3) + '|')
-    for name, runs in results.items():
-        scores = [spread([run[key] for run in runs]) for key in metrics]
-        time, memory = (median(run[key] for run in runs) for key in ('time', 'memory'))
+    for name, row in results.items():
+        scores = [spread(key, row) for key in metrics]
+        time, memory = (median(result[key] for result in row) for key in ('time', 'memory'))
         print('|', ' | '.join([name, *scores, f'{time:.2f}', f'{memory:.0f}']), '|')
 
 
@@ -101,11 +133,15 @@ def main():
     args = parse_args()
     metrics, rows = read_table(args.table)
     work_dir = args.work_dir or Path('work_dirs/compare', args.table.stem)
-    results = {name: [] for name in rows}
+    runs = {}
     for seed in range(args.seeds):
-        for name, row in rows.items():  # alternating, as the speed of a machine changes
-            folder = work_dir / name.replace(' ', '_') / f'seed{seed}'
-            results[name].append(train_and_test(row, seed, folder))
+        for name, cfg in rows.items():
+            cfg.merge_from_dict(dict(randomness=dict(seed=seed)))
+            runs[name, seed] = work_dir / name / f'seed{seed}.py'
+            write_config(cfg, runs[name, seed])
+    results = {name: [] for name in rows}
+    for (name, _), config in runs.items():  # rows alternate, as the speed of a machine changes
+        results[name].append(train_and_test(config, config.with_suffix('')))
     check_metrics(metrics, results)
     print_table(metrics, results)
 

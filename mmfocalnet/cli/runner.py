@@ -112,7 +112,7 @@ def _check_launch(cfg: Config) -> None:
     """Check that the launcher of the config has started this process."""
     launchers = dict(
         pytorch=('torchrun', 'RANK', 'dist_train.sh CONFIG NUM_PROCESSES'),
-        slurm=('srun', 'SLURM_PROCID', 'slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR'),
+        slurm=('srun', 'SLURM_STEP_ID', 'slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR'),
     )
     program, variable, script = launchers.get(cfg.launcher, (None, None, None))
     if program and variable not in os.environ:

@@ -56,7 +56,13 @@ def _slurm_task() -> dict[str, Any]:
     address = os.environ.get('MASTER_ADDR')
     if address is None:
         command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
-        address = subprocess.check_output(command, text=True).split()[0]
+        try:
+            address = subprocess.check_output(command, text=True).split()[0]
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ConfigError(
+                f'--launcher slurm could not ask scontrol for the first node ({error}): set '
+                'MASTER_ADDR to its address.'
+            ) from None
     return dict(
         rank=int(os.environ['SLURM_PROCID']),
         world_size=int(os.environ['SLURM_NTASKS']),

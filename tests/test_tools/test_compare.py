@@ -7,16 +7,18 @@ import pytest
 import torch
 import yaml
 from forked_tools import ROOT
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, DefaultScope
 
 CONFIG = str(ROOT / 'configs/demo/mask_rcnn.py')
 
 
 def write_table(folder, options, metric):
+    pairs = (option.split('=', 1) for option in options)
+    options = {key: DictAction._parse_iterable(value) for key, value in pairs}
     rows = {
         'published': dict(config=CONFIG, options=options),
-        'no gates': dict(config=CONFIG, options=[*options, 'model.backbone.use_gates=False']),
+        'no gates': dict(config=CONFIG, options={**options, 'model.backbone.use_gates': False}),
     }
     table = folder / 'table.yml'
     table.write_text(yaml.safe_dump(dict(metrics={metric: 'score'}, rows=rows)))
@@ -25,7 +27,6 @@ def write_table(folder, options, metric):
 
 @pytest.mark.e2e
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_two_configs(run, tiny_options, tmp_path):
     command = [sys.executable, ROOT / 'tools/compare.py', tmp_path / 'table.yml', '--seeds', '2']
     write_table(tmp_path, tiny_options, 'coco/segm_AP')
@@ -38,15 +39,44 @@ def test_two_configs(run, tiny_options, tmp_path):
     number = r'[\d.]+'
     for name in ('published', 'no gates'):
         assert re.search(rf'\| {name} \| {number} ± {number} \| {number} \| \d+ \|', output)
-    folders = sorted(tmp_path.glob('work_dirs/compare/table/*/seed*'))
-    assert [folder.name for folder in folders] == ['seed0', 'seed1'] * 2
+    runs = [
+        Config.fromfile(path)
+        for path in sorted(tmp_path.glob('work_dirs/compare/table/*/*/*/vis_data/config.py'))
+    ]
+    settings = [(cfg.model.backbone.get('use_gates', True), cfg.randomness.seed) for cfg in runs]
+    assert sorted(set(settings)) == [(False, 0), (False, 1), (True, 0), (True, 1)]
 
 
-@pytest.mark.parametrize('text', ['', 'rows: {}', 'metrics: {a: b}\nrows: [c]', '{'])
-def test_a_malformed_table(tool, tmp_path, text):
+def test_a_changed_row_does_not_get_the_old_results(tool, tiny_options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path, tiny_options, 'coco/segm_mAP')
+    folder = tmp_path / 'work_dirs/compare/table/published'
+    folder.mkdir(parents=True)
+    (folder / 'seed0.py').write_text('model = dict()\n')
+    code, _, error = tool('compare', 'table.yml')
+    assert code == 2 and 'published/seed0' in error
+
+
+@pytest.mark.parametrize(
+    'text, key',
+    [
+        ('', 'table.yml'),
+        ('{', 'table.yml'),
+        ('metrics: {a: b}\nrows: {}', 'table.yml'),
+        ('metrics: {a: b}\nrows: [c]', 'table.yml'),
+        ('metrics: {a: b}\nrows: {c: {}}', 'config'),
+        ('metrics: {a: b}\nrows: {c: {config: none.py}}', 'none.py'),
+        (f'metrics: {{a: b}}\nrows: {{c: {{config: {CONFIG}, options: [d=e]}}}}', 'table.yml'),
+        (f'metrics: {{a: b}}\nrows: {{no: {{config: {CONFIG}}}}}', 'False'),
+        (f'metrics: {{a: b}}\nrows: {{../c: {{config: {CONFIG}}}}}', '../c'),
+    ],
+)
+def test_malformed_tables(tool, tmp_path, monkeypatch, text, key):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / 'table.yml').write_text(text)
     code, _, error = tool('compare', tmp_path / 'table.yml')
-    assert code == 2 and 'table.yml' in error
+    assert code == 2 and key in error
+    assert not (tmp_path / 'work_dirs').exists()
 
 
 @pytest.mark.parametrize('name', ['swin', 'convnext', 'resnet18'])

@@ -70,7 +70,7 @@ def test_two_tasks_of_slurm(tiny_options, tmp_path):
     both = [
         start_training(
             CONFIG, tmp_path / 'work', '--launcher', 'slurm', options=tiny_options,
-            env={names.get(name, name): value for name, value in rank.items()},
+            env={'SLURM_STEP_ID': '0', **{names.get(name, name): rank[name] for name in rank}},
         )
         for rank in ranks_of_two()
     ]  # fmt: skip
@@ -157,7 +157,7 @@ def fails(tool, tmp_path):
         ('train', [CONFIG, '--cfg-options', 'foo'], ['--cfg-options']),
         ('train', [CONFIG, '--resume', 'none.pth'], ['none.pth']),
         ('train', [CONFIG, '--launcher', 'pytorch'], ['RANK', 'tools/dist_train.sh']),
-        ('train', [CONFIG, '--launcher', 'slurm'], ['SLURM_PROCID', 'tools/slurm_train.sh']),
+        ('train', [CONFIG, '--launcher', 'slurm'], ['SLURM_STEP_ID', 'tools/slurm_train.sh']),
         ('test', [CONFIG, 'none.pth'], ['none.pth']),
         ('test', [CONFIG, ROOT / 'README.md'], ['README.md']),
         ('test', [CONFIG, 'none.pth', '--out', 'x.json'], ['--out x.json', '.pkl']),

@@ -51,7 +51,6 @@ def write_split(folder, split, number):
 @pytest.mark.e2e
 @pytest.mark.export
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_commands_of_the_tutorial(run, tmp_path):
     (tmp_path / 'data').mkdir()
     for folder in ('configs', 'tools'):
@@ -73,12 +72,12 @@ def test_the_commands_of_the_tutorial(run, tmp_path):
     assert re.search(r'\(test\).* coco/bbox_mAP: \d', outputs['test'])
     written = [
         'my_bccd.py',
-        'work_dirs/atss_focalnet/report.html',
+        'atss_focalnet/report.html',
         'maps',
         'results',
         'exported_results',
     ]
-    assert all((tmp_path / name).exists() for name in written)
+    assert all((tmp_path / 'work_dirs' / name).exists() for name in written)
 
 
 def test_the_config_of_the_tutorial():

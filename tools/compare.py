@@ -57,8 +57,8 @@ def read_table(path):
     for name in rows:
         if not isinstance(name, str) or not re.fullmatch(r'\w[\w .+-]*', name):
             raise UserError(
-                f'{path}: {name!r} is not the name of a row: use letters, digits and spaces, because '
-                'each row has a folder.'
+                f'{path}: {name!r} is not the name of a row: use letters, digits and spaces, '
+                'because each row has a folder.'
             )
     configs = [read_model_config(config, options, False) for config, options in settings]
     return metrics, dict(zip(rows, configs, strict=True))

@@ -135,6 +135,8 @@ def tokens(model, x):
 
 def test_transformers_loads_a_converted_folder(released, tmp_path, transformers):
     settings, net, state, path = released
+    if settings.get('use_layerscale') and transformers.__version__ < '5':
+        pytest.skip('transformers 4 takes the names of layer scales (gamma_1) for those of norms')
     convert(
         inspect_checkpoint(path, given=metadata_settings(settings)),
         tmp_path / 'folder',

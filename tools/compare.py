@@ -60,7 +60,9 @@ def read_table(path):
                 f'{path}: {name!r} is not the name of a row: use letters, digits and spaces, '
                 'because each row has a folder.'
             )
-    configs = [read_model_config(config, options, False) for config, options in settings]
+    configs = [
+        read_model_config(config, options, import_modules=False) for config, options in settings
+    ]
     return metrics, dict(zip(rows, configs, strict=True))
 
 
@@ -73,33 +75,34 @@ def run_tool(name, *arguments):
     return usage.ru_maxrss / 1024
 
 
-def write_json(path, content):
-    with replacing(path) as part:
-        part.write_text(json.dumps(content))
-
-
-def write_config(cfg, path):
-    """Write the config of a run, unless that was done before."""
+def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_text() != cfg.pretty_text:
+    with replacing(path) as part:
+        part.write_text(text)
+
+
+def check_unchanged(config, text):
+    """Check that an earlier run with this config file had the same config."""
+    if config.exists() and config.read_text() != text:
         raise UserError(
-            f'The config of this row was changed after the run {path.with_suffix("")}: remove that '
-            f'folder and {path}, or choose another --work-dir.'
+            f'The config of this row was changed after the run {config.with_suffix("")}: remove '
+            f'that folder and {config}, or choose another --work-dir.'
         )
-    path.write_text(cfg.pretty_text)
 
 
-def train_and_test(config, folder):
+def train_and_test(config, text):
     """Train and test one run, or return its results if that was done before."""
+    folder = config.with_suffix('')
     trained, tested = folder / 'trained.json', folder / 'tested.json'
+    write(config, text)
     if not trained.exists():
         memory = run_tool('train.py', config, '--work-dir', folder, '--resume')
         time = median(entry['time'] for entry in read_history(folder).training)
-        write_json(trained, dict(time=time, memory=memory))
+        write(trained, json.dumps(dict(time=time, memory=memory)))
     if not tested.exists():
         checkpoint = (folder / 'last_checkpoint').read_text()
         run_tool('test.py', config, checkpoint, '--work-dir', folder / 'test')
-        write_json(tested, json.loads(max((folder / 'test').glob('*/*.json')).read_text()))
+        write(tested, max((folder / 'test').glob('*/*.json')).read_text())
     return {**json.loads(tested.read_text()), **json.loads(trained.read_text())}
 
 
@@ -137,11 +140,11 @@ def main():
     for seed in range(args.seeds):
         for name, cfg in rows.items():
             cfg.merge_from_dict(dict(randomness=dict(seed=seed)))
-            runs[name, seed] = work_dir / name / f'seed{seed}.py'
-            write_config(cfg, runs[name, seed])
+            runs[name, seed] = work_dir / name / f'seed{seed}.py', cfg.pretty_text
+            check_unchanged(*runs[name, seed])
     results = {name: [] for name in rows}
-    for (name, _), config in runs.items():  # rows alternate, as the speed of a machine changes
-        results[name].append(train_and_test(config, config.with_suffix('')))
+    for (name, _), run in runs.items():  # rows alternate, as the speed of a machine changes
+        results[name].append(train_and_test(*run))
     check_metrics(metrics, results)
     print_table(metrics, results)
 

@@ -50,11 +50,12 @@ def test_two_configs(run, tiny_options, tmp_path):
 def test_a_changed_row_does_not_get_the_old_results(tool, tiny_options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path, tiny_options, 'coco/segm_mAP')
-    folder = tmp_path / 'work_dirs/compare/table/published'
+    folder = tmp_path / 'work_dirs/compare/table/no gates'
     folder.mkdir(parents=True)
     (folder / 'seed0.py').write_text('model = dict()\n')
     code, _, error = tool('compare', 'table.yml')
-    assert code == 2 and 'published/seed0' in error
+    assert code == 2 and 'no gates/seed0' in error
+    assert [path.name for path in folder.parent.iterdir()] == ['no gates']
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,18 @@ RUN apt-get update \
 
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 
+# The same locked packages as those of make, in the same order: without PyTorch, mmcv compiles no
+# operators.
+COPY requirements/build.txt requirements/onedl.txt /tmp/
+RUN pip install --no-deps --require-hashes -r /tmp/build.txt \
+    && pip install --no-deps --no-build-isolation --require-hashes -r /tmp/onedl.txt
+
 # A folder of https://download.pytorch.org/whl: cpu, cu130, ...
 ARG TORCH_BUILD=cpu
 RUN pip install torch==2.13.0 --index-url "https://download.pytorch.org/whl/$TORCH_BUILD"
 
-# opencv-python needs libGL, which the image lacks; opencv-python-headless does not.
 COPY . /opt/mmfocalnet
-RUN pip install -e '/opt/mmfocalnet[onedl]' \
-    && version="$(python -c 'import importlib.metadata as m; print(m.version("opencv-python"))')" \
-    && pip uninstall -y opencv-python \
-    && pip install --force-reinstall --no-deps "opencv-python-headless==$version" \
+RUN pip install --no-deps --no-build-isolation -e /opt/mmfocalnet \
     && python -c 'import mmfocalnet, mmdet.models, mmseg.models'
 
 # Any user may run the image: docker run --user "$(id -u):$(id -g)"

@@ -3,6 +3,7 @@
 #                   (MODEL=mask_rcnn or another file of configs/demo)
 #   make test       install, lint, check types, run the default tests: eight minutes on two cores
 #   make test-all   the same, then all other tests but those of the web page
+#   make test-oldest or another of $(STACKS): the default tests with other packages
 #   make docs       build the documentation site in docs/_build/html (Python 3.11 or later)
 #   make coverage   the default tests under coverage; MARKERS='not web' for all tests
 #   make release    build and check what a release contains, in dist/
@@ -17,7 +18,10 @@ STACK ?= onedl
 MODEL ?= mask_rcnn
 # The arguments of pip to install PyTorch. For a GPU, for example:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
-TORCH ?= torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
+CPU ?= --index-url https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0 $(CPU)
+# Packages that replace those of the lock file.
+PACKAGES ?=
 # Processes that run tests, each with one thread.
 JOBS ?= logical
 # Seconds after which "make test-rest" starts no further test.
@@ -31,18 +35,39 @@ RELEASE := $(VENV)-release
 CHECK := $(VENV)-check
 EXPORT := $(VENV)/.export
 DOCS := $(VENV)/.docs
-READY := $(VENV)/.ready-$(shell printf '%s' '$(STACK) $(TORCH)' | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(shell printf '%s' '$(STACK) $(TORCH) $(PACKAGES)' | cksum | cut -d' ' -f1)
 PYTEST := -m pytest -q -n $(JOBS) --maxprocesses 8
 
-.PHONY: demo test test-all test-rest lint types docs coverage release lock audit clean
+# Other supported stacks (docs/install.md), each in an environment of its own, .venv-NAME. pip warns
+# of the limits of other packages that PACKAGES exceed.
+STACKS := python3.10 python3.12 python3.13 oldest newest upstream upstream-oldest upstream-compiled
+python3.10 := PYTHON=python3.10
+python3.12 := PYTHON=python3.12
+python3.13 := PYTHON=python3.13
+oldest := PYTHON=python3.10 TORCH="torch==2.1.2 $(CPU)" \
+    PACKAGES="numpy==1.26.4 opencv-python-headless==4.11.* transformers==4.48.*"
+newest := PYTHON=python3.13 TORCH="torch $(CPU)" PACKAGES="numpy==2.5.* opencv-python-headless==5.*"
+upstream := STACK=openmmlab TORCH="torch==2.5.1 $(CPU)"
+upstream-oldest := STACK=openmmlab PYTHON=python3.10 TORCH="torch==2.1.2 $(CPU)"
+MMCV_WHEELS ?= https://download.openmmlab.com/mmcv/dist/cpu/torch2.1.0/index.html
+upstream-compiled := $(upstream-oldest) \
+    PACKAGES="--no-deps --only-binary mmcv --find-links $(MMCV_WHEELS) mmcv==2.1.0"
+
+.PHONY: demo test test-all test-default test-rest lint types docs coverage release lock audit clean \
+    $(STACKS:%=test-%)
 
 demo: $(READY)
 	$(BIN)/python tools/demo.py $(MODEL)
 
-test: lint types
+test: lint types test-default
+
+test-default: $(READY)
 	$(BIN)/python $(PYTEST) --dist loadfile
 
 test-all: test test-rest
+
+$(STACKS:%=test-%): test-%:
+	$(MAKE) test-default VENV=.venv-$* $($*)
 
 test-rest: $(EXPORT)
 	$(BIN)/python $(PYTEST) --dist worksteal --budget $(BUDGET) \
@@ -88,6 +113,7 @@ endef
 
 $(READY): requirements/build.txt requirements/$(STACK)-test.txt
 	$(call new_environment,$(VENV),requirements/$(STACK)-test.txt)
+	$(if $(PACKAGES),$(BIN)/python -m pip install -q $(PACKAGES))
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@$(BIN)/python -W ignore -c 'import mmfocalnet, mmdet.models, mmseg.models'
 	@touch $@
@@ -138,4 +164,4 @@ audit: $(RELEASE)/.ready
 	ls requirements/*.txt | xargs -n 1 $(RELEASE)/bin/pip-audit --strict --disable-pip -r
 
 clean:
-	rm -rf $(VENV) $(RELEASE) $(CHECK) dist docs/_build work_dirs data/shapes
+	rm -rf $(VENV) $(RELEASE) $(CHECK) $(STACKS:%=.venv-%) dist docs/_build work_dirs data/shapes

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 
@@ -36,6 +37,10 @@ def test_images_are_written(browse, home):
     assert {image.shape for image in images.values()} == {(64, 64, 3)}
 
 
+@pytest.mark.skipif(
+    matplotlib.__version_info__ < (3, 11),
+    reason='earlier versions of matplotlib shift parts of an image by a pixel',
+)
 @pytest.mark.parametrize('config', ['mask_rcnn', 'mask2former', 'upernet'])
 def test_labels_are_drawn_at_their_pixels(browse, home, config):
     code, _, error = browse(config, '--split', 'val', '--out', 'one')

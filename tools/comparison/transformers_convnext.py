@@ -9,10 +9,15 @@ from transformers import ConvNextBackbone, ConvNextConfig
 class TransformersConvNeXt(BaseModule):
     """Backbone with stages of ``hidden_sizes`` channels and ``depths`` blocks."""
 
-    def __init__(self, hidden_sizes, depths, out_indices, init_cfg=None):
+    def __init__(self, hidden_sizes, depths, drop_path_rate, out_indices, init_cfg=None):
         super().__init__(init_cfg)
         outputs = [stage + 1 for stage in out_indices]  # transformers counts the stem as 0
-        config = ConvNextConfig(hidden_sizes=hidden_sizes, depths=depths, out_indices=outputs)
+        config = ConvNextConfig(
+            hidden_sizes=hidden_sizes,
+            depths=depths,
+            drop_path_rate=drop_path_rate,
+            out_indices=outputs,
+        )
         self.net = ConvNextBackbone(config)
 
     def forward(self, x):

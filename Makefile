@@ -44,7 +44,7 @@ STACKS := python3.10 python3.12 python3.13 oldest newest upstream upstream-oldes
 python3.10 := PYTHON=python3.10
 python3.12 := PYTHON=python3.12
 python3.13 := PYTHON=python3.13
-oldest := PYTHON=python3.10 TORCH="torch==2.1.2 $(CPU)" \
+oldest := PYTHON=python3.10 TORCH="torch==2.3.1 $(CPU)" \
     PACKAGES="numpy==1.26.4 opencv-python-headless==4.11.* transformers==4.48.*"
 newest := PYTHON=python3.13 TORCH="torch $(CPU)" PACKAGES="numpy==2.5.* opencv-python-headless==5.*"
 upstream := STACK=openmmlab TORCH="torch==2.5.1 $(CPU)"

@@ -1,4 +1,4 @@
-"""A config for your own data: python tools/new_config.py DATA --recipe configs/demo/atss.py"""
+"""A config for your own data: tools/new_config.py DATA --recipe configs/bccd/atss_focalnet.py"""
 
 import argparse
 import shlex

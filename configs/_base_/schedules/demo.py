@@ -6,7 +6,7 @@ small_backbone = dict(
     depths=[1, 1, 2, 1],
     focal_levels=2,
     focal_windows=[9, 7, 5, 3],
-    drop_path_rate=0.2,
+    drop_path_rate=0.0,
 )
 small_backbone_channels = [32, 64, 128, 256]
 

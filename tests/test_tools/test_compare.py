@@ -10,6 +10,8 @@ from forked_tools import ROOT
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, DefaultScope
 
+from mmfocalnet.config import read_model_config
+
 CONFIG = str(ROOT / 'configs/demo/mask_rcnn.py')
 
 
@@ -78,6 +80,19 @@ def test_malformed_tables(tool, tmp_path, monkeypatch, text, key):
     code, _, error = tool('compare', tmp_path / 'table.yml')
     assert code == 2 and key in error
     assert not (tmp_path / 'work_dirs').exists()
+
+
+@pytest.mark.parametrize('name', ['ablations', 'bccd', 'recipe'])
+def test_rows_of_our_tables_differ(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = yaml.safe_load((ROOT / f'tools/comparison/{name}.yml').read_text())['rows']
+    configs = [
+        read_model_config(row['config'], row.get('options', {}), import_modules=False)
+        for row in rows.values()
+    ]
+    assert len({cfg.pretty_text for cfg in configs}) == len(rows)
+    if name == 'recipe':
+        assert {cfg.train_dataloader.dataset.pipeline[4].type for cfg in configs} == {'RandomFlip'}
 
 
 @pytest.mark.parametrize('name', ['swin', 'convnext', 'resnet18'])

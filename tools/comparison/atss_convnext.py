@@ -9,7 +9,7 @@ model = dict(
         type='TransformersConvNeXt',
         hidden_sizes=widths,
         depths=[1, 1, 2, 1],
-        drop_path_rate=_base_.backbone.drop_path_rate,
+        drop_path_rate=_base_.model.backbone.drop_path_rate,
         out_indices=(1, 2, 3),
     ),
     neck=dict(in_channels=widths[1:]),

@@ -9,6 +9,6 @@ model = dict(
         depths=(1, 1, 2, 1),
         num_heads=(1, 2, 4, 8),
         out_indices=(1, 2, 3),
-        drop_path_rate=_base_.backbone.drop_path_rate,
+        drop_path_rate=_base_.model.backbone.drop_path_rate,
     )
 )

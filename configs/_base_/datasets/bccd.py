@@ -11,7 +11,7 @@ train_pipeline = [
     dict(type='SkipUnreadable', load=dict(type='LoadImageFromFile')),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=image_scale, keep_ratio=True),
-    # Cells look the same from all sides.
+    # Cells have no fixed orientation.
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -271,6 +272,7 @@ def _training_types() -> dict[str, Any]:
         'builtins.getattr': _history_method,
         '__builtin__.getattr': _history_method,
         'numpy.dtype': _number_type,
+        '_codecs.encode': codecs.encode,  # the bytes of NumPy's arrays; PyTorch 2.3 lacks it
         'argparse.Namespace': Namespace,  # the settings of a run, beside its weights
         **numpy_functions,
     }

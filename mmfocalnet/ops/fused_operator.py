@@ -12,8 +12,12 @@ from torch import Tensor
 
 from mmfocalnet.compat.tracing import is_compiling
 
-# Private to PyTorch and missing in some versions.
-_is_legacy_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda tensor: False)
+# Private to PyTorch and missing in PyTorch 2.3.
+_is_legacy_batched = getattr(
+    torch._C._functorch,
+    'is_legacy_batchedtensor',
+    lambda tensor: not torch._C._has_storage(tensor),
+)
 # Whether compilers can use custom operators (PyTorch 2.4), and those of Triton kernels (2.6).
 CAN_COMPILE = hasattr(torch.library, 'custom_op')
 CAN_COMPILE_TRITON = hasattr(torch.library, 'triton_op')

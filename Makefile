@@ -3,7 +3,8 @@
 #                   (MODEL=mask_rcnn or another file of configs/demo)
 #   make test       install, lint, check types, run the default tests: eight minutes on two cores
 #   make test-all   the same, then all other tests but those of the web page
-#   make test-oldest or another of $(STACKS): the default tests with other packages
+#   make test-oldest or another of $(STACKS): the default tests with other versions of Python and
+#                   packages
 #   make docs       build the documentation site in docs/_build/html (Python 3.11 or later)
 #   make coverage   the default tests under coverage; MARKERS='not web' for all tests
 #   make release    build and check what a release contains, in dist/
@@ -16,11 +17,11 @@ VENV ?= .venv
 # The extra of pyproject.toml with the packages of OpenMMLab: onedl or openmmlab.
 STACK ?= onedl
 MODEL ?= mask_rcnn
+CPU_INDEX := --index-url https://download.pytorch.org/whl/cpu
 # The arguments of pip to install PyTorch. For a GPU, for example:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
-CPU ?= --index-url https://download.pytorch.org/whl/cpu
-TORCH ?= torch==2.13.0 $(CPU)
-# Packages that replace those of the lock file.
+TORCH ?= torch==2.13.0 $(CPU_INDEX)
+# Packages that replace those of the lock file, with ==: the shell would redirect < and >.
 PACKAGES ?=
 # Processes that run tests, each with one thread.
 JOBS ?= logical
@@ -38,17 +39,17 @@ DOCS := $(VENV)/.docs
 READY := $(VENV)/.ready-$(shell printf '%s' '$(STACK) $(TORCH) $(PACKAGES)' | cksum | cut -d' ' -f1)
 PYTEST := -m pytest -q -n $(JOBS) --maxprocesses 8
 
-# Other supported stacks (docs/install.md), each in an environment of its own, .venv-NAME. pip warns
-# of the limits of other packages that PACKAGES exceed.
+# Other supported stacks (docs/install.md), each in a separate environment, .venv-NAME, with the
+# python3.x that is found first. pip warns of the limits of other packages that PACKAGES exceed.
 STACKS := python3.10 python3.12 python3.13 oldest newest upstream upstream-oldest upstream-compiled
 python3.10 := PYTHON=python3.10
 python3.12 := PYTHON=python3.12
 python3.13 := PYTHON=python3.13
-oldest := PYTHON=python3.10 TORCH="torch==2.3.1 $(CPU)" \
+oldest := PYTHON=python3.10 TORCH="torch==2.3.1 $(CPU_INDEX)" \
     PACKAGES="numpy==1.26.4 opencv-python-headless==4.11.* transformers==4.48.*"
-newest := PYTHON=python3.13 TORCH="torch $(CPU)" PACKAGES="numpy==2.5.* opencv-python-headless==5.*"
-upstream := STACK=openmmlab TORCH="torch==2.5.1 $(CPU)"
-upstream-oldest := STACK=openmmlab PYTHON=python3.10 TORCH="torch==2.1.2 $(CPU)"
+newest := PYTHON=python3.13 TORCH="torch $(CPU_INDEX)" PACKAGES="numpy==2.5.* opencv-python-headless==5.*"
+upstream := STACK=openmmlab PYTHON=python3.11 TORCH="torch==2.5.1 $(CPU_INDEX)"
+upstream-oldest := STACK=openmmlab PYTHON=python3.10 TORCH="torch==2.1.2 $(CPU_INDEX)"
 MMCV_WHEELS ?= https://download.openmmlab.com/mmcv/dist/cpu/torch2.1.0/index.html
 upstream-compiled := $(upstream-oldest) \
     PACKAGES="--no-deps --only-binary mmcv --find-links $(MMCV_WHEELS) mmcv==2.1.0"
@@ -67,7 +68,7 @@ test-default: $(READY)
 test-all: test test-rest
 
 $(STACKS:%=test-%): test-%:
-	$(MAKE) test-default VENV=.venv-$* $($*)
+	$(MAKE) test-default VENV=.venv-$* STACK=onedl PACKAGES= $($*)
 
 test-rest: $(EXPORT)
 	$(BIN)/python $(PYTEST) --dist worksteal --budget $(BUDGET) \

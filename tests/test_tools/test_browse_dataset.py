@@ -37,12 +37,10 @@ def test_images_are_written(browse, home):
     assert {image.shape for image in images.values()} == {(64, 64, 3)}
 
 
-@pytest.mark.skipif(
-    matplotlib.__version_info__ < (3, 11),
-    reason='earlier versions of matplotlib shift parts of an image by a pixel',
-)
 @pytest.mark.parametrize('config', ['mask_rcnn', 'mask2former', 'upernet'])
 def test_labels_are_drawn_at_their_pixels(browse, home, config):
+    if config != 'upernet' and matplotlib.__version_info__ < (3, 11):
+        pytest.skip('MMEngine shifts parts of the image by a pixel with this matplotlib')
     code, _, error = browse(config, '--split', 'val', '--out', 'one')
     assert code == 0, error
     ade = home / 'data/shapes/ade'

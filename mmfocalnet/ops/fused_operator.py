@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmfocalnet.compat.tracing import is_compiling
 
-# Private to PyTorch and missing in PyTorch 2.3.
+# Private to PyTorch and missing in some versions, such as 2.3.
 _is_legacy_batched = getattr(
     torch._C._functorch,
     'is_legacy_batchedtensor',

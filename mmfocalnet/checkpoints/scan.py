@@ -144,6 +144,8 @@ class _Machine:
         for name in called:
             if given and _ALLOCATING.fullmatch(str(name)):
                 raise HostilePickleError(f'the pickle calls {name}')
+        if _ENCODE in called and [part.value for part in given[1:]] != ['latin1']:
+            raise HostilePickleError('the pickle encodes with a codec that may expand it')
         # An attribute may be a function, whose attributes `build` must not change.
         value = function.value if str(function.value).endswith('.getattr') else None
         self.stack.append(_Placeholder(value, parts=(arguments,)))
@@ -166,6 +168,8 @@ def _check_depth(item: _Placeholder) -> None:
 
 # Calls that allocate any requested size; checkpoints rebuild tensors from their storages instead.
 _ALLOCATING = re.compile(r'torch\.(\w+\.)*\w*(Tensor|Storage)|numpy\.ndarray')
+# Picklers write bytes as a call of it with text and 'latin1'.
+_ENCODE = '_codecs.encode'
 # It calls its first argument with the third.
 _INDIRECT_CALL = 'torch._tensor._rebuild_from_type_v2'
 _CONSTANTS = (

@@ -397,6 +397,14 @@ def tensor(numbers, *size, strides=None):
     )
 
 
+def doubled(times):
+    """Bytes whose length is doubled this many times."""
+    result = call('_codecs.encode', text('x'), text('latin1'))
+    for _ in range(times):
+        result = call('_codecs.encode', result, text('hex'))
+    return result
+
+
 GIGA = 2 * 10**9
 MANY = 3 * 10**6
 TEXT = 'x' * 10**6
@@ -435,6 +443,12 @@ PICKLES = {
         *[call('_codecs.encode', b'h\x00', text('utf-32'))] * 2000,
         b't',
     ),
+    'long bytes many times': pickled(
+        b'(' + text(TEXT) + b'q\x00',
+        *[call('_codecs.encode', b'h\x00', text('latin1'))] * 2000,
+        b't',
+    ),
+    'doubled bytes': pickled(doubled(30)),
     'long set many times': pickled(
         b'(](' + b''.join(map(number, range(50000))) + b'eq\x00',
         *[call('builtins.set', b'h\x00')] * 2000,

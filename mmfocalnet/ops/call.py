@@ -30,7 +30,8 @@ class Call(NamedTuple):
             device=x.device.type,
             autocast=x.device.type == 'cpu' and autocast_dtype('cpu') is not None,
             tensor_type=_tensor_type((x, *tensors)),
-            empty=0 in x.shape,
+            # With dynamic shapes, PyTorch 2.14 compiles `0 in x.shape` to a symbol, not a bool.
+            empty=any(size == 0 for size in x.shape),
             mixed=any(t.dtype != x.dtype or t.device != x.device for t in tensors),
         )
 

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyObject
 from mmengine.fileio import YamlHandler, register_handler
 from mmengine.utils import get_object_from_string
+from yaml.composer import ComposerError
 
 from mmfocalnet.errors import ConfigError, UserError
 from mmfocalnet.text import short_repr
@@ -39,7 +40,19 @@ class SafeYamlHandler(YamlHandler):
 
 
 class _SafeLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with the tuples of MMEngine's dumped configs."""
+    """PyYAML's safe loader, with the tuples of MMEngine's dumped configs, without repeated keys."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ComposerError(
+                        None, None, f'the key {short_repr(key.value)} is repeated', key.start_mark
+                    )
+                seen.add(key.value)
+        return node
 
     def construct_tuple(self, node: yaml.SequenceNode) -> tuple:
         return tuple(self.construct_sequence(node, deep=True))

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -34,43 +33,23 @@ def parse_args():
 if __name__ == '__main__':
     check_usage(parse_args)  # before the slow imports
 
-import yaml
-
-from mmfocalnet.config import read_model_config
+from mmfocalnet.cli.comparison_table import read_table
 from mmfocalnet.visualization import read_history
 
 PERCENT = 'coco/'  # COCO's metrics are shares, others are in percent.
-
-
-def read_table(path):
-    """Read the metrics, name by key, and the config of each row."""
-    try:
-        table = yaml.safe_load(path.read_text())
-        metrics, rows = dict(table['metrics']), dict(table['rows'])
-        settings = [(row['config'], dict(row.get('options', {}))) for row in rows.values()]
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f'{path} is not a table of configs ({error!r}): write it as tools/comparison/bccd.yml.'
-        ) from None
-    if not metrics or not rows:
-        raise UserError(f'{path} has no metrics or no rows: add at least one of each.')
-    for name in rows:
-        if not isinstance(name, str) or not re.fullmatch(r'\w[\w .+-]*', name):
-            raise UserError(
-                f'{path}: {name!r} is not the name of a row: use letters, digits and spaces, '
-                'because each row has a folder.'
-            )
-    configs = [
-        read_model_config(config, options, import_modules=False) for config, options in settings
-    ]
-    return metrics, dict(zip(rows, configs, strict=True))
 
 
 def run_tool(name, *arguments):
     """Run a tool and return the peak of its resident memory in MB."""
     process = subprocess.Popen([sys.executable, TOOLS / name, *arguments])
     _, status, usage = os.wait4(process.pid, 0)
-    if code := os.waitstatus_to_exitcode(status):
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        raise UserError(
+            f'{name} {arguments[0]} was ended by signal {-code} (9 is often a lack of memory). To '
+            'continue, repeat the command.'
+        )
+    if code:
         sys.exit(code)
     return usage.ru_maxrss / 1024
 
@@ -83,7 +62,7 @@ def write(path, text):
 
 def check_unchanged(config, text):
     """Check that an earlier run with this config file had the same config."""
-    if config.exists() and config.read_text() != text:
+    if config.with_suffix('').exists() and config.exists() and config.read_text() != text:
         raise UserError(
             f'The config of this row was changed after the run {config.with_suffix("")}: remove '
             f'that folder and {config}, or choose another --work-dir.'
@@ -106,13 +85,12 @@ def train_and_test(config, text):
     return {**json.loads(tested.read_text()), **json.loads(trained.read_text())}
 
 
-def check_metrics(metrics, results):
-    measured = set.intersection(*(set(result) for row in results.values() for result in row))
+def check_metrics(metrics, result):
+    measured = set(result) - {'data_time', 'memory', 'time'}
     if unknown := set(metrics) - measured:
         raise UserError(
             f'No test measured {", ".join(sorted(unknown))}: choose from '
-            f'{", ".join(sorted(measured - {"time", "memory"}))}, and run the command again. The '
-            'trained runs are kept.'
+            f'{", ".join(sorted(measured))}, and repeat the command. The trained runs are kept.'
         )
 
 
@@ -145,7 +123,7 @@ def main():
     results = {name: [] for name in rows}
     for (name, _), run in runs.items():  # rows alternate, as the speed of a machine changes
         results[name].append(train_and_test(*run))
-    check_metrics(metrics, results)
+        check_metrics(metrics, results[name][-1])
     print_table(metrics, results)
 
 

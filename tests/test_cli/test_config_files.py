@@ -64,6 +64,9 @@ MISTAKES = {
     'misspelt backbone': (
         "model = dict(backbone=dict(type='FocalNett'))", 'FocalNett', "'FocalNet'",
     ),
+    'misspelt setting': (
+        'optim_wraper = dict(optimizer=dict(lr=1))', "'optim_wraper'", "'optim_wrapper'",
+    ),
     'number as mixer': ('model = dict(backbone=dict(mixer=3))', 'mixer', '3'),
     'text as depths': ("model = dict(backbone=dict(depths='2222'))", 'depths', '2222'),
     'no model': ('model = None', 'model', 'None', 'config.py'),
@@ -184,6 +187,13 @@ def test_yaml_aliases_are_counted(config):
     for text in (bomb, 'a: &a [*a]'):
         with pytest.raises(ConfigError, match='aliases'):
             check(config(text, None, 'bomb.yaml'))
+
+
+def test_repeated_keys_of_yaml_are_refused(config):
+    with pytest.raises(ConfigError, match=r"'size' is repeated.*line 3"):
+        check(config('size: 1\nother: 2\nsize: 3', None, 'repeated.yaml'))
+    merged = 'a: &a {size: 1}\nb: &b {<<: *a, size: 2}\nmodel: {<<: *b, size: 3, type: X}'
+    assert load(config(merged, None, 'merged.yaml')).model.size == 3
 
 
 def test_yaml_and_json_are_read(config):

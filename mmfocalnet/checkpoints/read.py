@@ -160,7 +160,8 @@ def check_finite(state: Mapping[str, Tensor], name: str = 'The checkpoint') -> N
 def _is_finite(value: Tensor) -> bool:
     if not value.is_floating_point() or not value.numel():
         return True
-    if value.element_size() == 1:  # aminmax does not support float8
+    # aminmax does not support float8, nor float16 in PyTorch 2.1.
+    if value.element_size() == 1 or (value.dtype == torch.float16 and torch.__version__ < '2.3'):
         value = value.float()
     # One pass without temporaries; NaN propagates to both extremes.
     return all(torch.isfinite(extreme) for extreme in torch.aminmax(value))

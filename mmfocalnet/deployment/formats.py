@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.export
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from mmfocalnet.deployment.graph import ExportGraph
 from mmfocalnet.deployment.operators import onnx_translations
@@ -55,7 +55,7 @@ def check_requirements(format: str) -> None:
             ) from error
 
 
-def capture(graph: ExportGraph, image: Tensor, dynamic: bool) -> ExportedProgram:
+def capture(graph: ExportGraph, image: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
     """Record a graph by `torch.export`.
 
     Args:
@@ -66,8 +66,9 @@ def capture(graph: ExportGraph, image: Tensor, dynamic: bool) -> ExportedProgram
     shapes = None
     if dynamic:
         height = 2 if graph.raw else 1
-        sides = (Dim('height', min=MIN_SIDE), Dim('width', min=MIN_SIDE))
-        shapes = ({0: Dim('batch', min=1), height: sides[0], height + 1: sides[1]},)
+        dim = torch.export.Dim
+        sides = (dim('height', min=MIN_SIDE), dim('width', min=MIN_SIDE))
+        shapes = ({0: dim('batch', min=1), height: sides[0], height + 1: sides[1]},)
     with torch.no_grad():
         program = torch.export.export(
             graph,
@@ -83,7 +84,7 @@ def capture(graph: ExportGraph, image: Tensor, dynamic: bool) -> ExportedProgram
 
 
 def write(
-    program: ExportedProgram,
+    program: torch.export.ExportedProgram,
     path: Path,
     format: str,
     output_names: Sequence[str],
@@ -128,7 +129,9 @@ def load(path: Path, format: str, output_names: Sequence[str]) -> Run:
     return _load_program(path, output_names) if format == 'torch-export' else load_runtime(path)
 
 
-def _write_onnx(program: ExportedProgram, path: Path, output_names: Sequence[str]) -> None:
+def _write_onnx(
+    program: torch.export.ExportedProgram, path: Path, output_names: Sequence[str]
+) -> None:
     with _quiet():
         model = torch.onnx.export(
             program,
@@ -146,7 +149,7 @@ def _write_onnx(program: ExportedProgram, path: Path, output_names: Sequence[str
     model.save(path, external_data=weights > _MAX_ONNX_BYTES)
 
 
-def _dynamic_names(program: ExportedProgram) -> dict[int, str]:
+def _dynamic_names(program: torch.export.ExportedProgram) -> dict[int, str]:
     """Names of the dynamic dimensions of the input."""
     *_, image = (node for node in program.graph.nodes if node.op == 'placeholder')
     shape = image.meta['val'].shape

@@ -35,13 +35,16 @@ def init_cpu_processes(cfg: Config) -> None:
             f'--launcher {cfg.launcher} needs GPUs, and none is visible: on CPUs use '
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
+    options: dict[str, Any] = {}
     timeout = cfg.env_cfg.get('dist_cfg', {}).get('timeout')
     if timeout is not None:
-        timeout = timedelta(seconds=integer('timeout of env_cfg.dist_cfg', timeout, minimum=1))
+        seconds = integer('timeout of env_cfg.dist_cfg', timeout, minimum=1)
+        options['timeout'] = timedelta(seconds=seconds)
     cfg.env_cfg.dist_cfg = dict(backend='gloo')
     cfg.sync_bn = None  # PyTorch's synchronised batch norm is for GPUs
-    task = _slurm_task() if cfg.launcher == 'slurm' else {}
-    torch.distributed.init_process_group('gloo', timeout=timeout, **task)
+    if cfg.launcher == 'slurm':
+        options.update(_slurm_task())
+    torch.distributed.init_process_group('gloo', **options)
     atexit.register(_let_gloo_finish)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',

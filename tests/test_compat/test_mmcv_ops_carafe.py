@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch_versions import FLOAT16
 
 from mmfocalnet.compat.mmcv_ops import carafe as our_carafe
 
@@ -61,7 +62,7 @@ def test_channels_last(carafe):
 
 
 @pytest.mark.parametrize('autocast', [False, True])
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [FLOAT16, torch.bfloat16])
 def test_half_precision_computes_in_single(carafe, dtype, autocast):
     half = [t.detach().to(dtype).requires_grad_() for t in random_inputs(5, 2, 2)]
     single = [t.detach().float().requires_grad_() for t in half]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch_versions import FLOAT16
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_modulation_scales_samples(convs):
     assert convs.v2(x, offset, 0 * mask, weight, None, *case[1:]).abs().max() == 0
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [FLOAT16, torch.bfloat16])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_half_precision_computes_in_single(convs, dtype, autocast):
     case = CASES[1]

@@ -4,6 +4,7 @@ import pytest
 import small_detectors
 import torch
 from torch import nn
+from torch_versions import float16_on_cpu
 
 import mmfocalnet  # noqa: F401 - before mmdet
 from mmfocalnet.deployment.detectors import build_detector
@@ -134,6 +135,7 @@ def test_without_detections_everything_is_zero(name):
     assert not any(value.any() for value in found.values())
 
 
+@float16_on_cpu
 @pytest.mark.parametrize('name', NAMES)
 def test_half_precision_gives_float32(name):
     model, images = small_detectors.build(name), torch.randn(SHAPES[1])

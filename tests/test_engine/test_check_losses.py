@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 from mmengine.structures import BaseDataElement
+from torch_versions import float16_on_cpu
 
 from mmfocalnet import CheckLossesHook
 from mmfocalnet.errors import UserError
@@ -56,6 +57,7 @@ def test_many_images_and_images_without_a_path(runner):
         check(runner, batch, dict(loss=torch.tensor(torch.nan)))
 
 
+@float16_on_cpu
 def test_infinite_gradients_with_and_without_a_loss_scale(runner):
     runner.message_hub.update_scalar('train/grad_norm', float('inf'))
     with pytest.raises(UserError, match=r'gradients is inf at iteration 12'):
@@ -64,6 +66,7 @@ def test_infinite_gradients_with_and_without_a_loss_scale(runner):
     look(runner, loss=1.0)
 
 
+@float16_on_cpu
 def test_a_loss_scale_below_the_minimum(runner):
     """With PyTorch's scaler for the CPU in place of that for GPUs."""
     weight = torch.nn.Parameter(torch.ones(1))

@@ -9,6 +9,7 @@ import torch
 from mmengine.fileio import LocalBackend
 from mmengine.logging import MessageHub
 from torch import nn
+from torch_versions import float16_on_cpu
 
 from mmfocalnet import AtomicCheckpointHook
 from mmfocalnet.engine.hooks.atomic_checkpoint import BACKEND, AtomicBackend
@@ -292,6 +293,7 @@ def test_other_storages_are_unchanged():
     assert AtomicCheckpointHook(backend_args=settings).backend_args == settings
 
 
+@float16_on_cpu
 def test_mmengine_itself_restores_the_loss_scale(monkeypatch):
     """Of mixed precision on GPUs, with PyTorch's scaler for the CPU in place of theirs."""
     from mmengine.optim.optimizer import amp_optimizer_wrapper as amp

@@ -8,6 +8,7 @@ import torch
 from forked_tools import FORKS, end, ranks_of_two
 from mmengine.model import MMDistributedDataParallel
 from torch.testing import assert_close
+from torch_versions import FLOAT16
 
 from mmfocalnet.checkpoints.dino import to_mmdet
 from mmfocalnet.models.dino import ReferencePointHead
@@ -112,7 +113,7 @@ def targets(count):
     return dict(bboxes=boxes, labels=torch.tensor([3, 7])[:count])
 
 
-@pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16, FLOAT16])
 @pytest.mark.parametrize('count', [0, 1, 2])
 def test_every_weight_has_a_finite_gradient(count, dtype):
     """Also without boxes, where there are no denoising queries."""

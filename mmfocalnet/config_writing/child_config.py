@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,14 +28,13 @@ def child_config(
         old: The config that ``base`` resolves to.
         new: The changed copy.
         notes: Comments by the dotted key of the setting that they explain.
-        variables: Settings at the top level that settings of the same name and value refer to.
+        variables: Settings at the top level that settings of the same name and value refer to. They
+            are left out if no setting does.
 
     Returns:
         Python code of the config.
     """
-    lines = [f'_base_ = {base!r}']
-    for name in variables:
-        lines += _item(name, new[name], name, notes, indent=0)
+    lines: list[str] = []
     edited = _EditedLists(old)
     written: dict[str, str] = {}
     for key in sorted(new, key=lambda key: key != 'custom_imports'):  # first, the others in order
@@ -43,15 +43,21 @@ def child_config(
         edits: list[str] = []
         changes = _changes(old, new, key, key, edits, edited)
         text = format_value(changes)
-        if text in written and not edits and isinstance(changes, Mapping):
-            lines.append(f'{key} = {written[text]}')
+        earlier = written.get(text, 'train_')  # a split for evaluation must not follow training
+        if not earlier.startswith('train_') and not edits and isinstance(changes, Mapping):
+            lines.append(f'{key} = {earlier}')
             continue
         written[text] = key  # with edits, the variables in the text have other values than before
         lines += [line for edit in edits for line in _wrap(edit)]
         if changes != key:  # the edits of a list at the top level are complete
             changes = _refer(changes, new, variables, key)
             lines += _item(key, changes, key, notes, indent=0)
-    return '\n'.join(lines) + '\n'
+    settings = '\n'.join(lines)
+    used = [name for name in variables if re.search(rf'[=*]{name}\b|\b{name} \+', settings)]
+    start = [f'_base_ = {base!r}']
+    for name in used:
+        start += _item(name, new[name], name, notes, indent=0)
+    return '\n'.join([*start, *lines]) + '\n'
 
 
 class _Code(str):

@@ -150,7 +150,10 @@ def _load(path: Path) -> dict[str, Any]:
 def _coco_split(root: Path, split: str, path: Path, content: dict, kind: str) -> Split:
     images = [image for image in content['images'] if isinstance(image, dict)]
     if not images:
-        raise DataError(f'{path} has no images.')
+        raise DataError(
+            f'{path} has no images: export the annotations again, or specify another file with '
+            f'--{split}.'
+        )
     names = [str(image.get('file_name')) for image in images[:3]]
     stem = path.stem.rpartition('_')[2]
     folders = [root / stem, *(root / 'images' / name for name in (stem, *SPLITS[split]))]

@@ -116,6 +116,23 @@ def test_unchanged_settings_are_not_written(tmp_path):
     assert '[1.0] * 30 + [0.1]' in text
 
 
+def test_evaluation_does_not_follow_the_settings_of_training():
+    old = {f'{split}_dataloader': {'batch': 1} for split in ('train', 'val', 'test')}
+    new = {key: {'batch': 2} for key in old}
+    assert child_config('base.py', old, new, {}).splitlines()[1:] == [
+        'train_dataloader = dict(batch=2)',
+        'val_dataloader = dict(batch=2)',
+        'test_dataloader = val_dataloader',
+    ]
+
+
+def test_variables_without_use_are_left_out():
+    old = dict(data_root='a/', metainfo=dict(classes=('x',)), ann_file='a/train.json')
+    new = dict(old, data_root='b/', ann_file='b/train.json')
+    text = child_config('base.py', old, new, {}, variables=('data_root', 'metainfo'))
+    assert text.splitlines()[1:] == ["data_root = 'b/'", "ann_file = data_root + 'train.json'"]
+
+
 def test_notes_become_comments(tmp_path):
     notes = {'model.backbone': 'was ResNet', 'model.backbone.out_indices': 'stride 8'}
     text, found, expected = written(tmp_path, set_backbone, notes)

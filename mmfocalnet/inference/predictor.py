@@ -130,9 +130,10 @@ def find_released(name: str) -> tuple[Path, str]:
         ConfigError: If there is no such detector.
     """
     if name not in DETECTORS:
+        fault = 'has no checkpoint' if Path(name).suffix == '.py' else 'is not a released detector'
         raise ConfigError(
-            f'{short_text(repr(name))} is not a released detector. Use {", ".join(DETECTORS)}, or '
-            'specify a config and a checkpoint, or an exported file (.onnx or .xml).'
+            f'{short_text(repr(name))} {fault}. Specify a config and a checkpoint, an exported '
+            f'file (.onnx or .xml), or one of {", ".join(DETECTORS)}.'
         )
     return configs_folder() / str(RELEASED[name].config), RELEASED[name].url
 

@@ -128,6 +128,7 @@ def test_offline_the_message_has_the_address_and_the_place(tool, hub, image, tmp
     ('arguments', 'token'),
     [
         (['dino-focalnet-l'], 'IMAGES'),
+        (['photo.png', 'config.py'], "'config.py' has no checkpoint"),
         (['photo.png', 'other.png'], "'other.png' is not a released detector"),
         (['config.py', 'none.pth'], "'none.pth' is not a released detector"),
         (['photo.png', 'dino-focalnet-xl'], "'dino-focalnet-xl' is not a released detector"),

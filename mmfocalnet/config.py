@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import os
 import pkgutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
@@ -13,6 +16,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.config.lazy import LazyObject
 from mmengine.fileio import YamlHandler, register_handler
+from mmengine.runner import FlexibleRunner, Runner
 from mmengine.utils import get_object_from_string
 from yaml.composer import ComposerError
 
@@ -25,13 +29,14 @@ MAX_NODES = 10**6
 
 @register_handler(['yaml', 'yml'])
 class SafeYamlHandler(YamlHandler):
-    """MMEngine's YAML handler, without tags that run code."""
+    """MMEngine's YAML handler, without tags that run code and with numbers such as ``5e-4``."""
 
     def load_from_fileobj(self, file: TextIO, **kwargs: Any) -> Any:
         """Read a file with a safe loader.
 
         Raises:
             ValueError: If aliases expand it beyond `MAX_NODES`, or contain themselves.
+            YAMLError: If it is not YAML, or a dict has a key twice.
         """
         content = super().load_from_fileobj(file, Loader=_SafeLoader)
         if _count_nodes(content, {}) > MAX_NODES:
@@ -40,18 +45,17 @@ class SafeYamlHandler(YamlHandler):
 
 
 class _SafeLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with the tuples of MMEngine's dumped configs, without repeated keys."""
+    """PyYAML's safe loader, with the tuples of MMEngine's dumped configs."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise ComposerError(
-                        None, None, f'the key {short_repr(key.value)} is repeated', key.start_mark
-                    )
-                seen.add(key.value)
+            name = (key.tag, str(key.value))
+            if name in seen and key.tag != 'tag:yaml.org,2002:merge':
+                fault = f'the key {short_repr(key.value)} is repeated'
+                raise ComposerError(None, None, fault, key.start_mark)
+            seen.add(name)
         return node
 
     def construct_tuple(self, node: yaml.SequenceNode) -> tuple:
@@ -59,6 +63,11 @@ class _SafeLoader(yaml.SafeLoader):
 
 
 _SafeLoader.add_constructor('tag:yaml.org,2002:python/tuple', _SafeLoader.construct_tuple)
+_SafeLoader.add_implicit_resolver(
+    'tag:yaml.org,2002:float',
+    re.compile(r'[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$'),
+    list('-+.0123456789'),
+)
 
 
 def _count_nodes(node: Any, known: dict[int, float]) -> float:
@@ -206,15 +215,35 @@ def override(cfg: Config, options: dict[str, Any] | None) -> None:
         options: Values by dotted key; None: none.
 
     Raises:
-        ConfigError: If a key is invalid.
+        ConfigError: If a key is invalid, or the config has no such setting and MMEngine a similar
+            one.
     """
     try:
+        _check_settings(cfg, options or {})
         cfg.merge_from_dict(options or {})
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
-            f'--cfg-options {options} is invalid for {cfg.filename} ({error}): '
-            'specify KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
+            f'The options {options} are invalid for {cfg.filename} ({error}): '
+            'specify values of keys of the config, such as train_cfg.max_epochs=1.'
         ) from error
+
+
+def _check_settings(cfg: Config, options: dict[str, Any]) -> None:
+    """Check that options do not add misspelt settings, which MMEngine would ignore."""
+    for name in {key.partition('.')[0] for key in options} - cfg.keys():
+        settings = {
+            parameter
+            for runner in (Runner, FlexibleRunner)
+            for parameter in inspect.signature(runner.__init__).parameters
+        }
+        near = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
+        if near and name not in settings:
+            raise ConfigError(
+                f'{cfg.filename} has no setting {name!r} that an option could change: did you mean '
+                f'{near[0]!r}?'
+            )
 
 
 def find_dicts(node: Any) -> Iterator[dict]:

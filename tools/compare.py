@@ -46,8 +46,8 @@ def run_tool(name, *arguments):
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         raise UserError(
-            f'{name} {arguments[0]} was ended by signal {-code} (9 is often a lack of memory). To '
-            'continue, repeat the command.'
+            f'{name} {arguments[0]} was killed by signal {-code} (9: often out of memory). Repeat '
+            'the command to continue.'
         )
     if code:
         sys.exit(code)

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.fileio import load
 
 from mmfocalnet.checkpoints import cached_reads
-from mmfocalnet.cli.misspellings import REGISTRIES, check_keys, check_names
+from mmfocalnet.cli.misspellings import REGISTRIES, check_names
 from mmfocalnet.cli.runner import check_model
 from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import read_model_config
@@ -20,11 +20,10 @@ from mmfocalnet.errors import UserError
 from mmfocalnet.text import short_repr
 
 _NAME = re.compile(r'\w([\w .+-]*[\w.+-])?')
-_EXPONENT = re.compile(r'[+-]?[\d.]+[eE][+-]?\d+')
 
 
 def read_table(path: Path) -> tuple[dict[str, str], dict[str, Config]]:
-    """Read a table and check each config as a training does.
+    """Read a table and check the data and the model of each config.
 
     Args:
         path: YAML file such as tools/comparison/bccd.yml.
@@ -57,7 +56,9 @@ def read_table(path: Path) -> tuple[dict[str, str], dict[str, Config]]:
 
 def _read_yaml(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f'There is no table {path}: specify a file as tools/comparison/bccd.yml.')
+        raise UserError(
+            f'There is no table {path}: specify a file such as tools/comparison/bccd.yml.'
+        )
     try:
         return load(path, file_format='yaml')
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
@@ -78,26 +79,20 @@ def _check_fields(name: str, node: Any, required: tuple[str, ...], optional: str
 
 def _read_row(path: Path, name: Any, row: Any) -> Config:
     if not isinstance(name, str):
-        raise UserError(f'{path}: the name of the row {name!r} is not a text: put it in quotes.')
+        raise UserError(f'{path}: YAML reads the name of a row as {name!r}: put it in quotes.')
     if not _NAME.fullmatch(name):
         raise UserError(
-            f'{path}: {name!r} is not the name of a row: use letters, digits, spaces and ._+-, '
-            'because each row has a folder.'
+            f'{path}: {name!r} is not the name of a row, which has a folder: use letters, digits, '
+            'spaces and ._+-, start with a letter or digit, and end without a space.'
         )
     place = f'Row {name!r} of {path}'
     _check_fields(place, row, ('config',), 'options')
-    options = row.get('options') or {}
-    if not isinstance(options, dict):
+    options = row.get('options', {})
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise UserError(
             f'{place}: options must be values by key, got {short_repr(options)}: write, for '
             'example, options: {model.backbone.use_gates: false}.'
         )
-    for key, value in options.items():
-        if isinstance(value, str) and _EXPONENT.fullmatch(value):
-            raise UserError(
-                f'{place}: {key} is the text {value!r}, because numbers of YAML have a point '
-                'before the exponent: write it as 5.0e-4.'
-            )
     try:
         return _read_training(str(row['config']), options)
     except UserError as error:
@@ -107,7 +102,6 @@ def _read_row(path: Path, name: Any, row: Any) -> Config:
 def _read_training(config: str, options: dict[str, Any]) -> Config:
     cfg = read_model_config(config, options)
     import_datasets(cfg.get('default_scope'))
-    check_keys(cfg)
     check_names(cfg, *REGISTRIES)
     check_data(cfg, ('train', 'val', 'test'))
     check_model(cfg)

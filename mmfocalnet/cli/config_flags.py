@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from mmfocalnet.cli.misspellings import check_keys
 from mmfocalnet.cli.strategy_checks import FSDP_STRATEGIES, strategy_type
 from mmfocalnet.compat.log_filters import import_datasets
 from mmfocalnet.config import find_dicts, read_model_config
@@ -29,15 +28,14 @@ def load_config(args: Namespace) -> Config:
         The config, with ``work_dir`` (default: ``work_dirs/CONFIG_NAME``) and ``launcher``.
 
     Raises:
-        ConfigError: If the file is missing, cannot be read or has no model, an override cannot be
-            applied, or a setting is misspelt.
+        ConfigError: If the file is missing, cannot be read or has no model, or an override
+            cannot be applied.
     """
     if args.launcher == 'slurm':  # MMEngine sets it later, after errors before the run
         os.environ.setdefault('LOCAL_RANK', os.environ.get('SLURM_LOCALID', '0'))
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_model_config(args.config, args.cfg_options)
     import_datasets(cfg.get('default_scope'))
-    check_keys(cfg)
     for key, kind in (('work_dir', str), ('strategy', dict)):
         if not isinstance(cfg.get(key), (kind, type(None))):
             raise ConfigError(

@@ -18,7 +18,6 @@ from mmengine.registry import (
     Registry,
     root,
 )
-from mmengine.runner import Runner
 
 from mmfocalnet.config import find_dicts
 from mmfocalnet.errors import ConfigError
@@ -62,27 +61,6 @@ def find_misspelling(cfg: Config, error: Exception) -> str | None:
                 near = _nearest(key, accepted | _parameters(known.get(name)))
                 return f'{cfg.filename} has {key!r} in {owner}, which does not accept it{near}'
     return None
-
-
-def check_keys(cfg: Config) -> None:
-    """Check that no key at the top level is a misspelt setting, such as ``optim_wraper``.
-
-    MMEngine would ignore it as a variable of the config.
-
-    Args:
-        cfg: The config.
-
-    Raises:
-        ConfigError: If a key is almost equal to a setting of MMEngine's runner.
-    """
-    settings = inspect.signature(Runner.from_cfg).parameters.keys() | _parameters(Runner)
-    for key in cfg.keys() - settings:
-        # One of mmseg's configs has a variable `models`, whose similarity is 0.91.
-        if near := difflib.get_close_matches(str(key), settings, n=1, cutoff=0.92):
-            raise ConfigError(
-                f'{cfg.filename} has {key!r}, which MMEngine ignores: did you mean {near[0]!r}? If '
-                'it is a variable, rename it.'
-            )
 
 
 def check_names(cfg: Config, *parts: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,6 +35,7 @@ def child_config(
     """
     lines: list[str] = []
     edited = _EditedLists(old)
+    used = _Variables({name: new[name] for name in variables})
     written: dict[str, str] = {}
     for key in sorted(new, key=lambda key: key != 'custom_imports'):  # first, the others in order
         if key in variables or (key in old and old[key] == new[key]):
@@ -43,20 +43,19 @@ def child_config(
         edits: list[str] = []
         changes = _changes(old, new, key, key, edits, edited)
         text = format_value(changes)
-        earlier = written.get(text, 'train_')  # a split for evaluation must not follow training
-        if not earlier.startswith('train_') and not edits and isinstance(changes, Mapping):
-            lines.append(f'{key} = {earlier}')
+        same = written.get(text)
+        # Settings for evaluation must not change when a user edits those for training.
+        if same and not same.startswith('train_') and not edits and isinstance(changes, Mapping):
+            lines.append(f'{key} = {same}')
             continue
         written[text] = key  # with edits, the variables in the text have other values than before
         lines += [line for edit in edits for line in _wrap(edit)]
         if changes != key:  # the edits of a list at the top level are complete
-            changes = _refer(changes, new, variables, key)
-            lines += _item(key, changes, key, notes, indent=0)
-    settings = '\n'.join(lines)
-    used = [name for name in variables if re.search(rf'[=*]{name}\b|\b{name} \+', settings)]
+            lines += _item(key, used.refer(changes, key), key, notes, indent=0)
     start = [f'_base_ = {base!r}']
-    for name in used:
-        start += _item(name, new[name], name, notes, indent=0)
+    for name in variables:
+        if name in used.names:
+            start += _item(name, new[name], name, notes, indent=0)
     return '\n'.join([*start, *lines]) + '\n'
 
 
@@ -64,20 +63,35 @@ class _Code(str):
     """An expression of the config, such as the name of a variable."""
 
 
-def _refer(node: Any, config: Mapping, variables: Sequence[str], key: str) -> Any:
-    """A copy of a part of the config with the names of variables instead of their values."""
-    if key in variables and node == config[key]:
-        return _Code(key)
-    if isinstance(node, Mapping):
-        if key in variables and node == {'_delete_': True, **config[key]}:
-            return _Code(f'dict(_delete_=True, **{key})')
-        return {k: _refer(v, config, variables, k) for k, v in node.items()}
-    if isinstance(node, list):
-        return [_refer(v, config, variables, '') for v in node]
-    for name in variables if isinstance(node, str) else ():
-        if isinstance(config[name], str) and node.startswith(config[name]):
-            return _Code(f'{name} + {node[len(config[name]) :]!r}')
-    return node
+class _Variables:
+    """Variables of the child config that its settings refer to.
+
+    Args:
+        values: Values by name.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self.names: set[str] = set()
+
+    def refer(self, node: Any, key: str) -> Any:
+        """A copy of the setting of a key with the names of variables instead of their values."""
+        if key in self.values and node == self.values[key]:
+            return self._use(key, key)
+        if isinstance(node, Mapping):
+            if key in self.values and node == {'_delete_': True, **self.values[key]}:
+                return self._use(key, f'dict(_delete_=True, **{key})')
+            return {k: self.refer(v, k) for k, v in node.items()}
+        if isinstance(node, list):
+            return [self.refer(v, '') for v in node]
+        for name, value in self.values.items() if isinstance(node, str) else ():
+            if isinstance(value, str) and node.startswith(value):
+                return self._use(name, f'{name} + {node[len(value) :]!r}')
+        return node
+
+    def _use(self, name: str, code: str) -> _Code:
+        self.names.add(name)
+        return _Code(code)
 
 
 def _changes(

@@ -66,7 +66,7 @@ def capture(graph: ExportGraph, image: Tensor, dynamic: bool) -> torch.export.Ex
     shapes = None
     if dynamic:
         height = 2 if graph.raw else 1
-        dim = torch.export.Dim
+        dim = torch.export.Dim  # PyTorch 2.1 has none
         sides = (dim('height', min=MIN_SIDE), dim('width', min=MIN_SIDE))
         shapes = ({0: dim('batch', min=1), height: sides[0], height + 1: sides[1]},)
     with torch.no_grad():

@@ -35,7 +35,7 @@ def init_cpu_processes(cfg: Config) -> None:
             f'--launcher {cfg.launcher} needs GPUs, and none is visible: on CPUs use '
             'tools/dist_train.sh CONFIG NUM_PROCESSES.'
         )
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # PyTorch 2.1 does not accept timeout=None
     timeout = cfg.env_cfg.get('dist_cfg', {}).get('timeout')
     if timeout is not None:
         seconds = integer('timeout of env_cfg.dist_cfg', timeout, minimum=1)

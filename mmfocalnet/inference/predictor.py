@@ -130,7 +130,8 @@ def find_released(name: str) -> tuple[Path, str]:
         ConfigError: If there is no such detector.
     """
     if name not in DETECTORS:
-        fault = 'has no checkpoint' if Path(name).suffix == '.py' else 'is not a released detector'
+        is_config = Path(name).suffix in ('.py', '.yaml', '.yml', '.json')
+        fault = 'has no checkpoint' if is_config else 'is not a released detector'
         raise ConfigError(
             f'{short_text(repr(name))} {fault}. Specify a config and a checkpoint, an exported '
             f'file (.onnx or .xml), or one of {", ".join(DETECTORS)}.'

@@ -64,9 +64,6 @@ MISTAKES = {
     'misspelt backbone': (
         "model = dict(backbone=dict(type='FocalNett'))", 'FocalNett', "'FocalNet'",
     ),
-    'misspelt setting': (
-        'optim_wraper = dict(optimizer=dict(lr=1))', "'optim_wraper'", "'optim_wrapper'",
-    ),
     'number as mixer': ('model = dict(backbone=dict(mixer=3))', 'mixer', '3'),
     'text as depths': ("model = dict(backbone=dict(depths='2222'))", 'depths', '2222'),
     'no model': ('model = None', 'model', 'None', 'config.py'),
@@ -192,8 +189,16 @@ def test_yaml_aliases_are_counted(config):
 def test_repeated_keys_of_yaml_are_refused(config):
     with pytest.raises(ConfigError, match=r"'size' is repeated.*line 3"):
         check(config('size: 1\nother: 2\nsize: 3', None, 'repeated.yaml'))
-    merged = 'a: &a {size: 1}\nb: &b {<<: *a, size: 2}\nmodel: {<<: *b, size: 3, type: X}'
+    merged = 'a: &a {size: 1}\nb: &b {<<: *a, size: 2}\nmodel: {<<: *b, <<: *a, size: 3, type: X}'
     assert load(config(merged, None, 'merged.yaml')).model.size == 3
+
+
+def test_numbers_of_yaml_need_no_point(config):
+    numbers, texts = '[5e-4, 1.0e5, -2E+3, .5e1, 5., 7]', '["5e-4", e4, 5e, 1e4f]'
+    text = f'model: {{type: X, numbers: {numbers}, texts: {texts}}}'
+    model = load(config(text, None, 'numbers.yaml')).model
+    assert model.numbers == [5e-4, 1e5, -2e3, 5.0, 5.0, 7]
+    assert model.texts == ['5e-4', 'e4', '5e', '1e4f']
 
 
 def test_yaml_and_json_are_read(config):
@@ -204,6 +209,18 @@ def test_yaml_and_json_are_read(config):
     ):
         check(path)
         assert tuple(load(path).size) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    'name, near',
+    [('optim_wraper', 'optim_wrapper'), ('train_cgf', 'train_cfg'), ('stratgy', 'strategy')],
+)
+def test_overrides_of_misspelt_settings(config, name, near):
+    with pytest.raises(ConfigError, match=f"'{name}'.*'{near}'"):
+        load(config(''), **{f'{name}.key': 1})
+    # A variable of the config, which a hook may read, or a key that is not similar to a setting.
+    assert load(config(f'{name} = dict(key=0)'), **{f'{name}.key': 1})[name].key == 1
+    assert load(config(''), **{'own_hook.key': 1, 'strategy.type': 'X'}).own_hook.key == 1
 
 
 @pytest.mark.parametrize('options', [{'model': None}, {'model.backbone.depths.7': 1}])

@@ -129,8 +129,15 @@ def test_evaluation_does_not_follow_the_settings_of_training():
 def test_variables_without_use_are_left_out():
     old = dict(data_root='a/', metainfo=dict(classes=('x',)), ann_file='a/train.json')
     new = dict(old, data_root='b/', ann_file='b/train.json')
-    text = child_config('base.py', old, new, {}, variables=('data_root', 'metainfo'))
+    variables = ('data_root', 'metainfo')
+    text = child_config('base.py', old, new, {}, variables)
     assert text.splitlines()[1:] == ["data_root = 'b/'", "ann_file = data_root + 'train.json'"]
+    new = dict(old, extra={'no name': 1, 'metainfo': old['metainfo']})
+    text = child_config('base.py', old, new, {}, variables)
+    assert text.splitlines()[1:] == [
+        "metainfo = dict(classes=('x',))",
+        "extra = {'no name': 1, 'metainfo': metainfo}",
+    ]
 
 
 def test_notes_become_comments(tmp_path):

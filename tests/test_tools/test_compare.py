@@ -101,8 +101,10 @@ def rows(text):
         (rows(f'c: {{config: {CONFIG}}}, c: {{config: {CONFIG}}}'), 'repeated'),
         (rows(f'no: {{config: {CONFIG}}}'), 'False'),
         (rows(f'18: {{config: {CONFIG}}}'), 'quotes'),
-        (rows(f'../c: {{config: {CONFIG}}}'), '../c'),
-        (rows(f'"c ": {{config: {CONFIG}}}'), 'c '),
+        (rows(f'../c: {{config: {CONFIG}}}'), "'../c' is not the name"),
+        (rows(f'"c ": {{config: {CONFIG}}}'), "'c ' is not the name"),
+        (rows(f'c: {{config: {CONFIG}, options: }}'), 'None'),
+        (rows(f'c: {{config: {CONFIG}, options: {{1: 2}}}}'), '1: 2'),
     ],
 )
 def test_malformed_tables(tool, tmp_path, monkeypatch, text, key):
@@ -116,7 +118,6 @@ def test_malformed_tables(tool, tmp_path, monkeypatch, text, key):
 @pytest.mark.parametrize(
     'change, key',
     [
-        (('optim_wrapper.optimizer.lr', '5e-4'), '5.0e-4'),
         (('optim_wraper.optimizer.lr', 5e-4), "'optim_wrapper'"),
         (('model.backbone.use_gate', False), "'use_gates'"),
         (('model.backbone.type', 'FocalNe'), "'FocalNet'"),

@@ -225,8 +225,8 @@ def override(cfg: Config, options: dict[str, Any] | None) -> None:
         raise
     except Exception as error:
         raise ConfigError(
-            f'The options {options} are invalid for {cfg.filename} ({error}): '
-            'specify values of keys of the config, such as train_cfg.max_epochs=1.'
+            f'--cfg-options {options} is invalid for {cfg.filename} ({error}): '
+            'specify KEY=VALUE with keys of the config, such as train_cfg.max_epochs=1.'
         ) from error
 
 

@@ -96,7 +96,8 @@ def _read_row(path: Path, name: Any, row: Any) -> Config:
     try:
         return _read_training(str(row['config']), options)
     except UserError as error:
-        raise UserError(f'{place}: {error}') from error
+        text = str(error).replace('--cfg-options', 'options')
+        raise UserError(f'{place}: {text}') from error
 
 
 def _read_training(config: str, options: dict[str, Any]) -> Config:

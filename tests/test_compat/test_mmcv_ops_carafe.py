@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from torch_versions import FLOAT16
+from stacks import FLOAT16
 
 from mmfocalnet.compat.mmcv_ops import carafe as our_carafe
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch_versions import FLOAT16
+from stacks import FLOAT16
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from stacks import FLOAT16, compiles_strict_zip
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from torch_versions import FLOAT16, compiles_strict_zip
 
 from mmfocalnet.compat import ensure_mmcv_ops
 from mmfocalnet.compat.mmcv_ops import multi_scale_deform_attn

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
+from stacks import ops_in_pytorch
 
 from mmfocalnet.compat import ensure_mmcv_ops
 from mmfocalnet.compat.mmcv_ops import OPS, focal_loss, multi_scale_deform_attn
@@ -300,7 +301,7 @@ def segmentation_batch():
         ('mask_rcnn', set()),
         ('cascade_rcnn', set()),
         ('atss', FOCAL),
-        ('sparse_rcnn', FOCAL),
+        pytest.param('sparse_rcnn', FOCAL, marks=ops_in_pytorch),
         ('mask2former', ATTENTION),
         ('mask2former_semantic', ATTENTION),
         ('upernet', set()),

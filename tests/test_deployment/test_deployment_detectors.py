@@ -3,8 +3,8 @@
 import pytest
 import small_detectors
 import torch
+from stacks import float16_on_cpu
 from torch import nn
-from torch_versions import float16_on_cpu
 
 import mmfocalnet  # noqa: F401 - before mmdet
 from mmfocalnet.deployment.detectors import build_detector

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.logging import MessageHub
 from mmengine.structures import BaseDataElement
-from torch_versions import float16_on_cpu
+from stacks import float16_on_cpu
 
 from mmfocalnet import CheckLossesHook
 from mmfocalnet.errors import UserError

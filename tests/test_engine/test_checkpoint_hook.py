@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmengine.fileio import LocalBackend
 from mmengine.logging import MessageHub
+from stacks import float16_on_cpu
 from torch import nn
-from torch_versions import float16_on_cpu
 
 from mmfocalnet import AtomicCheckpointHook
 from mmfocalnet.engine.hooks.atomic_checkpoint import BACKEND, AtomicBackend

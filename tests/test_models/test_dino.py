@@ -7,8 +7,8 @@ import pytest
 import torch
 from forked_tools import FORKS, end, ranks_of_two
 from mmengine.model import MMDistributedDataParallel
+from stacks import FLOAT16
 from torch.testing import assert_close
-from torch_versions import FLOAT16
 
 from mmfocalnet.checkpoints.dino import to_mmdet
 from mmfocalnet.models.dino import ReferencePointHead

@@ -121,6 +121,7 @@ def test_malformed_tables(tool, tmp_path, monkeypatch, text, key):
         (('optim_wraper.optimizer.lr', 5e-4), "'optim_wrapper'"),
         (('model.backbone.use_gate', False), "'use_gates'"),
         (('model.backbone.type', 'FocalNe'), "'FocalNet'"),
+        (('model.backbone.depths.7', 1), 'options {'),
         (('val_dataloader.dataset.data_root', 'none'), 'none'),
     ],
 )

@@ -8,6 +8,7 @@ import re
 import narrow_models
 import pytest
 from forked_tools import ROOT, end, start_two_trainings
+from stacks import ops_in_pytorch
 
 TINY = [
     'train_dataloader.batch_size=2',
@@ -34,7 +35,14 @@ FAMILIES = {
 # One detector with masks, one segmentor, one model with queries; the others take minutes more.
 DEFAULT = ('mask_rcnn', 'upernet', 'mask2former')
 CASES = [
-    name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES
+    pytest.param(
+        name,
+        marks=[
+            *([] if name in DEFAULT else [pytest.mark.slow]),
+            *([ops_in_pytorch] if 'rcnn' in name else []),
+        ],
+    )
+    for name in FAMILIES
 ]
 
 

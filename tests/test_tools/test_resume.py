@@ -26,6 +26,7 @@ from forked_tools import (
     state,
     wait_for,
 )
+from stacks import ops_in_pytorch
 
 CONFIG = 'configs/demo/mask_rcnn.py'
 KILLS = 20  # of the slow test, for each kind of training
@@ -135,6 +136,7 @@ def break_a_loss():
     BaseModel.parse_losses = parse_losses
 
 
+@ops_in_pytorch
 def test_killed_while_writing_and_removing_then_damaged(options, uninterrupted, tmp_path):
     flags, extra = KINDS['everything']
     run = dict(options=[*options, *extra])

@@ -51,8 +51,10 @@ class _SafeLoader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            name = (key.tag, str(key.value))
-            if name in seen and key.tag != 'tag:yaml.org,2002:merge':
+            if not isinstance(key, yaml.ScalarNode) or key.tag == 'tag:yaml.org,2002:merge':
+                continue
+            name = (key.tag, key.value)
+            if name in seen:
                 fault = f'the key {short_repr(key.value)} is repeated'
                 raise ComposerError(None, None, fault, key.start_mark)
             seen.add(name)

@@ -184,6 +184,8 @@ def test_yaml_aliases_are_counted(config):
     for text in (bomb, 'a: &a [*a]'):
         with pytest.raises(ConfigError, match='aliases'):
             check(config(text, None, 'bomb.yaml'))
+    with pytest.raises(ConfigError, match='unhashable'):
+        check(config(f'{bomb}? *a8\n: key\n', None, 'key.yaml'))
 
 
 def test_repeated_keys_of_yaml_are_refused(config):

@@ -21,7 +21,7 @@ from mmengine.utils import get_object_from_string
 from yaml.composer import ComposerError
 
 from mmfocalnet.errors import ConfigError, UserError
-from mmfocalnet.text import short_repr
+from mmfocalnet.text import join_keys, short_repr
 
 MAX_NODES = 10**6
 """Maximum number of values in a YAML config, with aliases expanded."""
@@ -217,8 +217,8 @@ def override(cfg: Config, options: dict[str, Any] | None) -> None:
         options: Values by dotted key; None: none.
 
     Raises:
-        ConfigError: If a key is invalid, or the config has no such setting and MMEngine a similar
-            one.
+        ConfigError: If a key is invalid or of a variable whose value settings have, or if the
+            config has no such setting and MMEngine a similar one.
     """
     try:
         _check_settings(cfg, options or {})
@@ -233,19 +233,40 @@ def override(cfg: Config, options: dict[str, Any] | None) -> None:
 
 
 def _check_settings(cfg: Config, options: dict[str, Any]) -> None:
-    """Check that options do not add misspelt settings, which MMEngine would ignore."""
-    for name in {key.partition('.')[0] for key in options} - cfg.keys():
-        settings = {
-            parameter
-            for runner in (Runner, FlexibleRunner)
-            for parameter in inspect.signature(runner.__init__).parameters
-        }
+    """Check that options change no misspelt settings or variables, which MMEngine would ignore."""
+    settings = {
+        parameter
+        for runner in (Runner, FlexibleRunner)
+        for parameter in inspect.signature(runner.__init__).parameters
+    }
+    for name in {key.partition('.')[0] for key in options} - settings:
         near = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
-        if near and name not in settings:
+        if near and name not in cfg:
             raise ConfigError(
                 f'{cfg.filename} has no setting {name!r} that an option could change: did you mean '
                 f'{near[0]!r}?'
             )
+        used = settings & cfg.keys()
+        copies = [path for key in used for path in _copies(cfg, name, cfg[key], key)]
+        if copies:
+            raise ConfigError(
+                f'{name} is a variable of {cfg.filename}, and its value was copied when the file '
+                f'was read. Change the copies instead: {join_keys(sorted(copies))}.'
+            )
+
+
+def _copies(cfg: Config, name: str, node: Any, path: str) -> Iterator[str]:
+    """Find the value of a variable in a part of a config, a number only under the same name."""
+    value = cfg.get(name)
+    same_name = path.rpartition('.')[2] == name
+    if node == value and (same_name or (value and isinstance(value, (str, list, tuple, dict)))):
+        yield path
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            yield from _copies(cfg, name, child, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _copies(cfg, name, child, f'{path}.{index}')
 
 
 def find_dicts(node: Any) -> Iterator[dict]:

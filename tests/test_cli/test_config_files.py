@@ -225,6 +225,27 @@ def test_overrides_of_misspelt_settings(config, name, near):
     assert load(config(''), **{'own_hook.key': 1, 'strategy.type': 'X'}).own_hook.key == 1
 
 
+@pytest.mark.parametrize(
+    'key, copy',
+    [
+        ('data_root', 'train_dataloader.dataset.data_root'),
+        ('train_pipeline.0.to_float32', 'train_dataloader.dataset.pipeline'),
+        ('max_epochs', 'train_cfg.max_epochs'),
+    ],
+)
+def test_overrides_of_variables_whose_values_settings_have(config, key, copy):
+    code = """
+data_root = 'data/cells/'
+train_pipeline = [dict(type='LoadImageFromFile')]
+max_epochs = 12
+train_dataloader = dict(dataset=dict(data_root=data_root, pipeline=train_pipeline))
+train_cfg = dict(_delete_=True, max_epochs=max_epochs)
+"""
+    with pytest.raises(ConfigError, match=f'{key.partition(".")[0]} is.*{copy}'):
+        load(config(code), **{key: 1})
+    assert load(config('steps = 12' + code), **{'steps': 1, copy: 'b'}).steps == 1
+
+
 @pytest.mark.parametrize('options', [{'model': None}, {'model.backbone.depths.7': 1}])
 def test_overrides_that_cannot_be_applied(config, options):
     with pytest.raises(ConfigError, match='model'):

@@ -12,7 +12,7 @@ RUN apt-get update \
 
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1
 
-# The packages that make locks. mmcv is built before PyTorch is installed, so it compiles no
+# The packages of the lock file. mmcv is built before PyTorch is installed, so it compiles no
 # operators.
 COPY requirements/build.txt requirements/onedl.txt /tmp/
 RUN pip install --no-deps --require-hashes -r /tmp/build.txt \

@@ -2,11 +2,11 @@
 #   make demo       install, generate sample data, train, evaluate, draw images
 #                   (MODEL=mask_rcnn or another file of configs/demo)
 #   make test       install, lint, check types, run the default tests: eight minutes on two cores
-#   make test-all   the same, then all other tests but those of the web page
+#   make test-all   the same, then the other tests but those marked web or trial
 #   make test-oldest or another of $(STACKS): the default tests with other versions of Python and
 #                   packages
 #   make docs       build the documentation site in docs/_build/html (Python 3.11 or later)
-#   make coverage   the default tests under coverage; MARKERS='not web' for all tests
+#   make coverage   the default tests under coverage; MARKERS='not web' for others, too
 #   make release    build and check what a release contains, in dist/
 #   make lock       write the lock files requirements/*.txt for the packages in pyproject.toml
 #   make audit      search the lock files for known vulnerabilities
@@ -131,7 +131,7 @@ $(RELEASE)/.ready: requirements/release.txt
 	$(RELEASE)/bin/python $(install_locked) requirements/release.txt
 	@touch $@
 
-# The wheel is installed in a new environment. The SBOM lists what is in it before mim is.
+# The wheel is installed in a new environment. The SBOM is written before mim is installed.
 release: $(RELEASE)/.ready
 	rm -rf dist
 	$(RELEASE)/bin/python .ci/build_release.py dist

@@ -41,6 +41,7 @@ import torch
 
 from mmfocalnet.cli.runner import check_model
 from mmfocalnet.config_writing.families import find_families, try_family
+from mmfocalnet.text import escape
 
 LIMIT = 600  # seconds per family
 
@@ -99,7 +100,7 @@ def replace_table(path, package, results):
 def cell(reason):
     """The start of an error, without the folder of the installed packages."""
     site = f'{Path(torch.__file__).parents[1]}/'
-    return reason.replace(site, '').replace('|', '/')[:150]
+    return escape(reason.replace(site, '').replace('|', '/'), 150)
 
 
 if __name__ == '__main__':

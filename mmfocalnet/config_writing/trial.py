@@ -137,8 +137,12 @@ def _label_map(size: tuple[int, int]) -> Tensor:
 def _segmentation_sample(cfg: Config, size: tuple[int, int]) -> Any:
     from mmseg.structures import SegDataSample
 
-    fields = dict(gt_sem_seg=PixelData(data=_label_map(size)), metainfo=_metainfo(size))
-    return SegDataSample(gt_edge_map=PixelData(data=_label_map(size)), **fields)
+    return SegDataSample(
+        gt_sem_seg=PixelData(data=_label_map(size)),
+        gt_edge_map=PixelData(data=_label_map(size)),
+        gt_depth_map=PixelData(data=1 + torch.rand(1, *size)),
+        metainfo=_metainfo(size),
+    )
 
 
 def _classification_sample(cfg: Config, size: tuple[int, int]) -> Any:

@@ -246,8 +246,8 @@ def _check_settings(cfg: Config, options: dict[str, Any]) -> None:
                 f'{cfg.filename} has no setting {name!r} that an option could change: did you mean '
                 f'{near[0]!r}?'
             )
-        used = settings & cfg.keys()
-        copies = [path for key in used for path in _copies(cfg, name, cfg[key], key)]
+        used = settings & cfg.keys() if name in cfg else ()
+        copies = [path for key in used for path in _copies(name, cfg[name], cfg[key], key)]
         if copies:
             raise ConfigError(
                 f'{name} is a variable of {cfg.filename}, and its value was copied when the file '
@@ -255,18 +255,17 @@ def _check_settings(cfg: Config, options: dict[str, Any]) -> None:
             )
 
 
-def _copies(cfg: Config, name: str, node: Any, path: str) -> Iterator[str]:
+def _copies(name: str, value: Any, node: Any, path: str) -> Iterator[str]:
     """Find the value of a variable in a part of a config, a number only under the same name."""
-    value = cfg.get(name)
     same_name = path.rpartition('.')[2] == name
     if node == value and (same_name or (value and isinstance(value, (str, list, tuple, dict)))):
         yield path
     elif isinstance(node, dict):
         for key, child in node.items():
-            yield from _copies(cfg, name, child, f'{path}.{key}')
+            yield from _copies(name, value, child, f'{path}.{key}')
     elif isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
-            yield from _copies(cfg, name, child, f'{path}.{index}')
+            yield from _copies(name, value, child, f'{path}.{index}')
 
 
 def find_dicts(node: Any) -> Iterator[dict]:

@@ -244,6 +244,8 @@ train_cfg = dict(_delete_=True, max_epochs=max_epochs)
     with pytest.raises(ConfigError, match=f'{key.partition(".")[0]} is.*{copy}'):
         load(config(code), **{key: 1})
     assert load(config('steps = 12' + code), **{'steps': 1, copy: 'b'}).steps == 1
+    # A key that is no variable.
+    assert load(config('model = dict(own_key=None)'), own_key=1).own_key == 1
 
 
 @pytest.mark.parametrize('options', [{'model': None}, {'model.backbone.depths.7': 1}])

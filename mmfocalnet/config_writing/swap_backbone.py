@@ -178,7 +178,7 @@ def _find_host(model: ConfigDict) -> _Host:
     parts = [('model', model)]
     for path, part in parts:
         backbone = part.get('backbone')
-        if isinstance(backbone, dict):
+        if isinstance(backbone, dict) and 'type' in backbone:
             return _Host(path, part, backbone if 'backbone_cfg' in backbone else None)
         parts += [(f'{path}.{k}', v) for k, v in part.items() if isinstance(v, ConfigDict)]
     raise ConfigError(f'{type_name(model)} has no backbone in its config that can be replaced.')

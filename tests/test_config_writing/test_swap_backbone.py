@@ -107,6 +107,7 @@ def test_layer_decay_of_another_backbone_becomes_ours():
     [
         ('mmdet::cornernet/cornernet_hourglass104_10xb5-crop511-210e-mstest_coco', '[4, 4]'),
         ('mmseg::san/san-vit-b16_coco-stuff164k-640x640', 'backbone'),
+        ('mmdet::misc/d2_mask-rcnn_r50-caffe_fpn_ms-90k_coco', 'Detectron2Wrapper'),
         ('mmdet::atss/atss_r51_fpn_1x_coco', 'atss_r50_fpn_1x_coco.py'),
         ('nowhere::atss', 'nowhere'),
     ],

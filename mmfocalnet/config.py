@@ -26,6 +26,20 @@ from mmfocalnet.text import join_keys, short_repr
 MAX_NODES = 10**6
 """Maximum number of values in a YAML config, with aliases expanded."""
 
+# Settings that are no parameters of a runner. MMEngine or our tools read them from the config.
+_OTHER_SETTINGS = {
+    'activation_checkpointing',
+    'auto_scale_lr',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'runner_type',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+}
+
 
 @register_handler(['yaml', 'yml'])
 class SafeYamlHandler(YamlHandler):
@@ -217,8 +231,8 @@ def override(cfg: Config, options: dict[str, Any] | None) -> None:
         options: Values by dotted key; None: none.
 
     Raises:
-        ConfigError: If a key is invalid or of a variable whose value settings have, or if the
-            config has no such setting and MMEngine a similar one.
+        ConfigError: If a key is invalid, or no setting but similar to one, or the name or value of
+            a setting at another place.
     """
     try:
         _check_settings(cfg, options or {})
@@ -233,39 +247,45 @@ def override(cfg: Config, options: dict[str, Any] | None) -> None:
 
 
 def _check_settings(cfg: Config, options: dict[str, Any]) -> None:
-    """Check that options change no misspelt settings or variables, which MMEngine would ignore."""
+    """Check that options change settings, and nothing else that MMEngine would ignore."""
+    if not all(part for key in options for part in key.split('.')):
+        raise ValueError('a key or a part of a key is empty')
     settings = {
         parameter
         for runner in (Runner, FlexibleRunner)
         for parameter in inspect.signature(runner.__init__).parameters
     }
-    for name in {key.partition('.')[0] for key in options} - settings:
+    parts = {key: _without_scopes(cfg[key]) for key in settings & cfg.keys()}
+    for name in {key.partition('.')[0] for key in options} - settings - _OTHER_SETTINGS:
         near = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
         if near and name not in cfg:
             raise ConfigError(
                 f'{cfg.filename} has no setting {name!r} that an option could change: did you mean '
                 f'{near[0]!r}?'
             )
-        used = settings & cfg.keys() if name in cfg else ()
-        copies = [path for key in used for path in _copies(name, cfg[name], cfg[key], key)]
-        if copies:
+        meant = list(_find(name, _without_scopes(cfg.get(name)), parts))
+        if meant and not options.keys() & set(meant):
             raise ConfigError(
-                f'{name} is a variable of {cfg.filename}, and its value was copied when the file '
-                f'was read. Change the copies instead: {join_keys(sorted(copies))}.'
+                f'{name} is not a setting, so an option for it has no effect on {cfg.filename}. '
+                f'Change these instead: {join_keys(sorted(meant))}.'
             )
 
 
-def _copies(name: str, value: Any, node: Any, path: str) -> Iterator[str]:
-    """Find the value of a variable in a part of a config, a number only under the same name."""
-    same_name = path.rpartition('.')[2] == name
-    if node == value and (same_name or (value and isinstance(value, (str, list, tuple, dict)))):
-        yield path
-    elif isinstance(node, dict):
-        for key, child in node.items():
-            yield from _copies(name, value, child, f'{path}.{key}')
-    elif isinstance(node, (list, tuple)):
-        for index, child in enumerate(node):
-            yield from _copies(name, value, child, f'{path}.{index}')
+def _without_scopes(node: Any) -> Any:
+    """A copy without the scopes that MMEngine adds to what a config inherits from a package."""
+    if isinstance(node, dict):
+        return {k: _without_scopes(v) for k, v in node.items() if k != '_scope_'}
+    return [_without_scopes(v) for v in node] if isinstance(node, (list, tuple)) else node
+
+
+def _find(name: str, value: Any, node: Any, path: str = '') -> Iterator[str]:
+    """Find the keys with the name of a variable or with its value, unless it may be accidental."""
+    is_specific = bool(value) and isinstance(value, (str, list, dict))
+    if path.endswith(f'.{name}') or (is_specific and node == value):
+        yield path.removeprefix('.')
+    elif isinstance(node, (dict, list)):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _find(name, value, child, f'{path}.{key}')
 
 
 def find_dicts(node: Any) -> Iterator[dict]:

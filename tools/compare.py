@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -76,7 +77,8 @@ def train_and_test(config, text):
     write(config, text)
     if not trained.exists():
         memory = run_tool('train.py', config, '--work-dir', folder, '--resume')
-        time = median(entry['time'] for entry in read_history(folder).training)
+        times = [entry['time'] for entry in read_history(folder).training]
+        time = median(times or [math.nan])  # shorter than the interval of the log
         write(trained, json.dumps(dict(time=time, memory=memory)))
     if not tested.exists():
         checkpoint = (folder / 'last_checkpoint').read_text()

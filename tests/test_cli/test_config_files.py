@@ -13,6 +13,8 @@ from mmfocalnet.cli.error_handling import RunError, report_errors
 from mmfocalnet.cli.run_errors import run_errors
 from mmfocalnet.cli.runner import check_model
 from mmfocalnet.cli.strategy_checks import check_strategy
+from mmfocalnet.config import override
+from mmfocalnet.config_writing.base_config import read_base
 from mmfocalnet.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,9 +233,10 @@ def test_overrides_of_misspelt_settings(config, name, near):
         ('data_root', 'train_dataloader.dataset.data_root'),
         ('train_pipeline.0.to_float32', 'train_dataloader.dataset.pipeline'),
         ('max_epochs', 'train_cfg.max_epochs'),
+        ('num_classes', 'model.roi_head.bbox_head.num_classes'),
     ],
 )
-def test_overrides_of_variables_whose_values_settings_have(config, key, copy):
+def test_overrides_of_what_is_not_a_setting(config, key, copy):
     code = """
 data_root = 'data/cells/'
 train_pipeline = [dict(type='LoadImageFromFile')]
@@ -243,12 +246,30 @@ train_cfg = dict(_delete_=True, max_epochs=max_epochs)
 """
     with pytest.raises(ConfigError, match=f'{key.partition(".")[0]} is.*{copy}'):
         load(config(code), **{key: 1})
-    assert load(config('steps = 12' + code), **{'steps': 1, copy: 'b'}).steps == 1
-    # A key that is no variable.
-    assert load(config('model = dict(own_key=None)'), own_key=1).own_key == 1
+    load(config(code), **{key: 1, copy: 1})
 
 
-@pytest.mark.parametrize('options', [{'model': None}, {'model.backbone.depths.7': 1}])
+def test_overrides_of_inherited_variables():
+    with pytest.raises(
+        ConfigError, match=r'train_pipeline is.*train_dataloader\.dataset\.pipeline'
+    ):
+        override(read_base('mmdet::atss/atss_r50_fpn_1x_coco'), {'train_pipeline.2.scale': (9, 9)})
+
+
+def test_overrides_that_hooks_or_tools_read(config):
+    code = """
+steps = 12
+tta_pipeline = [dict(type='LoadImageFromFile')]
+test_dataloader = dict(dataset=dict(pipeline=tta_pipeline))
+"""
+    options = {'steps': 1, 'own_key': 2, 'tta_pipeline.0.to_float32': True, 'compile': False}
+    cfg = load(config(code), **options)
+    assert (cfg.steps, cfg.own_key, cfg.tta_pipeline[0].to_float32) == (1, 2, True)
+
+
+@pytest.mark.parametrize(
+    'options', [{'model': None}, {'model.backbone.depths.7': 1}, {'model.': 1}]
+)
 def test_overrides_that_cannot_be_applied(config, options):
     with pytest.raises(ConfigError, match='model'):
         check(config(''), **options)

@@ -134,7 +134,7 @@ def run_in_one_of_two(environment, out):
         found.append(gradients(model, halves))
     if rank == 0:
         torch.save(found, out)
-    # If DistributedDataParallel ends the process group, it holds the GIL while it waits for a thread
+    # If DistributedDataParallel ends the process group, it holds the GIL while waiting for a thread
     # of gloo, which may need the GIL.
     del model
     torch.distributed.barrier()

@@ -175,7 +175,7 @@ def train_in_one_of_two(environment):
         loss.backward()
     gradient = model.dn_query_generator.label_embedding.weight.grad
     assert gradient[3].any() and torch.isfinite(gradient).all()
-    # If DistributedDataParallel ends the process group, it holds the GIL while it waits for a thread
+    # If DistributedDataParallel ends the process group, it holds the GIL while waiting for a thread
     # of gloo, which may need the GIL.
     del wrapper
     torch.distributed.barrier()

@@ -33,7 +33,7 @@ def train_in_one_of_two(environment, settings, out):
         model(torch.ones(1, 3, 64, 64)).backward()
     if torch.distributed.get_rank() == 0:
         torch.save({k: v.grad for k, v in model.module.named_parameters()}, out)
-    # If DistributedDataParallel ends the process group, it holds the GIL while it waits for a thread
+    # If DistributedDataParallel ends the process group, it holds the GIL while waiting for a thread
     # of gloo, which may need the GIL.
     del model
     torch.distributed.barrier()

@@ -231,8 +231,8 @@ def override(cfg: Config, options: dict[str, Any] | None) -> None:
         options: Values by dotted key; None: none.
 
     Raises:
-        ConfigError: If a key is invalid, or no setting but similar to one, or the name or value of
-            a setting at another place.
+        ConfigError: If a key is invalid, a misspelt setting, a variable whose value settings have,
+            or the name of a nested setting.
     """
     try:
         _check_settings(cfg, options or {})
@@ -255,7 +255,6 @@ def _check_settings(cfg: Config, options: dict[str, Any]) -> None:
         for runner in (Runner, FlexibleRunner)
         for parameter in inspect.signature(runner.__init__).parameters
     }
-    parts = {key: _without_scopes(cfg[key]) for key in settings & cfg.keys()}
     for name in {key.partition('.')[0] for key in options} - settings - _OTHER_SETTINGS:
         near = difflib.get_close_matches(name, settings, n=1, cutoff=0.8)
         if near and name not in cfg:
@@ -263,6 +262,7 @@ def _check_settings(cfg: Config, options: dict[str, Any]) -> None:
                 f'{cfg.filename} has no setting {name!r} that an option could change: did you mean '
                 f'{near[0]!r}?'
             )
+        parts = {key: _without_scopes(cfg[key]) for key in settings & cfg.keys()}
         meant = list(_find(name, _without_scopes(cfg.get(name)), parts))
         if meant and not options.keys() & set(meant):
             raise ConfigError(
@@ -279,7 +279,7 @@ def _without_scopes(node: Any) -> Any:
 
 
 def _find(name: str, value: Any, node: Any, path: str = '') -> Iterator[str]:
-    """Find the keys with the name of a variable or with its value, unless it may be accidental."""
+    """Find the dotted keys of nested settings with a name or a value, except for plain numbers."""
     is_specific = bool(value) and isinstance(value, (str, list, dict))
     if path.endswith(f'.{name}') or (is_specific and node == value):
         yield path.removeprefix('.')

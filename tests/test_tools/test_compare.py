@@ -1,7 +1,10 @@
 """tools/compare.py trains and tests configs with several seeds and prints a table."""
 
+import importlib
+import math
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +51,16 @@ def test_two_configs(run, tiny_options, tmp_path):
     ]
     settings = [(cfg.model.backbone.get('use_gates', True), cfg.randomness.seed) for cfg in runs]
     assert sorted(settings) == [(False, 0), (False, 1), (True, 0), (True, 1)]
+
+
+def test_a_run_shorter_than_the_interval_of_the_log(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    compare = importlib.import_module('compare')
+    monkeypatch.setattr(compare, 'run_tool', lambda *arguments: 7.0)
+    monkeypatch.setattr(compare, 'read_history', lambda folder: SimpleNamespace(training=[]))
+    compare.write(tmp_path / 'seed0/tested.json', '{"score": 1.0}')
+    result = compare.train_and_test(tmp_path / 'seed0.py', 'model = dict()\n')
+    assert math.isnan(result['time']) and (result['score'], result['memory']) == (1.0, 7.0)
 
 
 def test_a_changed_row_does_not_get_the_old_results(tool, tiny_options, tmp_path, monkeypatch):
